@@ -1,0 +1,77 @@
+"""What happened to one parent key, and when in the order of its source.
+
+A `ParentChange` is what decoding makes of a record. Its `version` places it in the source's order: per key, versions
+grow (a row lock or a unique index orders the writers), also along key changes, since the writer that moves a row onto
+a key, or off it, holds that row. Versions of different keys in one topic need not grow.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from integrity.core.keys import Key
+
+
+class Version(NamedTuple):
+    """A place in a source's order; compares as (epoch, position), position part by part.
+
+    `epoch` is raised by an operator when a source starts counting anew. `position` is what the source gives:
+    PostgreSQL (lsn,), or the Kafka position (offset,) where the source gives nothing. A position that continues
+    another, (lsn, 1) after (lsn,), is later than it and earlier than every greater one.
+    """
+
+    epoch: int
+    position: tuple[int, ...]
+
+
+EARLIEST = Version(-1, ())
+"""Older than every version of an event."""
+
+
+class Op(Enum):
+    """What a change says of its key."""
+
+    ALIVE = "alive"
+    """The parent exists (it was created, or a snapshot read it). Never acts on a dependent."""
+    ARRIVED = "arrived"
+    """The parent exists under this key since a key change: the second half of a MOVED, at the same version. Never
+    acts on a dependent; tells that the key's own events have reached that version."""
+    DELETED = "deleted"
+    MOVED = "moved"
+    """The parent's key changed to `to`."""
+    GONE = "gone"
+    """A null record: a duplicate after a deletion or key change of the same key, otherwise a deletion (or, with
+    `to`, a key change) whose own record compaction has removed. Has no version of its own."""
+
+
+class Origin(NamedTuple):
+    """Where in Kafka a record stands; `timestamp_ms` is the record's, since the epoch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+    @property
+    def event_id(self) -> str:
+        """The stable name of the event: `topic/partition/offset`."""
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+
+class ParentChange(NamedTuple):
+    """One thing that happened to one parent key.
+
+    `version` is None only for `Op.GONE`. `occurred_ms` is when the source says it was committed, in milliseconds
+    since the epoch (the record's timestamp when it says nothing); it never decides anything but `$event.time`.
+    `traceparent` is the W3C header as it came, unverified, or None.
+    """
+
+    entity: str
+    op: Op
+    key: Key
+    to: Key | None
+    version: Version | None
+    origin: Origin
+    occurred_ms: int
+    traceparent: str | None = None

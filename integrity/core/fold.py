@@ -1,0 +1,352 @@
+"""The batch as a function on keys: settle which events count, then trace where every dependent ends.
+
+`settle` compares the batch with what the ledger knows (heads): older and equal versions do nothing. `trace` follows,
+for one dependent, every *original*: the rows that hold a key when the batch begins, in groups by (key, since). An
+event of a key at version v acts on the rows that are there since before v. So a group goes from fate to fate, by the
+next fate after its `since`, through fates of this batch and fates that the ledger knew before (a key change a→b may
+be enforced after b's own deletion), until none is left. Originals are disjoint, so their ends commute: each kind of
+end is one set-based statement, swaps and chains included.
+
+Rows that came to a key at v while an event of that key older than v may still be on its way are *arrivals*: their
+`since` is kept by the store until the key's own events have reached v.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, assert_never
+
+from integrity.core.change import EARLIEST, Op, Origin, ParentChange, Version
+from integrity.core.keys import Key, Scalar
+from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord
+from integrity.core.outcome import Effect, Outcome
+
+Values = tuple[Scalar | None, ...]
+"""What the reference columns hold, in the order of the parent's key; a None part means it is no reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Which events of a batch count. `outcomes` has one entry a change; None: says nothing that is audited (the key
+    is alive, or a tombstone that repeats its deletion). `fates` holds old and new ones of every key, ascending."""
+
+    outcomes: list[Outcome | None]
+    updates: dict[Key, HeadUpdate]
+    fates: dict[Key, tuple[Fate, ...]]
+    seen_before: dict[Key, Version | None]
+    seen_after: dict[Key, Version | None]
+
+
+def settle(
+    changes: Sequence[ParentChange], heads: Mapping[Key, Head], *, done: Collection[int] = frozenset()
+) -> Settled:
+    """Decide which changes of one entity count, given the heads of all keys they name.
+
+    `done` are indexes below the store's progress: they are duplicates. Changes of one key come in the order of their
+    partition. A key without a head is unknown to the ledger; being alive is then not worth a row, unless a key
+    change leads there.
+    """
+    outcomes: list[Outcome | None] = [None] * len(changes)
+    seen_now: dict[Key, Version | None] = {key: head.seen for key, head in heads.items()}
+    for change in changes:
+        if change.op is Op.ARRIVED:
+            seen_now.setdefault(change.key, None)
+        elif change.to is not None:
+            seen_now.setdefault(change.to, None)
+    last_now: dict[Key, LastRecord | None] = {key: head.last for key, head in heads.items()}
+    new: dict[Key, list[Fate]] = {}
+    touched: dict[Key, LastRecord] = {}
+    for index, change in enumerate(changes):
+        key = change.key
+        if index in done:
+            outcomes[index] = Outcome.DUPLICATE if change.op in (Op.DELETED, Op.MOVED) else None
+            continue
+        seen = seen_now.get(key)
+        version = change.version
+        if change.op is Op.ALIVE or change.op is Op.ARRIVED:
+            assert version is not None
+            if key in seen_now:
+                touched[key] = last_now[key] = _last(change.origin, alive=True)
+                if seen is None or seen < version:
+                    seen_now[key] = version
+            continue
+        if change.op is Op.GONE:
+            version = _version_of_tombstone(change, seen, last_now.get(key))
+            if version is None:
+                if key in seen_now:
+                    touched[key] = last_now[key] = _last(change.origin, alive=False)
+                continue
+        assert version is not None
+        touched[key] = last_now[key] = _last(change.origin, alive=False)
+        if seen is not None and version <= seen:
+            outcomes[index] = Outcome.DUPLICATE if version == seen else Outcome.STALE
+            seen_now.setdefault(key, seen)
+            continue
+        seen_now[key] = version
+        outcomes[index] = Outcome.APPLIED
+        new.setdefault(key, []).append(Fate(version, change.to, change.origin.event_id, change.occurred_ms, index))
+    return Settled(
+        outcomes=outcomes,
+        updates={key: HeadUpdate(seen_now[key], last, tuple(new.get(key, ()))) for key, last in touched.items()},
+        fates={key: head.fates for key, head in heads.items() if head.fates}
+        | {key: (heads[key].fates if key in heads else ()) + tuple(fates) for key, fates in new.items()},
+        seen_before={key: head.seen for key, head in heads.items()},
+        seen_after=seen_now,
+    )
+
+
+def _last(origin: Origin, *, alive: bool) -> LastRecord:
+    return LastRecord(origin.topic, origin.partition, origin.offset, alive)
+
+
+def _version_of_tombstone(change: ParentChange, seen: Version | None, last: LastRecord | None) -> Version | None:
+    """The version that a null record acts at, or None when it repeats what is known.
+
+    It follows the key's last record at once: after a deletion it is that deletion's duplicate. After a record that
+    said the key is alive it is a deletion of its own, just after everything seen of the key; unless it is read
+    again, from below that record. Of a key never heard of, it is the oldest event.
+    """
+    if last is None:
+        return Version(0, ()) if seen is None else None
+    origin = change.origin
+    read_again = (last.topic, last.partition) == (origin.topic, origin.partition) and origin.offset <= last.offset
+    if not last.alive or read_again:
+        return None
+    return Version(0, ()) if seen is None else Version(seen.epoch, (*seen.position, 1))
+
+
+# --- what a dependent does at a fate -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """The row goes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The reference becomes the key that the parent moved to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Parts of the reference become fixed values (set default) or null (nullify)."""
+
+    parts: tuple[tuple[int, Scalar | None], ...]
+
+    @property
+    def refers(self) -> bool:
+        """False: some part becomes null, so that it is no reference any more (MATCH SIMPLE)."""
+        return all(value is not None for _, value in self.parts)
+
+    def of(self, key: Key) -> Values:
+        """What the reference columns hold afterwards."""
+        values: list[Scalar | None] = list(key)
+        for position, value in self.parts:
+            values[position] = value
+        return tuple(values)
+
+    def key_of(self, key: Key) -> Key:
+        """The key that is referenced afterwards; only where `refers`."""
+        parts = dict(self.parts)
+        return tuple(value if (value := parts.get(position)) is not None else old for position, old in enumerate(key))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The row is marked, and out of reach from then on; its reference stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing happens to the row."""
+
+
+Step = Remove | Follow | Replace | Mark | Leave
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one dependent does when its parent is deleted, and when its parent's key changes."""
+
+    dependent: str
+    on_delete: Step
+    on_update: Step
+    on_delete_action: str
+    on_update_action: str
+
+
+# --- where the rows of a dependent end ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The group's rows are deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """The group's rows are marked by that fate; their reference becomes `key`, the last one their parent had."""
+
+    key: Key
+    fate: Fate
+
+
+@dataclass(frozen=True, slots=True)
+class Referencing:
+    """The group's rows end with this reference. `arrival`: keep them as arrivals at it, there since that version."""
+
+    values: Values
+    arrival: Version | None
+
+
+End = Removed | Marked | Referencing
+
+
+class Group(NamedTuple):
+    """The rows that hold `key` when the batch begins, those there `since` (an arrival), or the plain ones (None).
+
+    `path` are the indexes of the batch's changes that act on them, in order: each of them is credited with the rows.
+    """
+
+    key: Key
+    since: Version | None
+    path: tuple[int, ...]
+    end: End
+
+
+def lookups(
+    changes: Iterable[ParentChange],
+    heads: Collection[Key],
+    fates: Mapping[Key, Sequence[Fate]],
+    policies: Iterable[Policy],
+) -> set[Key]:
+    """The keys that `trace` may reach and that are not in `heads`, the keys read so far.
+
+    `fates` are the ledger's, of the keys read. Read what is missing and call again, until nothing is.
+    """
+    defaults = [
+        step
+        for policy in policies
+        for step in (policy.on_delete, policy.on_update)
+        if isinstance(step, Replace) and step.refers
+    ]
+    wanted: set[Key] = set()
+    for change in changes:
+        wanted.add(change.key)
+        if change.to is not None:
+            wanted.add(change.to)
+        if defaults and change.op is not Op.ALIVE:
+            wanted.update(step.key_of(change.key) for step in defaults)
+    for key, ledgered in fates.items():
+        wanted.update(fate.to for fate in ledgered if fate.to is not None)
+        wanted.update(step.key_of(key) for step in defaults)
+    return wanted.difference(heads)
+
+
+def trace(
+    policy: Policy,
+    settled: Settled,
+    arrivals: Mapping[Key, Collection[Version]] = MappingProxyType({}),
+    *,
+    left_out: Callable[[int], bool] = lambda change: False,
+) -> list[Group]:
+    """Where the rows of one dependent end, as disjoint groups; groups that stay as they are are left out.
+
+    `arrivals` tells, per key, since when rows that count as arrivals are there. `left_out` tells the indexes of
+    changes that are dead letters of this dependent: they do not act.
+    """
+    groups: list[Group] = []
+    for key, update in settled.updates.items():
+        if not update.fates:
+            continue
+        plain = _follow(policy, settled, key, settled.seen_before.get(key) or EARLIEST, left_out)
+        if plain is not None:
+            groups.append(Group(key, None, *plain))
+        for since in arrivals.get(key, ()):
+            arrived = _follow(policy, settled, key, since, left_out)
+            if arrived is not None:
+                groups.append(Group(key, since, *arrived))
+    return groups
+
+
+def _follow(
+    policy: Policy, settled: Settled, key: Key, since: Version, left_out: Callable[[int], bool]
+) -> tuple[tuple[int, ...], End] | None:
+    """The path and end of the rows at `key` since `since`; None when no event acts on them."""
+    path: list[int] = []
+    acted = False
+    while True:
+        fate = _next_fate(settled.fates.get(key, ()), since, left_out)
+        if fate is None:
+            if not acted:
+                return None
+            reached = settled.seen_after.get(key)
+            settles = reached is not None and since <= reached
+            return tuple(path), Referencing(key, None if settles else since)
+        step = policy.on_delete if fate.to is None else policy.on_update
+        since = fate.version
+        if isinstance(step, Leave):
+            continue
+        acted = True
+        if fate.change >= 0:
+            path.append(fate.change)
+        match step:
+            case Remove():
+                return tuple(path), Removed()
+            case Mark():
+                return tuple(path), Marked(key, fate)
+            case Follow():
+                assert fate.to is not None
+                key = fate.to
+            case Replace():
+                values = step.of(key)
+                if not step.refers:
+                    return tuple(path), Referencing(values, None)
+                key = step.key_of(key)
+            case _:
+                assert_never(step)
+
+
+def _next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], bool]) -> Fate | None:
+    for fate in fates[bisect_right(fates, since, key=_version_of) :] if fates else ():
+        if fate.change < 0 or not left_out(fate.change):
+            return fate
+    return None
+
+
+def _version_of(fate: Fate) -> Version:
+    return fate.version
+
+
+def credit(
+    policy: Policy,
+    changes: Sequence[ParentChange],
+    outcomes: Sequence[Outcome | None],
+    groups: Sequence[Group],
+    rows: Sequence[int],
+    *,
+    left_out: Callable[[int], bool] = lambda change: False,
+) -> list[Effect]:
+    """One Effect for each audited change: `rows[i]` rows of `groups[i]` count for every change on its path, as they
+    would if the changes were applied one at a time."""
+    counted = [0] * len(changes)
+    for group, count in zip(groups, rows, strict=True):
+        for change in group.path:
+            counted[change] += count
+    effects: list[Effect] = []
+    for index, outcome in enumerate(outcomes):
+        if outcome is None:
+            continue
+        deleted = changes[index].to is None
+        action = policy.on_delete_action if deleted else policy.on_update_action
+        if outcome is Outcome.APPLIED:
+            if left_out(index):
+                outcome = Outcome.DEAD_LETTERED
+            elif isinstance(policy.on_delete if deleted else policy.on_update, Leave):
+                outcome = Outcome.SKIPPED
+        effects.append(Effect(index, policy.dependent, action, outcome, counted[index]))
+    return effects

@@ -1,0 +1,70 @@
+"""What a store remembers of a key: the fence, the history and the audit of record at once.
+
+A head a key: the newest version seen of the key's own events, its fates, and what its last record said. Every store
+writes the same things; only where and how differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from integrity.core.change import Version
+from integrity.core.keys import Key
+from integrity.core.outcome import Effect, Outcome
+
+
+class Fate(NamedTuple):
+    """A key's deletion (`to` is None) or change to `to`, with the event that said so and when it occurred (in
+    milliseconds since the epoch). `change` is the event's index in the batch, -1 when the fate is the ledger's."""
+
+    version: Version
+    to: Key | None
+    event_id: str
+    occurred_ms: int
+    change: int = -1
+
+
+class LastRecord(NamedTuple):
+    """The last own record of a key that was read, stale ones included; `alive` tells what it said."""
+
+    topic: str
+    partition: int
+    offset: int
+    alive: bool
+
+
+class Head(NamedTuple):
+    """What the ledger knows of a key. `fates` ascend; `seen` is the newest version of the key's own events, None
+    when only key changes that lead there are known."""
+
+    seen: Version | None
+    fates: tuple[Fate, ...]
+    last: LastRecord | None
+
+
+class HeadUpdate(NamedTuple):
+    """What a batch adds to a key's head. `fates` are the new ones, ascending."""
+
+    seen: Version | None
+    last: LastRecord | None
+    fates: tuple[Fate, ...]
+
+
+def rows_by_fate(effects: Sequence[Effect]) -> dict[int, dict[str, int]]:
+    """For each change (by index): dependent id -> rows, of what was applied."""
+    rows: dict[int, dict[str, int]] = {}
+    for effect in effects:
+        if effect.outcome is Outcome.APPLIED:
+            rows.setdefault(effect.change, {})[effect.dependent] = effect.rows
+    return rows
+
+
+def heads_to_write(
+    read: Collection[Key], own: Collection[Key], heads: Mapping[Key, Head], updates: Mapping[Key, HeadUpdate]
+) -> dict[Key, HeadUpdate]:
+    """Every head to write: the updates, and an empty one for each key that was read since a key change may lead there
+    (not since it is an event's own, which being alive is not worth a row) and that the ledger does not have. Its row
+    is what a later event of that key waits for and collides with."""
+    empty = HeadUpdate(None, None, ())
+    return {key: empty for key in read if key not in heads and key not in own} | dict(updates)

@@ -1,0 +1,86 @@
+"""What came of a batch: closed unions, matched exhaustively by the lane.
+
+A store tries once and returns one of these; it never raises for what an event, a rule or a server did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from integrity.errors import Reason
+
+
+class Outcome(StrEnum):
+    """What came of one event on one dependent (contract 8)."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"
+    """Done before: the progress, or an equal version in the ledger, says so."""
+    STALE = "stale"
+    """Older than what the ledger has seen of the key: never acts."""
+    SKIPPED = "skipped"
+    """A deliberate no-op, such as `ignore`."""
+    DEAD_LETTERED = "dead_lettered"
+
+
+class Effect(NamedTuple):
+    """One event on one dependent: `change` is the event's index in the batch, `dependent` the dependent's id."""
+
+    change: int
+    dependent: str
+    action: str
+    outcome: Outcome
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The batch is durable: progress, ledger and effects, in one transaction."""
+
+    effects: list[Effect]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Nothing was changed, or it is unknown whether; the same batch may be applied again at any time.
+
+    `contended` says that rows are locked by others: after some attempts the lane looks for the event that waits.
+    `unreachable` says that the server, not the batch, is the cause. `message` is one sentence without row values.
+    """
+
+    message: str
+    contended: bool = False
+    unreachable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Nothing was changed: some event of the batch can never be applied to this dependent."""
+
+    dependent: str
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Nothing was changed: a rule does not fit its store any more (column gone, privilege revoked).
+
+    No event is to blame, so none is dead-lettered. `dependent` is None when the ledger itself is the cause.
+    """
+
+    dependent: str | None
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """Nothing was changed: the progress in the store is behind the batch's start. The lane reads progress again."""
+
+    message: str
+
+
+ApplyResult = Applied | Retry | Rejected | Broken | Diverged

@@ -1,0 +1,1 @@
+"""Rule files: `parse` reads them, `model` is what they say."""

@@ -1,0 +1,178 @@
+"""What a valid rule file says: frozen values that cannot be wrong any more.
+
+`core.rules.parse` is the only maker. A later stage may rely on every invariant named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from integrity.core.keys import KeySpec
+
+Literal = None | bool | int | float | str
+"""A literal of a rule file (`where`, `set_default`, `tombstone.set`)."""
+
+
+class EventValue(StrEnum):
+    """A value of `tombstone.set` that comes from the event or the clock."""
+
+    TIME = "$event.time"
+    ID = "$event.id"
+    NOW = "$now"
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """On delete: delete the dependents. On update: their reference follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nullify:
+    """Set reference columns to null; `columns` are all of the reference's, or the ones the rule names."""
+
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetDefault:
+    """Set reference columns to literals; columns of the reference that are not named keep their value."""
+
+    values: Mapping[str, Literal]
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """Mark dependents. The first column of `set` is the marker: a row whose marker is not null is out of reach."""
+
+    set: Mapping[str, Literal | EventValue]
+
+    @property
+    def marker(self) -> str:
+        return next(iter(self.set))
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """Leave the dependents as they are."""
+
+
+Action = Cascade | Nullify | SetDefault | Tombstone | Ignore
+"""A referential action. `on_update` is never Tombstone."""
+
+
+def action_name(action: Action) -> str:
+    """The word of the rule file: cascade, nullify, set_default, tombstone, ignore."""
+    match action:
+        case Cascade():
+            return "cascade"
+        case Nullify():
+            return "nullify"
+        case SetDefault():
+            return "set_default"
+        case Tombstone():
+            return "tombstone"
+        case Ignore():
+            return "ignore"
+
+
+class TargetKind(StrEnum):
+    """What kind of thing a dependent is; each store URL scheme has one."""
+
+    TABLE = "table"
+    COLLECTION = "collection"
+    TOPIC = "topic"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the dependents are: a table (`schema.table` or `table`), collection or topic, as the rule writes it."""
+
+    kind: TargetKind
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands in a rule file; line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dependent:
+    """One reference from a store to a parent.
+
+    `references` maps each dependent column (or field path) to a parent key field, in the order of the parent's key;
+    it names every key field exactly once. `where` holds column -> literal (null: is null) or tuple of literals.
+    `name` is unique in its file; `id`, `entity.name`, is unique over all files.
+    """
+
+    id: str
+    name: str
+    store: str
+    target: Target
+    references: Mapping[str, str]
+    on_delete: Action
+    on_update: Action
+    where: Mapping[str, Literal | tuple[Literal, ...]]
+    place: Place
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The reference's columns, in the order of the parent's key."""
+        return tuple(self.references)
+
+
+class Tombstones(StrEnum):
+    """What a null record without a deletion before it says."""
+
+    DELETE = "delete"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Where a parent's events come from. `topics` has at least one; no topic feeds two parents."""
+
+    topics: tuple[str, ...]
+    format: str
+    key: KeySpec
+    tombstones: Tombstones
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """One rule file."""
+
+    entity: str
+    events: Events
+    dependents: tuple[Dependent, ...]
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """All rule files together; `hash` is 12 hex digits over their meaning (not their comments or layout)."""
+
+    parents: tuple[Parent, ...]
+    hash: str
+    by_topic: Mapping[str, Parent] = field(repr=False)
+    by_entity: Mapping[str, Parent] = field(repr=False)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The names of the stores that some dependent is in, sorted."""
+        return tuple(sorted({dependent.store for parent in self.parents for dependent in parent.dependents}))
+
+    def of_store(self, store: str) -> Mapping[str, tuple[Dependent, ...]]:
+        """Entity -> its dependents in that store; entities without any are left out."""
+        found: dict[str, tuple[Dependent, ...]] = {}
+        for parent in self.parents:
+            dependents = tuple(d for d in parent.dependents if d.store == store)
+            if dependents:
+                found[parent.entity] = dependents
+        return found

@@ -1,0 +1,65 @@
+"""What the service asks of the outside. Every call that waits takes a Deadline; a store tries once and classifies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from integrity.core.batch import Batch, TopicPartition
+from integrity.core.outcome import ApplyResult
+from integrity.errors import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """One budget of time that several calls share."""
+
+    ends_s: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The deadline that many seconds from now, by the monotonic clock."""
+        return cls(time.monotonic() + seconds)
+
+    def remaining_s(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.ends_s - time.monotonic())
+
+
+class Store(Protocol):
+    """A dependent store: its dependents, its ledger and its progress.
+
+    `check`, `migrate` and `progress` raise UnreachableError when the server does not answer.
+    """
+
+    name: str
+    exclusive: bool
+    """True: one process of the consumer group does all the work (a topic has no locks)."""
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]:
+        """Everything in the live store that does not fit the rules. The ledger's absence is the one Finding with the
+        code `ledger_missing` (or `ledger_older`, `ledger_newer`). Resolves what `apply` needs."""
+        ...
+
+    def ddl(self) -> str:
+        """The statements that `migrate` runs, as text to read and to run by hand."""
+        ...
+
+    async def migrate(self, deadline: Deadline) -> None:
+        """Create or upgrade the ledger. Safe to repeat and to run at once from two processes."""
+        ...
+
+    async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
+        """The next offset to enforce of each partition that has a progress. Called at each assignment; an exclusive
+        store takes over from a former owner here."""
+        ...
+
+    async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
+        """Progress, fence, fold and effects in one transaction. Never raises for what an event or server did."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; never waits longer than a few seconds."""
+        ...

@@ -1,0 +1,190 @@
+"""The model that every other store is compared with: rows are dicts in lists, a transaction is a copy.
+
+Small enough to be read as the definition of `apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import assert_never
+
+from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
+from integrity.core.change import Version
+from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
+from integrity.core.keys import Key
+from integrity.core.ledger import Fate, Head, HeadUpdate, heads_to_write
+from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect
+from integrity.core.rules.model import EventValue, Literal, Tombstone
+from integrity.errors import Finding
+from integrity.ports import Deadline
+from integrity.stores.rule import StoreRule, policies
+
+Row = dict[str, object]
+
+
+@dataclass
+class _State:
+    targets: dict[str, list[Row]]
+    heads: dict[tuple[str, Key], Head] = field(default_factory=dict)
+    arrivals: dict[tuple[str, Key], list[tuple[Version, Row]]] = field(default_factory=dict)
+    """(dependent id, key) -> rows that came there, and since when."""
+    progress: dict[TopicPartition, int] = field(default_factory=dict)
+    exceptions: list[tuple[str, Key, Version | None, str]] = field(default_factory=list)
+
+
+class MemoryStore:
+    """A Store over dicts. `targets` maps a table, collection or topic name to its rows."""
+
+    exclusive = False
+
+    def __init__(self, name: str, rules: Mapping[str, Sequence[StoreRule]], targets: dict[str, list[Row]]) -> None:
+        self.name = name
+        self._rules = rules
+        self._state = _State(targets)
+
+    @property
+    def targets(self) -> dict[str, list[Row]]:
+        return self._state.targets
+
+    def head(self, entity: str, key: Key) -> Head | None:
+        return self._state.heads.get((entity, key))
+
+    def arrivals(self) -> int:
+        """How many rows count as arrivals."""
+        return sum(len(rows) for rows in self._state.arrivals.values())
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]:
+        return ()
+
+    def ddl(self) -> str:
+        return ""
+
+    async def migrate(self, deadline: Deadline) -> None:
+        return None
+
+    async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
+        return {p: self._state.progress[p] for p in partitions if p in self._state.progress}
+
+    async def close(self) -> None:
+        return None
+
+    async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
+        counts = standing(batch, self._state.progress)
+        if isinstance(counts, str):
+            return Diverged(counts)
+        effects: list[Effect] = []
+        draft = deepcopy(self._state)
+        for share in shares(batch, counts, self._rules.keys()):
+            effects += self._enforce(draft, share, batch)
+        for partition, span in batch.spans.items():
+            draft.progress[partition] = max(span.next, counts.get(partition, 0))
+        self._state = draft
+        return Applied(effects)
+
+    def _enforce(self, state: _State, share: Share, batch: Batch) -> list[Effect]:
+        entity, changes = share.entity, share.changes
+        rules = self._rules[entity]
+        read: set[Key] = set()
+        heads: dict[Key, Head] = {}
+        while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
+            read |= missing
+            heads |= {key: head for key in missing if (head := state.heads.get((entity, key)))}
+        settled = settle(changes, heads, done=share.done)
+        effects: list[Effect] = []
+        for rule in rules:
+
+            def left_out(change: int, dependent: str = rule.id) -> bool:
+                return (change, dependent) in share.exceptions
+
+            arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
+            groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+            rows = self._execute(state, rule, groups, batch)
+            found = credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out)
+            effects += [effect._replace(change=share.indexes[effect.change]) for effect in found]
+        own = {change.key for change in changes}
+        for key, update in heads_to_write(read, own, heads, settled.updates).items():
+            _write_head(state, entity, key, heads.get(key), update)
+            if update.seen is not None:
+                for rule in rules:
+                    kept = [a for a in state.arrivals.pop((rule.id, key), []) if a[0] > update.seen]
+                    if kept:
+                        state.arrivals[rule.id, key] = kept
+        for local, dependent in share.exceptions:
+            change = changes[local]
+            state.exceptions.append((entity, change.key, change.version, dependent))
+        return effects
+
+    def _execute(self, state: _State, rule: StoreRule, groups: Sequence[Group], batch: Batch) -> list[int]:
+        """Carry out all groups at once: choose every group's rows before any row changes."""
+        dependent = rule.dependent
+        table = state.targets[dependent.target.name]
+        chosen = [self._rows_of(state, rule, table, group) for group in groups]
+        gone: set[int] = set()
+        for group, rows in zip(groups, chosen, strict=True):
+            end = group.end
+            if group.since is not None:
+                left = [a for a in state.arrivals[rule.id, group.key] if a[0] != group.since]
+                state.arrivals[rule.id, group.key] = left
+            match end:
+                case Removed():
+                    gone.update(map(id, rows))
+                case Marked():
+                    assert isinstance(dependent.on_delete, Tombstone)
+                    for row in rows:
+                        row.update(zip(dependent.columns, end.key, strict=True))
+                        row.update(mark_values(dependent.on_delete, end.fate, batch.at_ms))
+                case Referencing():
+                    for row in rows:
+                        row.update(zip(dependent.columns, end.values, strict=True))
+                    if end.arrival is not None:
+                        key = tuple(value for value in end.values if value is not None)
+                        state.arrivals.setdefault((rule.id, key), []).extend((end.arrival, row) for row in rows)
+                case _:
+                    assert_never(end)
+        table[:] = [row for row in table if id(row) not in gone]
+        return [len(rows) for rows in chosen]
+
+    def _rows_of(self, state: _State, rule: StoreRule, table: list[Row], group: Group) -> list[Row]:
+        dependent = rule.dependent
+        arrived = {id(row): since for since, row in state.arrivals.get((rule.id, group.key), ())}
+        marker = dependent.on_delete.marker if isinstance(dependent.on_delete, Tombstone) else None
+        return [
+            row
+            for row in table
+            if tuple(row[column] for column in dependent.columns) == group.key
+            and (marker is None or row[marker] is None)
+            and all(_fits(row[column], wanted) for column, wanted in dependent.where.items())
+            and arrived.get(id(row)) == group.since
+        ]
+
+
+def mark_values(action: Tombstone, fate: Fate, at_ms: int) -> Row:
+    """What `tombstone.set` sets for a fate."""
+    values: Row = {}
+    for column, value in action.set.items():
+        match value:
+            case EventValue.TIME:
+                values[column] = datetime.fromtimestamp(fate.occurred_ms / 1000, UTC)
+            case EventValue.ID:
+                values[column] = fate.event_id
+            case EventValue.NOW:
+                values[column] = datetime.fromtimestamp(at_ms / 1000, UTC)
+            case _:
+                values[column] = value
+    return values
+
+
+def _fits(value: object, wanted: Literal | tuple[Literal, ...]) -> bool:
+    return value in wanted if isinstance(wanted, tuple) else value == wanted
+
+
+def _write_head(state: _State, entity: str, key: Key, head: Head | None, update: HeadUpdate) -> None:
+    before = head.fates if head else ()
+    state.heads[entity, key] = Head(
+        update.seen,
+        before + tuple(fate._replace(change=-1) for fate in update.fates),
+        update.last or (head.last if head else None),
+    )
