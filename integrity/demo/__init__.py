@@ -1,0 +1,1 @@
+"""The demo: a small shop on real servers that start and end with it."""
