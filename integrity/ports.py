@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Batch, TopicPartition
+from integrity.core.decode.record import Record
 from integrity.core.outcome import ApplyResult
 from integrity.errors import Finding
 
@@ -62,4 +63,58 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release everything; never waits longer than a few seconds."""
+        ...
+
+
+class Bounds(NamedTuple):
+    """What the broker says of a partition: the group's committed offset, the first offset that is still there, and
+    the end (the last stable offset)."""
+
+    committed: int | None
+    first: int
+    end: int
+
+
+class Fetch(NamedTuple):
+    """What one poll brought: records per partition, and for each partition that moved on the position after it.
+
+    A position may move without a record (compaction, transaction markers). `ends` are the ends of the partitions being
+    read, as of the last answer of the broker."""
+
+    records: Mapping[TopicPartition, Sequence[Record]]
+    positions: Mapping[TopicPartition, int]
+    ends: Mapping[TopicPartition, int]
+
+
+AssignmentListener = Callable[[frozenset[TopicPartition]], Awaitable[None]]
+
+
+class Source(Protocol):
+    """One member of a consumer group. Reads nothing of an assigned partition before `seek` named a place in it."""
+
+    async def start(self, on_revoked: AssignmentListener, on_assigned: AssignmentListener) -> None:
+        """Join the group; the listeners are awaited within rebalances, so they must be quick."""
+        ...
+
+    async def poll(self, timeout_s: float, records_max: int, *, hold: bool) -> Fetch:
+        """The next records. Call it all the time: with `hold` it keeps the membership alive and brings nothing.
+        Raises UnreachableError when this member can't go on; then it is stopped and another one made."""
+        ...
+
+    async def seek(self, places: Mapping[TopicPartition, int]) -> None:
+        """Read on from there."""
+        ...
+
+    async def bounds(
+        self, partitions: Sequence[TopicPartition] | None, deadline: Deadline
+    ) -> dict[TopicPartition, Bounds]:
+        """Of these partitions, or of all partitions of all subscribed topics. Raises UnreachableError."""
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
+        """Tell the broker; False when it did not take it (a rebalance, a frozen broker): harmless, replay is safe."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave the group; bounded."""
         ...

@@ -46,13 +46,15 @@ class Applied:
 class Retry:
     """Nothing was changed, or it is unknown whether; the same batch may be applied again at any time.
 
-    `contended` says that rows are locked by others: after some attempts the lane looks for the event that waits.
-    `unreachable` says that the server, not the batch, is the cause. `message` is one sentence without row values.
+    `contended` says that rows of `dependent` are locked by others: after some attempts the lane looks for the event
+    that waits. `unreachable` says that the server, not the batch, is the cause. `message` is one sentence without row
+    values.
     """
 
     message: str
     contended: bool = False
     unreachable: bool = False
+    dependent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

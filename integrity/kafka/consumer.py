@@ -1,0 +1,195 @@
+"""A consumer group member that only polls: every await has an end, nothing is committed on its own.
+
+The settings are those that were measured on a real broker: a session of 10 s (a longer one makes the whole group stand
+still after a kill and restart), heartbeats each second (members learn of a rebalance by them), the sticky assignor
+(kept partitions stay), read_committed (else aborted deletes are enforced), and earliest (latest loses data silently).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from integrity.core.batch import TopicPartition
+from integrity.core.decode.record import Record
+from integrity.errors import UnreachableError
+from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 5.0
+"""How long a stop is waited for; a frozen broker keeps it for one request timeout, and it then ends alone."""
+
+CONSUMER_SETTINGS: Mapping[str, object] = {
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+    "isolation_level": "read_committed",
+    "session_timeout_ms": 10_000,
+    "heartbeat_interval_ms": 1_000,
+    "rebalance_timeout_ms": 20_000,
+    "request_timeout_ms": 10_000,
+    "max_poll_interval_ms": 300_000,
+    "metadata_max_age_ms": 30_000,
+    "fetch_max_wait_ms": 100,
+    "fetch_max_bytes": 8 * 1024 * 1024,
+    "max_partition_fetch_bytes": 256 * 1024,
+    "retry_backoff_ms": 500,
+}
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, on_revoked: AssignmentListener, on_assigned: Callable[..., Awaitable[None]]) -> None:
+        self._on_revoked = on_revoked
+        self._on_assigned = on_assigned
+
+    async def on_partitions_revoked(self, revoked: Collection[KafkaPartition]) -> None:
+        await self._on_revoked(frozenset(TopicPartition(*partition) for partition in revoked))
+
+    async def on_partitions_assigned(self, assigned: Collection[KafkaPartition]) -> None:
+        await self._on_assigned(frozenset(TopicPartition(*partition) for partition in assigned))
+
+
+class Consumer:
+    """A `ports.Source` over aiokafka. `client` holds the connection arguments (bootstrap_servers, security)."""
+
+    def __init__(
+        self,
+        client: Mapping[str, object],
+        *,
+        group: str,
+        topics: Sequence[str],
+        assignor: type[AbstractPartitionAssignor] = StickyPartitionAssignor,
+    ) -> None:
+        self._group = group
+        self._topics = tuple(topics)
+        self._consumer = AIOKafkaConsumer(
+            **client, **CONSUMER_SETTINGS, group_id=group, partition_assignment_strategy=(assignor,)
+        )
+        # End offsets asked of the group member wait behind its own long poll; a second client answers at once.
+        self._inquirer = AIOKafkaConsumer(**client, **CONSUMER_SETTINGS)
+        self._ready: set[TopicPartition] = set()
+        self._positions: dict[TopicPartition, int] = {}
+        self._on_assigned: AssignmentListener | None = None
+
+    async def start(self, on_revoked: AssignmentListener, on_assigned: AssignmentListener) -> None:
+        """Raises UnreachableError when no broker answers."""
+        self._on_assigned = on_assigned
+
+        async def revoked(partitions: frozenset[TopicPartition]) -> None:
+            self._ready.clear()
+            if partitions:
+                await on_revoked(partitions)
+
+        try:
+            await self._inquirer.start()
+            await self._consumer.start()
+        except (KafkaError, OSError) as exc:
+            await self.stop()
+            raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
+        # A start() that is given a topic which does not exist never returns: subscribe afterwards.
+        self._consumer.subscribe(topics=list(self._topics), listener=_Listener(revoked, self._assigned))
+
+    async def _assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        # A rebalance clears pauses and sets positions back to the commit: nothing is read until `seek`.
+        self._ready.clear()
+        self._positions.clear()
+        if partitions:
+            self._consumer.pause(*(KafkaPartition(*partition) for partition in partitions))
+        assert self._on_assigned is not None
+        await self._on_assigned(partitions)
+
+    async def poll(self, timeout_s: float, records_max: int, *, hold: bool) -> Fetch:
+        if hold:
+            self._pause(self._ready)
+        elif self._ready and (paused := self._consumer.paused() & {KafkaPartition(*p) for p in self._ready}):
+            self._consumer.resume(*paused)
+        try:
+            found = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=records_max)
+        except KafkaError as exc:
+            raise UnreachableError(f"Kafka refuses to be read: {type(exc).__name__}.") from exc
+        records: dict[TopicPartition, Sequence[Record]] = {}
+        positions: dict[TopicPartition, int] = {}
+        for kafka_partition, messages in found.items():
+            partition = TopicPartition(*kafka_partition)
+            if partition not in self._ready or not messages:
+                continue
+            topic, number = partition
+            records[partition] = [
+                Record(topic, number, m.offset, m.timestamp, m.key, m.value, m.headers) for m in messages
+            ]
+            positions[partition] = self._positions[partition] = messages[-1].offset + 1
+        if not found and not hold:
+            positions |= await self._moved()
+        ends = {p: end for p in self._ready if (end := self._consumer.highwater(KafkaPartition(*p))) is not None}
+        return Fetch(records, positions, ends)
+
+    async def _moved(self) -> dict[TopicPartition, int]:
+        """Positions that moved on without a record: past compacted records and transaction markers."""
+        moved: dict[TopicPartition, int] = {}
+        for partition in tuple(self._ready):
+            try:
+                position = await asyncio.wait_for(self._consumer.position(KafkaPartition(*partition)), 0.5)
+            except (IllegalStateError, KafkaError, TimeoutError):
+                continue
+            if partition in self._ready and position > self._positions.get(partition, position):
+                moved[partition] = self._positions[partition] = position
+        return moved
+
+    def _pause(self, partitions: Collection[TopicPartition]) -> None:
+        assigned = self._consumer.assignment()
+        self._consumer.pause(*(p for p in (KafkaPartition(*q) for q in partitions) if p in assigned))
+
+    async def seek(self, places: Mapping[TopicPartition, int]) -> None:
+        assigned = self._consumer.assignment()
+        for partition, offset in places.items():
+            kafka_partition = KafkaPartition(*partition)
+            if kafka_partition in assigned:
+                self._consumer.seek(kafka_partition, offset)
+                self._positions[partition] = offset
+                self._ready.add(partition)
+
+    async def bounds(
+        self, partitions: Sequence[TopicPartition] | None, deadline: Deadline
+    ) -> dict[TopicPartition, Bounds]:
+        try:
+            async with asyncio.timeout(deadline.remaining_s()):
+                await self._inquirer.topics()  # refreshes what is known of topics
+                if partitions is None:
+                    partitions = [
+                        TopicPartition(topic, number)
+                        for topic in self._topics
+                        for number in sorted(self._inquirer.partitions_for_topic(topic) or ())
+                    ]
+                asked = [KafkaPartition(*partition) for partition in partitions]
+                first = await self._inquirer.beginning_offsets(asked)
+                end = await self._inquirer.end_offsets(asked)
+                return {TopicPartition(*p): Bounds(await self._consumer.committed(p), first[p], end[p]) for p in asked}
+        except (KafkaError, OSError, TimeoutError) as exc:
+            raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
+
+    async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
+        assigned = self._consumer.assignment()
+        known = {KafkaPartition(*p): offset for p, offset in offsets.items() if KafkaPartition(*p) in assigned}
+        if not known:
+            return False
+        try:
+            await asyncio.wait_for(self._consumer.commit(known), deadline.remaining_s())
+        except (KafkaError, IllegalStateError, TimeoutError) as exc:
+            log.info("offsets were not committed; they are enforced all the same", extra={"error": type(exc).__name__})
+            return False
+        return True
+
+    async def stop(self) -> None:
+        # A cancelled stop() leaks tasks that go on fetching: wait a bounded time, then let it end alone.
+        stops = {
+            asyncio.create_task(client.stop(), name=f"stop {self._group}")
+            for client in (self._consumer, self._inquirer)
+        }
+        await asyncio.wait(stops, timeout=STOP_TIMEOUT_S)

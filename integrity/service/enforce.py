@@ -1,0 +1,248 @@
+"""One batch to its end: applied, or what can't be applied set apart as dead letters, in this order and no other.
+
+Dead letters of records that can't be read are acknowledged first, then the store commits effects, ledger and progress
+together; only then may the lane let the offset move. A transient failure waits and tries again for as long as it
+takes. A permanent one is bisected to the single event and dependent, whose dead letter is acknowledged before the batch
+goes on without it. Cancelling at any await loses nothing: whatever was not committed is replayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, assert_never
+
+from integrity.core.batch import Batch, DeadLetterMark
+from integrity.core.decode.record import Record, Undecodable
+from integrity.core.outcome import Applied, Broken, Diverged, Effect, Rejected, Retry
+from integrity.core.retry import CONTENDED_ATTEMPTS_MAX, Backoff
+from integrity.errors import OperationError, Reason
+from integrity.kafka.dead_letters import DeadLetter, Stage
+from integrity.ports import Deadline, Store
+from integrity.service.work import Piece, halves
+
+log = logging.getLogger(__name__)
+
+PUBLISH_TIMEOUT_S = 15.0
+
+
+class DeadLetterSink(Protocol):
+    async def publish(self, letters: Sequence[DeadLetter], deadline: Deadline) -> None:
+        """Returns when every letter is acknowledged. Raises OperationError when not."""
+        ...
+
+
+class Watch(Protocol):
+    """What a lane tells the outside. Never blocks, never raises."""
+
+    def batch(self, store: str, batch: Batch) -> BatchWatch:
+        """Around one attempt at a batch; gives the trace id to write into the ledger."""
+        ...
+
+    def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None: ...
+
+    def dead_lettered(self, store: str, letter: DeadLetter) -> None: ...
+
+    def store_up(self, store: str, up: bool) -> None: ...
+
+    def halted(self, dependent: str, halted: bool) -> None: ...
+
+
+class BatchWatch(Protocol):
+    trace_id: str
+
+    def __enter__(self) -> BatchWatch: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class DivergedError(Exception):
+    """The store's progress is not where this batch begins: read it again."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """Why a lane does not get on, for /readyz; empty when it does."""
+
+    message: str = ""
+
+
+class Enforcer:
+    """Takes pieces of one store's lane to their end."""
+
+    def __init__(
+        self,
+        store: Store,
+        dead_letters: DeadLetterSink,
+        watch: Watch,
+        *,
+        entities: Mapping[str, str],
+        rules_hash: str,
+        timeout_s: float,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+    ) -> None:
+        """`entities` maps a topic to its parent's entity; `timeout_s` bounds one attempt."""
+        self._store = store
+        self._dead_letters = dead_letters
+        self._watch = watch
+        self._entities = entities
+        self._rules_hash = rules_hash
+        self._timeout_s = timeout_s
+        self._backoff = backoff
+        self._halted: set[str] = set()
+        self.trouble = Trouble()
+
+    async def enforce(self, piece: Piece) -> None:
+        """Returns when everything in the piece is durable. Raises DivergedError; never gives up otherwise."""
+        if piece.refused:
+            await self._publish([self._refused(record, why) for record, why in piece.refused])
+        await self._enforce(piece)
+
+    async def _enforce(self, piece: Piece) -> None:
+        exceptions: dict[tuple[int, str], DeadLetterMark] = {}
+        attempt = contended = 0
+        while True:
+            batch = Batch(tuple(piece.changes), piece.spans, int(time.time() * 1000), "", exceptions)
+            began = time.monotonic()
+            with self._watch.batch(self._store.name, batch) as watched:
+                batch = replace(batch, trace_id=watched.trace_id)
+                result = await self._store.apply(batch, Deadline.after(self._timeout_s))
+            match result:
+                case Applied(effects):
+                    self._well()
+                    self._watch.applied(self._store.name, batch, effects, time.monotonic() - began)
+                    return
+                case Retry():
+                    attempt += 1
+                    contended = contended + 1 if result.contended else 0
+                    if contended < CONTENDED_ATTEMPTS_MAX or result.dependent is None:
+                        await self._wait(attempt, result)
+                    elif len(piece.changes) > 1:
+                        return await self._halve(piece, result.message)
+                    else:  # one event waits for rows that somebody holds: no other key may wait for it
+                        await self._set_apart(
+                            piece, exceptions, result.dependent, Reason.STORE_REJECTED, attempt, result
+                        )
+                case Rejected():
+                    if len(piece.changes) > 1:
+                        return await self._halve(piece, result.message)
+                    attempt += 1
+                    await self._set_apart(piece, exceptions, result.dependent, result.reason, attempt, result)
+                    contended = 0
+                case Broken():
+                    attempt += 1
+                    self._halt(result.dependent or "*", result.message)
+                    await self._wait(attempt, result)
+                case Diverged():
+                    raise DivergedError(result.message)
+                case _:
+                    assert_never(result)
+
+    async def _halve(self, piece: Piece, cause: str) -> None:
+        log.info(
+            "a batch was refused and is halved to find the event",
+            extra={"store": self._store.name, "events": len(piece.changes), "error": cause},
+        )
+        for half in halves(piece):
+            await self._enforce(half)
+
+    async def _set_apart(
+        self,
+        piece: Piece,
+        exceptions: dict[tuple[int, str], DeadLetterMark],
+        dependent: str,
+        reason: Reason,
+        attempts: int,
+        cause: Retry | Rejected,
+    ) -> None:
+        """Dead-letter the piece's only event for one dependent; the batch goes on without it."""
+        change, record = piece.changes[0], piece.records[0]
+        letter = self._letter(record, change.entity, dependent, reason, cause.message, Stage.STORE, attempts)
+        if (0, dependent) in exceptions:
+            raise AssertionError(f"{dependent} was refused again although the event is left out")
+        await self._publish([letter])
+        exceptions[0, dependent] = DeadLetterMark(reason, letter.id)
+
+    async def _wait(self, attempt: int, cause: Retry | Broken) -> None:
+        unreachable = isinstance(cause, Retry) and cause.unreachable
+        self._watch.store_up(self._store.name, not unreachable)
+        self.trouble.message = cause.message
+        if attempt == 1 or attempt % 20 == 0:
+            level = logging.ERROR if isinstance(cause, Broken) else logging.WARNING
+            log.log(
+                level,
+                "a batch waits for its store and is tried again",
+                extra={"store": self._store.name, "attempt": attempt, "error": cause.message},
+            )
+        await asyncio.sleep(self._backoff.delay_s(attempt, random.random()))
+
+    def _well(self) -> None:
+        if self.trouble.message:
+            log.info("the store applies batches again", extra={"store": self._store.name})
+        self._watch.store_up(self._store.name, True)
+        for dependent in self._halted:
+            self._watch.halted(dependent, False)
+        self._halted.clear()
+        self.trouble.message = ""
+
+    def _halt(self, dependent: str, message: str) -> None:
+        if dependent not in self._halted:
+            self._halted.add(dependent)
+            self._watch.halted(dependent, True)
+            log.error(
+                "a rule does not fit its store any more: mend the store, and the lane goes on by itself",
+                extra={"store": self._store.name, "dependent": dependent, "error": message},
+            )
+
+    async def _publish(self, letters: Sequence[DeadLetter]) -> None:
+        """Until they are acknowledged: nothing moves past an event whose dead letter may be lost."""
+        attempt = 0
+        while True:
+            try:
+                await self._dead_letters.publish(letters, Deadline.after(PUBLISH_TIMEOUT_S))
+                break
+            except OperationError as exc:
+                attempt += 1
+                self.trouble.message = f"dead letters can't be written: {exc.message}"
+                log.warning(
+                    "dead letters could not be written and are sent again",
+                    extra={"store": self._store.name, "attempt": attempt, "error": exc.message},
+                )
+                await asyncio.sleep(self._backoff.delay_s(attempt, random.random()))
+        for letter in letters:
+            self._watch.dead_lettered(self._store.name, letter)
+            log.warning(
+                "an event became a dead letter",
+                extra={
+                    "store": self._store.name,
+                    "id": letter.id,
+                    "reason": letter.reason.value,
+                    "dependent": letter.dependent,
+                    "topic": letter.record.topic,
+                    "partition": letter.record.partition,
+                    "offset": letter.record.offset,
+                },
+            )
+
+    def _refused(self, record: Record, why: Undecodable) -> DeadLetter:
+        return self._letter(record, self._entities[record.topic], "*", why.reason, why.message, Stage(why.stage), 1)
+
+    def _letter(
+        self, record: Record, entity: str, dependent: str, reason: Reason, message: str, stage: Stage, attempts: int
+    ) -> DeadLetter:
+        return DeadLetter(
+            record=record,
+            reason=reason,
+            message=message,
+            entity=entity,
+            dependent=dependent,
+            store=self._store.name,
+            attempts=attempts,
+            stage=stage,
+            rules=self._rules_hash,
+            failed_at_ms=int(time.time() * 1000),
+        )

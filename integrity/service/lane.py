@@ -1,0 +1,353 @@
+"""The loop of one store: poll, decode, enforce, commit.
+
+Two tasks share a buffer. One only polls and decodes, whatever happens to the store: so the group never loses the
+member, and the next batch is ready while the last is in the database. The other takes batches to their end. Each
+assignment of partitions is a *session*: what was read in one is never enforced in the next, and where to read on is
+what the store says was enforced. The committed offset is a copy of that, for tools and for `--exit-at-end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from integrity.core.batch import Span, TopicPartition
+from integrity.core.decode.record import Decoder
+from integrity.core.retry import Backoff
+from integrity.errors import UnreachableError
+from integrity.ports import Bounds, Deadline, Fetch, Source, Store
+from integrity.service.enforce import DivergedError, Enforcer
+from integrity.service.work import Buffer, Piece, Reader
+
+log = logging.getLogger(__name__)
+
+POLL_TIMEOUT_S = 0.2
+ROOM_TIMEOUT_S = 1.0
+"""How long a full buffer is waited for before the fetch is paused, which throws away what was fetched ahead."""
+COMMIT_EVERY_S = 1.0
+"""A commit costs the broker several milliseconds, and the progress is in the store anyway."""
+COMMIT_TIMEOUT_S = 5.0
+REVOKE_GRACE_S = 3.0
+"""A slow member stops the whole group: after this long the open batch is rolled back."""
+STOP_GRACE_S = 10.0
+LOOKUP_TIMEOUT_S = 30.0
+
+
+class LaneWatch(Protocol):
+    """What the loop tells the outside. Never blocks, never raises."""
+
+    def read(self, store: str, piece: Piece) -> None: ...
+
+    def position(self, store: str, lag: Mapping[TopicPartition, int], oldest_ms: int | None) -> None: ...
+
+    def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None: ...
+
+
+class Session:
+    """One assignment of partitions, from the moment it is given to the moment it is taken away."""
+
+    def __init__(self, partitions: frozenset[TopicPartition], batch_size: int) -> None:
+        self.partitions = partitions
+        self.buffer = Buffer(batch_size)
+        self.next: dict[TopicPartition, int] = {}
+        """Where each partition is read on; empty until the session has begun."""
+        self.durable: dict[TopicPartition, int] = {}
+        self.resets: set[TopicPartition] = set()
+        self.changed = asyncio.Event()
+        self.room = asyncio.Event()
+        self.ending = asyncio.Event()
+
+    def put(self, piece: Piece) -> None:
+        if piece.spans:
+            self.buffer.put(piece)
+            self.changed.set()
+
+    async def take(self) -> Piece | None:
+        """The next batch, or None when the session ends."""
+        while not self.buffer and not self.ending.is_set():
+            self.changed.clear()
+            await self.changed.wait()
+        if self.ending.is_set():
+            return None
+        piece = self.buffer.take()
+        self.room.set()
+        return piece
+
+    def end(self) -> None:
+        self.ending.set()
+        self.changed.set()
+        self.room.set()
+
+
+class Lane:
+    """One store's lane. `run` returns when it was asked to stop, or everything up to the end seen at start is
+    enforced."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        open_source: Callable[[], Source],
+        enforcer: Enforcer,
+        watch: LaneWatch,
+        decoders: Mapping[str, tuple[str, Decoder]],
+        batch_size: int,
+    ) -> None:
+        self._store = store
+        self._open_source = open_source
+        self._source: Source | None = None
+        self._enforcer = enforcer
+        self._watch = watch
+        self._reader = Reader(decoders)
+        self._batch_size = batch_size
+        self._session: Session | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._committed: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] | None = None
+        """Where each partition that holds records ended when the lane first joined."""
+        self._joined = False
+        self._turn = asyncio.Lock()
+        self._backoff = Backoff()
+
+    @property
+    def trouble(self) -> str:
+        """Why the lane does not get on; empty when it does, also when it stands by without a partition."""
+        if not self._joined:
+            return "has not joined its consumer group yet"
+        session = self._session
+        if session is not None and not session.next:
+            return self._enforcer.trouble.message or "is reading its progress"
+        return self._enforcer.trouble.message
+
+    async def run(self, stop: asyncio.Event, *, to_end: bool = False) -> None:
+        """Until `stop` is set; with `to_end`, sets it when this lane has come to the end seen at its first join."""
+        failures = 0
+        while not stop.is_set():
+            try:
+                await self._membership(stop, to_end)
+            except* UnreachableError as group:
+                failures += 1
+                error = group.exceptions[0]
+                log.warning("Kafka can't be reached", extra={"store": self._store.name, "error": str(error)})
+                await _sleep_or(stop, self._backoff.delay_s(failures, random.random()))
+
+    async def _membership(self, stop: asyncio.Event, to_end: bool) -> None:
+        """One membership in the group, from join to leave. Raises UnreachableError (in a group) when Kafka fails it;
+        the next one is made anew, since a failed client can't be mended."""
+        source = self._source = self._open_source()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                await source.start(self._on_revoked, self._on_assigned)
+                if self._ends is None:
+                    found = await source.bounds(None, Deadline.after(LOOKUP_TIMEOUT_S))
+                    self._ends = {partition: at.end for partition, at in found.items() if at.end > at.first}
+                self._joined = True
+                poll = tasks.create_task(self._poll(source, stop), name=f"{self._store.name}: poll")
+                await self._commit_regularly(stop, to_end)
+                await poll
+                await self._end_session(STOP_GRACE_S)
+        finally:
+            self._joined = False
+            await self._end_session(0)
+            await source.stop()
+
+    # --- the polling side ---------------------------------------------------------------------------------------
+
+    async def _poll(self, source: Source, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            session = self._session
+            if session is not None and session.buffer.full:
+                session.room.clear()
+                await _within(session.room.wait(), ROOM_TIMEOUT_S)
+            hold = session is None or not session.next or session.buffer.full
+            fetch = await source.poll(POLL_TIMEOUT_S, self._batch_size, hold=hold)
+            # The session of now, not of before: these records are the first ones that follow its place.
+            if self._session is not None and self._session.next:
+                self._read(self._session, fetch)
+
+    def _read(self, session: Session, fetch: Fetch) -> None:
+        piece = Piece()
+        for partition, position in fetch.positions.items():
+            start = session.next.get(partition)
+            if start is None or position <= start:
+                continue
+            self._reader.read(partition, fetch.records.get(partition, ()), piece)
+            piece.spans[partition] = Span(start, position, reset=partition in session.resets)
+            session.resets.discard(partition)
+            session.next[partition] = position
+        session.put(piece)
+        self._watch.read(self._store.name, piece)
+        lag = {p: max(0, end - session.durable.get(p, end)) for p, end in fetch.ends.items()}
+        self._watch.position(self._store.name, lag, session.buffer.oldest_ms)
+
+    # --- the assignment -----------------------------------------------------------------------------------------
+
+    async def _on_revoked(self, partitions: frozenset[TopicPartition]) -> None:
+        await self._end_session(REVOKE_GRACE_S)
+
+    async def _on_assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        await self._end_session(REVOKE_GRACE_S)
+        log.info("partitions were assigned", extra={"store": self._store.name, "partitions": len(partitions)})
+        if partitions and self._tasks is not None:
+            self._session = session = Session(partitions, self._batch_size)
+            self._worker = self._tasks.create_task(self._work(session), name=f"{self._store.name}: work")
+
+    async def _end_session(self, grace_s: float) -> None:
+        """Let the open batch finish within the grace, else roll it back; then commit what is durable."""
+        async with self._turn:
+            session, worker = self._session, self._worker
+            if session is None or worker is None:
+                return
+            self._session = self._worker = None
+            session.end()
+            await asyncio.wait({worker}, timeout=grace_s)
+            if not worker.done():
+                worker.cancel()
+                await asyncio.wait({worker})
+            await self._commit(session)
+            self._watch.forget(self._store.name, tuple(session.partitions))
+
+    # --- the enforcing side -------------------------------------------------------------------------------------
+
+    async def _work(self, session: Session) -> None:
+        await self._begin(session)
+        while (piece := await session.take()) is not None:
+            try:
+                await self._until(session, piece)
+            except DivergedError as exc:
+                log.warning(
+                    "the store's progress is not where this lane reads; it reads on from there",
+                    extra={"store": self._store.name, "error": str(exc)},
+                )
+                session.next.clear()
+                session.buffer.clear()
+                await self._begin(session)
+            else:
+                session.durable |= {partition: span.next for partition, span in piece.spans.items()}
+
+    async def _until(self, session: Session, piece: Piece) -> None:
+        """Enforce; when the session ends while a failing store is waited for, do not wait on."""
+        enforcing = asyncio.ensure_future(self._enforcer.enforce(piece))
+        ending = asyncio.ensure_future(session.ending.wait())
+        try:
+            await asyncio.wait({enforcing, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not enforcing.done() and self._enforcer.trouble.message:
+                enforcing.cancel()
+            await enforcing
+        finally:
+            ending.cancel()
+            if not enforcing.done():
+                enforcing.cancel()
+                await asyncio.wait({enforcing})
+
+    async def _begin(self, session: Session) -> None:
+        """Find where each partition is read on, however long the store or Kafka is away."""
+        assert self._source is not None
+        partitions = sorted(session.partitions)
+        progress: Mapping[TopicPartition, int] = {}
+        bounds: Mapping[TopicPartition, Bounds] = {}
+        attempt = 0
+        while not bounds:
+            try:
+                deadline = Deadline.after(LOOKUP_TIMEOUT_S)
+                progress = await self._store.progress(partitions, deadline)
+                bounds = await self._source.bounds(partitions, deadline)
+            except UnreachableError as exc:
+                attempt += 1
+                self._enforcer.trouble.message = exc.message
+                log.warning("the progress can't be read yet", extra={"store": self._store.name, "error": exc.message})
+                await _sleep_or(session.ending, self._backoff.delay_s(attempt, random.random()))
+            if session.ending.is_set():
+                return
+        self._enforcer.trouble.message = ""
+        self._reader.forget()
+        places: dict[TopicPartition, int] = {}
+        for partition in partitions:
+            place, reset = self._place(partition, progress.get(partition), bounds[partition])
+            places[partition] = place
+            if reset:
+                session.resets.add(partition)
+        session.durable = dict(places)
+        await self._source.seek(places)
+        session.next.update(places)
+
+    def _place(self, partition: TopicPartition, enforced: int | None, bounds: Bounds) -> tuple[int, bool]:
+        """Where to read on, and whether that overrules the store's progress."""
+        fields = {
+            "store": self._store.name,
+            "topic": partition.topic,
+            "partition": partition.partition,
+            "enforced": enforced,
+            "committed": bounds.committed,
+            "first": bounds.first,
+            "end": bounds.end,
+        }
+        place = bounds.committed if enforced is None else enforced
+        if place is None:
+            return bounds.first, False
+        if enforced is not None and bounds.committed is None:
+            # The broker erases the commits of a topic that is deleted. A replay is safe where sources give versions.
+            log.warning(
+                "the group has no commit of this partition (made anew?): it is read from its beginning", extra=fields
+            )
+            return bounds.first, True
+        if enforced is not None and bounds.committed is not None and bounds.committed > enforced:
+            # A store that was restored from a backup needs the effects again: its ledger is the truth.
+            log.warning("the group's commit is ahead of what the store has enforced: the store counts", extra=fields)
+        if place > bounds.end:
+            log.warning(
+                "the partition ends before what is enforced (made anew?): it is read from its beginning", extra=fields
+            )
+            return bounds.first, True
+        if place < bounds.first:
+            log.error("records were removed by retention before they were read: their deletions are lost", extra=fields)
+            place = bounds.first
+        return place, enforced is not None and place != enforced
+
+    # --- offsets ------------------------------------------------------------------------------------------------
+
+    async def _commit_regularly(self, stop: asyncio.Event, to_end: bool) -> None:
+        while not stop.is_set():
+            await _sleep_or(stop, 0.2 if to_end else COMMIT_EVERY_S)
+            if self._session is not None:
+                await self._commit(self._session)
+            if to_end and await self._at_end():
+                stop.set()
+
+    async def _commit(self, session: Session) -> None:
+        news = {p: offset for p, offset in session.durable.items() if self._committed.get(p) != offset}
+        if news and self._source is not None and await self._source.commit(news, Deadline.after(COMMIT_TIMEOUT_S)):
+            self._committed |= news
+
+    async def _at_end(self) -> bool:
+        """Is everything up to the ends seen at start enforced, by this process or by another of the group?"""
+        session = self._session
+        durable = session.durable if session is not None and session.next else {}
+        ends = self._ends or {}
+        others = [p for p, end in ends.items() if durable.get(p, -1) < end]
+        if not others:
+            return True
+        if session is not None and any(partition in session.partitions for partition in others):
+            return False
+        assert self._source is not None
+        try:
+            bounds = await self._source.bounds(others, Deadline.after(COMMIT_TIMEOUT_S))
+        except UnreachableError:
+            return False
+        return all((bounds[p].committed or 0) >= ends[p] for p in others)
+
+
+async def _sleep_or(event: asyncio.Event, seconds: float) -> None:
+    await _within(event.wait(), seconds)
+
+
+async def _within(waiting: Awaitable[object], seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await waiting

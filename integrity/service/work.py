@@ -1,0 +1,145 @@
+"""Decoded records that wait to be enforced, and how they are cut into batches."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from integrity.core.batch import Span, TopicPartition
+from integrity.core.change import Op, ParentChange
+from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
+
+BUFFER_BYTES_MAX = 16 * 1024 * 1024
+"""Records kept for a lane, in bytes of keys and values: beyond it nothing more is fetched."""
+
+_HAPPENED = (Op.DELETED, Op.MOVED)
+
+
+@dataclass(slots=True)
+class Piece:
+    """A part of what was read, in order: `records[i]` is what `changes[i]` was decoded from."""
+
+    changes: list[ParentChange] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    refused: list[tuple[Record, Undecodable]] = field(default_factory=list)
+    spans: dict[TopicPartition, Span] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(entity, op) -> records, for the metrics."""
+    size: int = 0
+
+    def append(self, other: Piece) -> None:
+        """Continue with what was read next."""
+        self.changes += other.changes
+        self.records += other.records
+        self.refused += other.refused
+        self.counts += other.counts
+        self.size += other.size
+        for partition, span in other.spans.items():
+            before = self.spans.get(partition)
+            self.spans[partition] = span if before is None else before._replace(next=span.next)
+
+
+class Reader:
+    """Decodes what a poll brought. Remembers per partition whether the last record was a deletion, so that the
+    tombstone which repeats it costs nothing."""
+
+    def __init__(self, decoders: Mapping[str, tuple[str, Decoder]]) -> None:
+        self._decoders = decoders
+        self._deleted: dict[TopicPartition, bytes | None] = {}
+
+    def forget(self) -> None:
+        """Reading goes on from another place."""
+        self._deleted.clear()
+
+    def read(self, partition: TopicPartition, records: Sequence[Record], piece: Piece) -> None:
+        """Decode the records of one partition into `piece`."""
+        entity, decode = self._decoders[partition.topic]
+        deleted = self._deleted.get(partition)
+        counts: Counter[str] = Counter()
+        for record in records:
+            if record.value is None and deleted is not None and record.key == deleted:
+                deleted = None
+                counts["tombstone"] += 1
+                continue
+            deleted = None
+            decoded = decode(record)
+            if isinstance(decoded, ParentChange):
+                counts[decoded.op.value] += 1
+                if decoded.op in _HAPPENED:
+                    deleted = record.key
+                piece.changes.append(decoded)
+                piece.records.append(record)
+                piece.size += len(record.key or b"") + len(record.value or b"")
+            elif isinstance(decoded, Ignored):
+                counts[decoded.op] += 1
+            else:
+                counts["undecodable"] += 1
+                piece.refused.append((record, decoded))
+                piece.size += len(record.key or b"") + len(record.value or b"")
+        self._deleted[partition] = deleted
+        for op, count in counts.items():
+            piece.counts[entity, op] += count
+
+
+class Buffer:
+    """Pieces in the order they were read. Its caps are those of memory and of a batch."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._pieces: deque[Piece] = deque()
+        self._events = 0
+        self._size = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces)
+
+    @property
+    def full(self) -> bool:
+        return self._events >= 2 * self._batch_size or self._size >= BUFFER_BYTES_MAX
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """The record timestamp of the first event that waits, in milliseconds since the epoch."""
+        return next((piece.records[0].timestamp_ms for piece in self._pieces if piece.records), None)
+
+    def put(self, piece: Piece) -> None:
+        self._pieces.append(piece)
+        self._events += _weight(piece)
+        self._size += piece.size
+
+    def take(self) -> Piece:
+        """The next batch: all that waits, up to the batch size; at least one piece."""
+        batch = self._pieces.popleft()
+        while self._pieces and _weight(batch) + _weight(self._pieces[0]) <= self._batch_size:
+            batch.append(self._pieces.popleft())
+        self._events -= _weight(batch)
+        self._size -= batch.size
+        return batch
+
+    def clear(self) -> None:
+        self._pieces.clear()
+        self._events = self._size = 0
+
+
+def _weight(piece: Piece) -> int:
+    return len(piece.changes) + len(piece.refused)
+
+
+def halves(piece: Piece) -> tuple[Piece, Piece]:
+    """Cut a piece with at least two changes in the middle. Each keeps the order of its partitions; the spans meet at
+    the first change of the second half. Refused records were dealt with before: they stay in neither."""
+    middle = len(piece.changes) // 2
+    first = Piece(piece.changes[:middle], piece.records[:middle])
+    second = Piece(piece.changes[middle:], piece.records[middle:])
+    begins: dict[TopicPartition, int] = {}
+    for change in second.changes:
+        begins.setdefault(TopicPartition(change.origin.topic, change.origin.partition), change.origin.offset)
+    for partition, span in piece.spans.items():
+        cut = begins.get(partition)
+        if cut is None:
+            first.spans[partition] = span
+        else:
+            first.spans[partition] = span._replace(next=cut)
+            second.spans[partition] = Span(cut, span.next)
+    return first, second

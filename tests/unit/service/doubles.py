@@ -1,0 +1,222 @@
+"""Doubles of what lies outside a lane. The store is the real model; only what it answers is bent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from integrity.core.batch import Batch, TopicPartition
+from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.decode.record import Ignored, Record, Undecodable
+from integrity.core.fold import Follow, Policy, Remove
+from integrity.core.keys import KeySpec, KeyType
+from integrity.core.outcome import ApplyResult, Effect
+from integrity.core.rules.model import Cascade, Dependent, Place, Target, TargetKind
+from integrity.errors import Reason, UnreachableError
+from integrity.kafka.dead_letters import DeadLetter
+from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
+from integrity.service.work import Piece
+from integrity.stores.memory import MemoryStore, Row
+from integrity.stores.rule import StoreRule
+
+TOPIC = "shop.public.customers"
+SPEC = KeySpec((("id", KeyType.INT64),))
+
+
+def cascade_rule(name: str = "orders") -> StoreRule:
+    """orders.customer_id references customer, cascade both ways."""
+    dependent = Dependent(
+        id=f"customer.{name}",
+        name=name,
+        store="memory",
+        target=Target(TargetKind.TABLE, name),
+        references={"customer_id": "id"},
+        on_delete=Cascade(),
+        on_update=Cascade(),
+        where={},
+        place=Place("customer.yaml", 1, 1),
+    )
+    return StoreRule("customer", dependent, SPEC, Policy(dependent.id, Remove(), Follow(), "cascade", "cascade"))
+
+
+def memory_store(parents: int, rows_each: int = 1, names: Sequence[str] = ("orders",)) -> MemoryStore:
+    tables: dict[str, list[Row]] = {
+        name: [{"id": f"{key}-{n}", "customer_id": key} for key in range(parents) for n in range(rows_each)]
+        for name in names
+    }
+    return MemoryStore("memory", {"customer": [cascade_rule(name) for name in names]}, tables)
+
+
+def deleted(key: int, offset: int, *, partition: int = 0, lsn: int | None = None) -> Record:
+    """A record as `decode` below reads it."""
+    return Record(TOPIC, partition, offset, 1_700_000_000_000, b"%d" % key, b"d%d" % (lsn or 1000 + offset), ())
+
+
+def broken(offset: int, *, partition: int = 0) -> Record:
+    return Record(TOPIC, partition, offset, 1_700_000_000_000, b"?", b"x", ())
+
+
+def decode(record: Record) -> ParentChange | Ignored | Undecodable:
+    """A decoder of the smallest format there is: key digits, value `d<lsn>`, `c<lsn>` or anything else."""
+    assert record.key is not None
+    if record.value is None:
+        return Ignored("tombstone", "not of interest here")
+    kind, lsn = record.value[:1], record.value[1:]
+    if kind not in (b"d", b"c"):
+        return Undecodable(Reason.BAD_JSON, "not readable", "value")
+    origin = Origin(record.topic, record.partition, record.offset, record.timestamp_ms)
+    op = Op.DELETED if kind == b"d" else Op.ALIVE
+    return ParentChange("customer", op, (int(record.key),), None, Version(0, (int(lsn),)), origin, record.timestamp_ms)
+
+
+class BentStore:
+    """A MemoryStore whose answers are bent: `bend` gets each batch and may answer instead of it."""
+
+    exclusive = False
+
+    def __init__(self, store: MemoryStore, bend: Callable[[Batch], ApplyResult | None] | None = None) -> None:
+        self.name = store.name
+        self.store = store
+        self.bend = bend or (lambda batch: None)
+        self.calls: list[Batch] = []
+        self.down = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def check(self, deadline: Deadline) -> Sequence[object]:
+        return ()
+
+    def ddl(self) -> str:
+        return ""
+
+    async def migrate(self, deadline: Deadline) -> None:
+        return None
+
+    async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
+        if self.down:
+            raise UnreachableError("the store does not answer")
+        return await self.store.progress(partitions, deadline)
+
+    async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
+        self.calls.append(batch)
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        bent = self.bend(batch)
+        return bent if bent is not None else await self.store.apply(batch, deadline)
+
+    async def close(self) -> None:
+        return None
+
+
+class Letters:
+    """Keeps dead letters; fails the first `failures` times."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.published: list[DeadLetter] = []
+        self.failures = failures
+
+    async def publish(self, letters: Sequence[DeadLetter], deadline: Deadline) -> None:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise UnreachableError("Kafka does not answer")
+        self.published += letters
+
+
+class NoSpan:
+    trace_id = "0" * 32
+
+    def __enter__(self) -> NoSpan:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+class Watched:
+    """Counts what a lane tells."""
+
+    def __init__(self) -> None:
+        self.effects: list[Effect] = []
+        self.letters: list[DeadLetter] = []
+        self.up: list[bool] = []
+        self.halts: list[tuple[str, bool]] = []
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def batch(self, store: str, batch: Batch) -> NoSpan:
+        return NoSpan()
+
+    def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
+        self.effects += effects
+
+    def dead_lettered(self, store: str, letter: DeadLetter) -> None:
+        self.letters.append(letter)
+
+    def store_up(self, store: str, up: bool) -> None:
+        self.up.append(up)
+
+    def halted(self, dependent: str, halted: bool) -> None:
+        self.halts.append((dependent, halted))
+
+    def read(self, store: str, piece: Piece) -> None:
+        self.counts += piece.counts
+
+    def position(self, store: str, lag: Mapping[TopicPartition, int], oldest_ms: int | None) -> None:
+        return None
+
+    def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None:
+        return None
+
+
+class ScriptedSource:
+    """A group member over lists of records; the test moves its partitions."""
+
+    def __init__(self, records: Mapping[TopicPartition, Sequence[Record]]) -> None:
+        self.log = {partition: list(found) for partition, found in records.items()}
+        self.committed: dict[TopicPartition, int] = {}
+        self.first: dict[TopicPartition, int] = {}
+        self.commits_taken = True
+        self.stopped = False
+        self._at: dict[TopicPartition, int] = {}
+
+    async def start(self, on_revoked: AssignmentListener, on_assigned: AssignmentListener) -> None:
+        self.on_revoked, self.on_assigned = on_revoked, on_assigned
+
+    async def assign(self, *partitions: TopicPartition) -> None:
+        """A rebalance: everything is revoked, then these are given."""
+        self._at.clear()
+        await self.on_revoked(frozenset(partitions))
+        await self.on_assigned(frozenset(partitions))
+
+    async def poll(self, timeout_s: float, records_max: int, *, hold: bool) -> Fetch:
+        await asyncio.sleep(0.001)
+        records: dict[TopicPartition, Sequence[Record]] = {}
+        positions: dict[TopicPartition, int] = {}
+        left = records_max
+        for partition, at in () if hold else tuple(self._at.items()):
+            taken = [r for r in self.log[partition] if r.offset >= at][:left]
+            if taken:
+                left -= len(taken)
+                records[partition] = taken
+                positions[partition] = self._at[partition] = taken[-1].offset + 1
+        return Fetch(records, positions, {p: self._end(p) for p in self._at})
+
+    def _end(self, partition: TopicPartition) -> int:
+        return max((record.offset + 1 for record in self.log[partition]), default=0)
+
+    async def seek(self, places: Mapping[TopicPartition, int]) -> None:
+        self._at = dict(places)
+
+    async def bounds(
+        self, partitions: Sequence[TopicPartition] | None, deadline: Deadline
+    ) -> dict[TopicPartition, Bounds]:
+        return {p: Bounds(self.committed.get(p), self.first.get(p, 0), self._end(p)) for p in (partitions or self.log)}
+
+    async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
+        if self.commits_taken:
+            self.committed |= offsets
+        return self.commits_taken
+
+    async def stop(self) -> None:
+        self.stopped = True

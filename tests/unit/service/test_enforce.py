@@ -1,0 +1,171 @@
+"""One batch to its end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.outcome import Broken, Diverged, Outcome, Rejected, Retry
+from integrity.core.retry import Backoff
+from integrity.errors import Reason
+from integrity.service.enforce import DivergedError, Enforcer
+from integrity.service.work import Piece, Reader
+from tests.unit.service.doubles import (
+    TOPIC,
+    BentStore,
+    Letters,
+    Watched,
+    broken,
+    decode,
+    deleted,
+    memory_store,
+)
+
+P0 = TopicPartition(TOPIC, 0)
+
+
+def piece_of(*records: object) -> Piece:
+    piece = Piece(spans={P0: Span(0, len(records))})
+    Reader({TOPIC: ("customer", decode)}).read(P0, records, piece)  # type: ignore[arg-type]
+    return piece
+
+
+def enforcer(store: BentStore, letters: Letters, watch: Watched) -> Enforcer:
+    return Enforcer(
+        store,  # type: ignore[arg-type]
+        letters,
+        watch,
+        entities={TOPIC: "customer"},
+        rules_hash="abc",
+        timeout_s=5,
+        backoff=Backoff(first_s=0.0001, cap_s=0.001),
+    )
+
+
+def keys_left(store: BentStore, table: str = "orders") -> set[object]:
+    return {row["customer_id"] for row in store.store.targets[table]}
+
+
+async def test_one_poison_among_many_is_the_only_dead_letter() -> None:
+    def bend(batch: Batch) -> Rejected | None:
+        poison = [i for i, change in enumerate(batch.changes) if change.key == (37,)]
+        if any((i, "customer.orders") not in batch.exceptions for i in poison):
+            return Rejected("customer.orders", Reason.CONSTRAINT_VIOLATION, "refused by a trigger")
+        return None
+
+    store, letters, watch = BentStore(memory_store(100), bend), Letters(), Watched()
+    await enforcer(store, letters, watch).enforce(piece_of(*(deleted(key, key) for key in range(100))))
+    assert keys_left(store) == {37}
+    assert [(x.record.offset, x.dependent, x.reason) for x in letters.published] == [
+        (37, "customer.orders", Reason.CONSTRAINT_VIOLATION)
+    ]
+    assert sum(effect.rows for effect in watch.effects) == 99
+    assert [e.outcome for e in watch.effects].count(Outcome.DEAD_LETTERED) == 1
+    assert len(store.calls) < 20
+
+
+async def test_poison_on_one_dependent_still_reaches_the_other() -> None:
+    def bend(batch: Batch) -> Rejected | None:
+        if any((i, "customer.orders") not in batch.exceptions for i in range(len(batch.changes))):
+            return Rejected("customer.orders", Reason.VALUE_REJECTED, "no")
+        return None
+
+    store = BentStore(memory_store(1, names=("orders", "notes")), bend)
+    letters = Letters()
+    await enforcer(store, letters, Watched()).enforce(piece_of(deleted(0, 0)))
+    assert keys_left(store, "orders") == {0}
+    assert keys_left(store, "notes") == set()
+    assert len(letters.published) == 1
+
+
+async def test_undecodable_records_are_acknowledged_before_the_store_moves_on() -> None:
+    letters = Letters(failures=3)
+    order: list[str] = []
+
+    def bend(batch: Batch) -> None:
+        order.append(f"apply after {len(letters.published)} letters")
+
+    store = BentStore(memory_store(3), bend)
+    await enforcer(store, letters, Watched()).enforce(piece_of(deleted(0, 0), broken(1), deleted(2, 2)))
+    assert order == ["apply after 1 letters"]
+    assert letters.published[0].dependent == "*"
+    assert keys_left(store) == {1}
+
+
+async def test_transient_failures_are_tried_until_they_end() -> None:
+    left = [5]
+
+    def bend(batch: Batch) -> Retry | None:
+        left[0] -= 1
+        return Retry("the server restarts", unreachable=True) if left[0] >= 0 else None
+
+    store, letters, watch = BentStore(memory_store(2), bend), Letters(), Watched()
+    one = enforcer(store, letters, watch)
+    await one.enforce(piece_of(deleted(0, 0), deleted(1, 1)))
+    assert keys_left(store) == set()
+    assert letters.published == []
+    assert watch.up == [False] * 5 + [True]
+    assert one.trouble.message == ""
+
+
+async def test_a_row_locked_for_ever_holds_up_its_own_event_only() -> None:
+    def bend(batch: Batch) -> Retry | None:
+        locked = [i for i, change in enumerate(batch.changes) if change.key == (2,)]
+        if any((i, "customer.orders") not in batch.exceptions for i in locked):
+            return Retry("lock timeout", contended=True, dependent="customer.orders")
+        return None
+
+    store, letters = BentStore(memory_store(8), bend), Letters()
+    await enforcer(store, letters, Watched()).enforce(piece_of(*(deleted(key, key) for key in range(8))))
+    assert keys_left(store) == {2}
+    assert [x.reason for x in letters.published] == [Reason.STORE_REJECTED]
+
+
+async def test_a_broken_rule_dead_letters_nothing_and_goes_on_when_mended() -> None:
+    left = [4]
+
+    def bend(batch: Batch) -> Broken | None:
+        left[0] -= 1
+        return Broken("customer.orders", Reason.SCHEMA_MISMATCH, "column gone") if left[0] >= 0 else None
+
+    store, letters, watch = BentStore(memory_store(1), bend), Letters(), Watched()
+    await enforcer(store, letters, watch).enforce(piece_of(deleted(0, 0)))
+    assert letters.published == []
+    assert watch.halts == [("customer.orders", True), ("customer.orders", False)]
+    assert keys_left(store) == set()
+
+
+async def test_a_diverged_store_is_left_to_the_lane() -> None:
+    store = BentStore(memory_store(1), lambda batch: Diverged("behind"))
+    with pytest.raises(DivergedError):
+        await enforcer(store, Letters(), Watched()).enforce(piece_of(deleted(0, 0)))
+
+
+async def test_cancelling_at_every_await_loses_nothing_and_does_nothing_twice() -> None:
+    """Cancel after n steps of the loop, n = 0, 1, 2 … until a run ends by itself; then replay as after a crash."""
+    for steps in range(200):
+        rejected: set[tuple[object, ...]] = {(5,)}
+
+        def bend(batch: Batch) -> Rejected | None:
+            bad = [i for i, c in enumerate(batch.changes) if c.key in rejected]  # noqa: B023
+            if any((i, "customer.orders") not in batch.exceptions for i in bad):
+                return Rejected("customer.orders", Reason.CONSTRAINT_VIOLATION, "refused")
+            return None
+
+        store, letters, watch = BentStore(memory_store(9, rows_each=2), bend), Letters(), Watched()
+        records = [*(deleted(key, key) for key in range(8)), broken(8)]
+        task = asyncio.ensure_future(enforcer(store, letters, watch).enforce(piece_of(*records)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        ended = task.done()
+        task.cancel()
+        await asyncio.wait({task})
+        await enforcer(store, letters, watch).enforce(piece_of(*records))
+        assert keys_left(store) == {5, 8}
+        assert len({x.id for x in letters.published}) == 2
+        assert sum(e.rows for e in watch.effects if e.outcome is Outcome.APPLIED) <= 14
+        if ended:
+            return
+    raise AssertionError("the run never ended by itself")

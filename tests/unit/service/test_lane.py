@@ -1,0 +1,213 @@
+"""The loop of a store, over a scripted group member and the in-memory store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from integrity.core.batch import Span, TopicPartition
+from integrity.core.outcome import Outcome, Retry
+from integrity.core.retry import Backoff
+from integrity.service.enforce import Enforcer
+from integrity.service.lane import Lane
+from tests.unit.service.doubles import (
+    TOPIC,
+    BentStore,
+    Letters,
+    ScriptedSource,
+    Watched,
+    broken,
+    decode,
+    deleted,
+    memory_store,
+)
+
+P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
+
+
+class Rig:
+    def __init__(self, store: BentStore, source: ScriptedSource, batch_size: int = 10) -> None:
+        self.store, self.source = store, source
+        self.letters, self.watch = Letters(), Watched()
+        self.stop = asyncio.Event()
+        enforcer = Enforcer(
+            store,  # type: ignore[arg-type]
+            self.letters,
+            self.watch,
+            entities={TOPIC: "customer"},
+            rules_hash="abc",
+            timeout_s=5,
+            backoff=Backoff(first_s=0.0001, cap_s=0.001),
+        )
+        self.lane = Lane(
+            store=store,  # type: ignore[arg-type]
+            open_source=lambda: source,
+            enforcer=enforcer,
+            watch=self.watch,
+            decoders={TOPIC: ("customer", decode)},
+            batch_size=batch_size,
+        )
+
+    def keys_left(self) -> set[object]:
+        return {row["customer_id"] for row in self.store.store.targets["orders"]}
+
+
+@asynccontextmanager
+async def running(rig: Rig, *assigned: TopicPartition, to_end: bool = False) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(rig.lane.run(rig.stop, to_end=to_end))
+    await until(lambda: hasattr(rig.source, "on_assigned"))
+    await rig.source.assign(*assigned)
+    try:
+        yield task
+    finally:
+        rig.stop.set()
+        await asyncio.wait_for(task, 20)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def rows_applied(rig: Rig) -> int:
+    return sum(e.rows for e in rig.watch.effects if e.outcome is Outcome.APPLIED)
+
+
+async def test_everything_that_is_read_is_enforced_and_committed() -> None:
+    records = {
+        P0: [deleted(k, i) for i, k in enumerate(range(0, 50, 2))],
+        P1: [deleted(k, i, partition=1) for i, k in enumerate(range(1, 50, 2))],
+    }
+    rig = Rig(BentStore(memory_store(60)), ScriptedSource(records))
+    async with running(rig, P0, P1):
+        await until(lambda: rig.keys_left() == set(range(50, 60)))
+        await until(lambda: rig.source.committed == {P0: 25, P1: 25})
+    assert rig.source.stopped
+    assert rows_applied(rig) == 50
+
+
+async def test_to_the_end_stops_by_itself() -> None:
+    rig = Rig(BentStore(memory_store(30)), ScriptedSource({P0: [deleted(k, k) for k in range(30)]}))
+    async with running(rig, P0, to_end=True) as task:
+        await asyncio.wait_for(asyncio.shield(task), 20)
+    assert rig.keys_left() == set()
+    assert rig.source.committed == {P0: 30}
+
+
+async def test_a_member_without_partitions_ends_when_the_others_have_committed_the_end() -> None:
+    rig = Rig(BentStore(memory_store(3)), ScriptedSource({P0: [deleted(k, k) for k in range(3)]}))
+    async with running(rig, to_end=True) as task:
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        rig.source.committed[P0] = 3
+        await asyncio.wait_for(asyncio.shield(task), 20)
+
+
+async def test_an_empty_topic_is_at_its_end() -> None:
+    rig = Rig(BentStore(memory_store(3)), ScriptedSource({P0: []}))
+    async with running(rig, P0, to_end=True) as task:
+        await asyncio.wait_for(asyncio.shield(task), 20)
+
+
+async def test_a_rebalance_in_mid_batch_loses_nothing_and_repeats_nothing() -> None:
+    store = BentStore(memory_store(40))
+    rig = Rig(store, ScriptedSource({P0: [deleted(k, k) for k in range(40)]}), batch_size=7)
+    async with running(rig, P0):
+        for _ in range(6):
+            await asyncio.sleep(0.004)
+            await rig.source.assign(P0)
+        await until(lambda: rig.keys_left() == set())
+    assert rows_applied(rig) == 40
+
+
+async def test_a_revoke_does_not_wait_for_a_store_that_is_away() -> None:
+    store = BentStore(memory_store(4), lambda batch: Retry("gone", unreachable=True))
+    rig = Rig(store, ScriptedSource({P0: [deleted(k, k) for k in range(4)]}))
+    async with running(rig, P0):
+        await until(lambda: len(store.calls) > 3)
+        began = asyncio.get_running_loop().time()
+        await rig.source.assign()
+        assert asyncio.get_running_loop().time() - began < 2.9
+        calls = len(store.calls)
+        await asyncio.sleep(0.02)
+        assert len(store.calls) == calls
+    assert rig.keys_left() == {0, 1, 2, 3}
+    assert rig.source.committed.get(P0, 0) == 0
+
+
+async def test_reading_begins_where_the_store_is_not_where_the_group_is() -> None:
+    """A store restored from a backup needs its effects again, whatever the group has committed."""
+    source = ScriptedSource({P0: [deleted(k, k) for k in range(10)]})
+    source.committed[P0] = 8
+    rig = Rig(BentStore(memory_store(10)), source)
+    rig.store.store._state.progress[P0] = 4
+    async with running(rig, P0):
+        await until(lambda: rig.keys_left() == {0, 1, 2, 3})
+
+
+async def test_a_topic_made_anew_is_read_from_its_beginning() -> None:
+    """The broker has erased the commit, the store still remembers the old topic's offsets."""
+    rig = Rig(BentStore(memory_store(5)), ScriptedSource({P0: [deleted(k, k) for k in range(5)]}))
+    rig.store.store._state.progress[P0] = 3
+    async with running(rig, P0):
+        await until(lambda: rig.keys_left() == set())
+    assert rig.store.calls[0].spans[P0] == Span(0, 5, reset=True)
+    assert rig.store.store._state.progress[P0] == 5
+
+
+async def test_a_progress_beyond_the_end_is_a_topic_made_anew() -> None:
+    source = ScriptedSource({P0: [deleted(k, k) for k in range(5)]})
+    source.committed[P0] = 900
+    rig = Rig(BentStore(memory_store(5)), source)
+    rig.store.store._state.progress[P0] = 900
+    async with running(rig, P0):
+        await until(lambda: rig.keys_left() == set())
+
+
+async def test_polling_goes_on_while_the_store_is_away_and_the_buffer_is_full() -> None:
+    store = BentStore(memory_store(300), lambda batch: Retry("gone", unreachable=True))
+    rig = Rig(store, ScriptedSource({P0: [deleted(k, k) for k in range(300)]}), batch_size=10)
+    async with running(rig, P0):
+        await until(lambda: rig.lane.trouble == "gone")
+        store.bend = lambda batch: None
+        await until(lambda: rig.keys_left() == set())
+        await until(lambda: rig.lane.trouble == "")
+
+
+async def test_a_session_waits_for_a_store_that_does_not_tell_its_progress() -> None:
+    store = BentStore(memory_store(2))
+    store.down = True
+    rig = Rig(store, ScriptedSource({P0: [deleted(k, k) for k in range(2)]}))
+    async with running(rig, P0):
+        await until(lambda: "does not answer" in rig.lane.trouble)
+        store.down = False
+        await until(lambda: rig.keys_left() == set())
+
+
+async def test_dead_letters_do_not_hold_up_what_stands_around_them() -> None:
+    records = [deleted(0, 0), broken(1), deleted(2, 2), broken(3), deleted(4, 4)]
+    rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: records}))
+    async with running(rig, P0):
+        await until(lambda: rig.keys_left() == {1, 3, 5})
+        await until(lambda: rig.source.committed == {P0: 5})
+    assert [letter.record.offset for letter in rig.letters.published] == [1, 3]
+
+
+async def test_stopping_finishes_the_open_batch_and_commits_it() -> None:
+    store = BentStore(memory_store(5))
+    store.gate.clear()
+    rig = Rig(store, ScriptedSource({P0: [deleted(k, k) for k in range(5)]}))
+
+    async def open_gate(wait: Callable[[], Awaitable[None]]) -> None:
+        await wait()
+        store.gate.set()
+
+    async with running(rig, P0):
+        await until(lambda: bool(store.calls))
+        rig.stop.set()
+        opening = asyncio.create_task(open_gate(lambda: asyncio.sleep(0.05)))
+    await opening
+    assert rig.keys_left() == set()
+    assert rig.source.committed == {P0: 5}
