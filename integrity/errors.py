@@ -6,8 +6,10 @@
     │   └── RulesError             carries all findings at once, each with file, line and column
     └── OperationError             exit 3: a fault while running
         ├── UnreachableError       a server does not answer: `run` retries, one-shot commands stop
-        ├── LedgerError            the ledger of a store is missing, older or newer than this program
-        └── UnfitStoreError        a rule does not fit the live store (missing table, column, index, privilege)
+        ├── PublishError           Kafka refuses to take records (privilege, topic): somebody must change something
+        │   └── RecordRefusedError one record of those that were sent is at fault (size, time stamp, key)
+        ├── LedgerError            the ledger of a store is missing, older or newer than this program (exit 2)
+        └── UnfitStoreError        a rule does not fit the live store: missing table, column, index … (exit 2)
 
 What happens to a single event is not an exception but a value: see `core.outcome`.
 """
@@ -97,9 +99,13 @@ class UsageError(IntegrityError):
 
 
 class SettingsError(UsageError):
-    """A setting is missing or wrong."""
+    """A setting is missing or wrong; `findings` are all faults at once where several may be."""
 
     code = "settings"
+
+    def __init__(self, message: str, *, hint: str = "", findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.findings = tuple(findings)
 
 
 class RulesError(UsageError):
@@ -124,16 +130,30 @@ class UnreachableError(OperationError):
     code = "unreachable"
 
 
+class PublishError(OperationError):
+    """Kafka refuses to take records: a topic is missing or unfit, or a privilege is."""
+
+    code = "publish"
+
+
+class RecordRefusedError(PublishError):
+    """Kafka refuses a record itself (size, time stamp, key): sending it again unchanged fails again."""
+
+    code = "record_refused"
+
+
 class LedgerError(OperationError):
     """The ledger of a store is missing, or of another version than this program's."""
 
     code = "ledger"
+    exit_code = 2
 
 
 class UnfitStoreError(OperationError):
     """Rules do not fit the live store: all findings at once."""
 
     code = "unfit_store"
+    exit_code = 2
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         super().__init__("\n".join(str(finding) for finding in findings))

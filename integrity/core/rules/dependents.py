@@ -1,0 +1,288 @@
+"""One entry of `dependents`: where it is, what it references, which rows, and what happens to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from integrity.core.keys import KeyType
+from integrity.core.rules import names
+from integrity.core.rules.actions import Reference, is_event_value, read_action, report_immutable
+from integrity.core.rules.document import ListNode, MappingNode, Node
+from integrity.core.rules.findings import FindingCode, Located, Report, did_you_mean, listed, shown
+from integrity.core.rules.model import (
+    Action,
+    Cascade,
+    Dependent,
+    Literal,
+    Place,
+    Target,
+    TargetKind,
+)
+from integrity.core.rules.vocabulary import DEPENDENT_FIELDS, DEPENDENT_LATER, MATCHES, MATCHES_LATER
+from integrity.core.rules.walk import (
+    Fields,
+    Text,
+    choice_of,
+    fields_of,
+    kind_of,
+    list_of,
+    literal_of,
+    mapping_of,
+    required,
+    text_of,
+    wrong_type,
+)
+
+_TARGET_FAULTS: Mapping[TargetKind, tuple[FindingCode, Callable[[str], str | None]]] = {
+    TargetKind.TABLE: (FindingCode.BAD_TARGET, names.table_fault),
+    TargetKind.COLLECTION: (FindingCode.BAD_TARGET, names.collection_fault),
+    TargetKind.TOPIC: (FindingCode.BAD_TOPIC, names.topic_fault),
+}
+
+
+KeyDraft = Mapping[str, KeyType | None]
+"""The parent's key fields in order; None for a type that could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependentDraft:
+    """What could be read of a dependent, for the checks over all files; None where it could not.
+
+    A target whose name could not be read has none.
+
+    `dependent` is whole or None. `at` is where the entry stands, `references_at` its references.
+    """
+
+    name: Text | None
+    store: str | None
+    target: Target | None
+    columns: tuple[str, ...]
+    at: Located
+    references_at: Located
+    dependent: Dependent | None
+
+
+def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft | None) -> DependentDraft | None:
+    """A dependent of a parent, whose name and key are None when they could not be read."""
+    what = "the dependent"
+    mapping = mapping_of(report, what, node, "{store: orders_db, table: orders, references: ..., on_delete: ...}")
+    if mapping is None:
+        return None
+    fields = fields_of(report, what, mapping, DEPENDENT_FIELDS, DEPENDENT_LATER)
+    target, target_node = _target(report, fields, mapping)
+    name = _name(report, fields, target, target_node)
+    store = _named(report, "store", required(report, what, fields, "store", mapping), names.store_fault)
+    kind = None if target is None else target.kind
+    references = _references(report, required(report, what, fields, "references", mapping), kind, key)
+    where = _where(report, fields["where"][1], kind) if "where" in fields else {}
+    if "match" in fields:
+        choice_of(report, "match", fields["match"][1], MATCHES, MATCHES_LATER)
+    on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key)
+    dependent: Dependent | None = None
+    if (
+        entity is not None
+        and key is not None
+        and name is not None
+        and store is not None
+        and target is not None
+        and references is not None
+        and where is not None
+        and on_delete is not None
+        and on_update is not None
+    ):
+        ordered = {column: field for field in key for column, named in references.items() if named == field}
+        dependent = Dependent(
+            id=f"{entity}.{name.value}",
+            name=name.value,
+            store=store.value,
+            target=target,
+            references=MappingProxyType(ordered),
+            on_delete=on_delete,
+            on_update=on_update,
+            where=MappingProxyType(where),
+            place=Place(report.file, mapping.line, mapping.column),
+        )
+    return DependentDraft(
+        name=name,
+        store=None if store is None else store.value,
+        target=target,
+        columns=tuple(references or ()),
+        at=mapping,
+        references_at=fields["references"][0] if "references" in fields else mapping,
+        dependent=dependent,
+    )
+
+
+def _target(report: Report, fields: Fields, at: Located) -> tuple[Target | None, Node | None]:
+    kinds = [kind for kind in TargetKind if kind in fields]
+    if not kinds:
+        hint = "Write one of table (PostgreSQL), collection (MongoDB), topic (Kafka)."
+        report.add(FindingCode.ONE_OF_FIELDS, f"the dependent has no {listed(TargetKind)}", at, hint)
+        return None, None
+    if len(kinds) > 1:
+        second = fields[kinds[1]][0]
+        report.add(FindingCode.ONE_OF_FIELDS, f"the dependent has {listed(kinds, 'and')}: write one of them", second)
+        return None, None
+    [kind] = kinds
+    node = fields[kind][1]
+    text = text_of(report, kind, node)
+    if text is None:
+        # The kind is known all the same, so that the actions are read as they were meant.
+        return Target(kind, ""), None
+    code, fault_of = _TARGET_FAULTS[kind]
+    fault = fault_of(text.value)
+    if fault is not None:
+        report.add(code, f"the {kind} {shown(text.value)} {fault}", text)
+        return Target(kind, ""), None
+    return Target(kind, text.value), node
+
+
+def _name(report: Report, fields: Fields, target: Target | None, target_node: Node | None) -> Text | None:
+    if "name" in fields:
+        return _named(report, "name", fields["name"][1], names.dependent_fault)
+    if target is None or target_node is None:
+        return None
+    if names.dependent_fault(target.name) is not None:
+        hint = "Add a name of letters, digits, '_', '.' and '-'."
+        report.add(
+            FindingCode.BAD_NAME, f"{shown(target.name)} cannot serve as the dependent's name", target_node, hint
+        )
+        return None
+    return Text(target.name, target_node.line, target_node.column)
+
+
+def _named(report: Report, what: str, node: Node | None, fault_of: Callable[[str], str | None]) -> Text | None:
+    text = None if node is None else text_of(report, what, node)
+    fault = None if text is None else fault_of(text.value)
+    if text is not None and fault is not None:
+        report.add(FindingCode.BAD_NAME, f"{what} {shown(text.value)} {fault}", text)
+        return None
+    return text
+
+
+def _references(
+    report: Report, node: Node | None, kind: TargetKind | None, key: KeyDraft | None
+) -> dict[str, str] | None:
+    mapping = None if node is None else mapping_of(report, "references", node, "references: {customer_id: id}")
+    if mapping is None:
+        return None
+    if len(mapping.entries) > names.KEY_FIELDS_MAX:
+        report.add(FindingCode.WRONG_TYPE, f"references has more than {names.KEY_FIELDS_MAX} columns", mapping)
+        return None
+    found: dict[str, str] = {}
+    is_sound = True
+    for column, value in mapping.entries:
+        if kind is not None and (fault := names.column_fault(kind, column.text)) is not None:
+            report.add(FindingCode.BAD_COLUMN, f"the column {shown(column.text)} of references {fault}", column)
+            is_sound = False
+        field = text_of(report, f"{shown(column.text)} of references", value)
+        if field is None or not _is_key_field(report, field, found, key):
+            is_sound = False
+            continue
+        found[column.text] = field.value
+    if kind is not None and (pair := names.overlapping(kind, tuple(found))) is not None:
+        message = f"the field {shown(pair[1])} of references lies in {shown(pair[0])}"
+        report.add(FindingCode.OVERLAPPING_FIELDS, message, mapping)
+        is_sound = False
+    missing = [name for name in key if name not in found.values()] if key is not None and is_sound else []
+    if missing:
+        message = f"references does not name {listed([shown(name) for name in missing], 'and')}"
+        hint = "A reference names every field of events.key exactly once."
+        report.add(FindingCode.MISSING_KEY_FIELD, message, mapping, hint)
+    return found if is_sound and not missing else None
+
+
+def _is_key_field(report: Report, field: Text, found: Mapping[str, str], key: KeyDraft | None) -> bool:
+    if key is not None and field.value not in key:
+        message = f"references names {shown(field.value)}, which is not a field of events.key"
+        report.add(FindingCode.UNKNOWN_KEY_FIELD, message, field, did_you_mean(field.value, key))
+        return False
+    if field.value in found.values():
+        message = f"references names the key field {shown(field.value)} twice"
+        report.add(FindingCode.REPEATED_KEY_FIELD, message, field)
+        return False
+    return True
+
+
+def _where(report: Report, node: Node, kind: TargetKind | None) -> dict[str, Literal | tuple[Literal, ...]] | None:
+    mapping = mapping_of(report, "where", node, "where: {owner_type: Customer}")
+    if mapping is None:
+        return None
+    found: dict[str, Literal | tuple[Literal, ...]] = {}
+    is_sound = True
+    for column, value in mapping.entries:
+        what = f"{shown(column.text)} of where"
+        if kind is not None and (fault := names.column_fault(kind, column.text)) is not None:
+            report.add(FindingCode.BAD_COLUMN, f"the column {shown(column.text)} of where {fault}", column)
+            is_sound = False
+        if isinstance(value, MappingNode):
+            wrong_type(report, what, "a value, a list of values, or null", value, "There are no operators in where.")
+            is_sound = False
+        elif isinstance(value, ListNode):
+            values = _alternatives(report, what, value)
+            is_sound = is_sound and values is not None
+            found[column.text] = values or ()
+        else:
+            literal = literal_of(report, what, value)
+            if literal is None or is_event_value(report, what, literal):
+                is_sound = False
+            else:
+                found[column.text] = literal.value
+    return found if is_sound else None
+
+
+def _alternatives(report: Report, what: str, node: ListNode) -> tuple[Literal, ...] | None:
+    items = list_of(report, what, node, "[eu, uk]")
+    if items is None:
+        return None
+    found: dict[Literal, None] = {}  # in order, and quick to look up
+    is_sound = True
+    for item in items:
+        literal = literal_of(report, what, item)
+        if literal is None or is_event_value(report, what, literal):
+            is_sound = False
+        elif literal.value is None:
+            report.add(
+                FindingCode.WRONG_TYPE, f"{what} has a null in its list", literal, "Write null alone, without a list."
+            )
+            is_sound = False
+        elif found and kind_of(next(iter(found))) != kind_of(literal.value):
+            message = f"{what} mixes {kind_of(next(iter(found)))} and {kind_of(literal.value)}"
+            report.add(FindingCode.WRONG_TYPE, message, literal, "Quote numbers that are text.")
+            is_sound = False
+        elif literal.value in found:
+            report.add(FindingCode.REPEATED, f"{what} names {shown(str(literal.value))} twice", literal)
+            is_sound = False
+        else:
+            found[literal.value] = None
+    return tuple(found) if is_sound else None
+
+
+def _actions(
+    report: Report,
+    fields: Fields,
+    at: Located,
+    kind: TargetKind | None,
+    references: Mapping[str, str],
+    key: KeyDraft | None,
+) -> tuple[Action | None, Action | None]:
+    types = key or {}
+    reference = Reference(
+        kind=kind,
+        columns=tuple(sorted(references, key=lambda column: _position(key, references[column]))),
+        types={column: types.get(field) for column, field in references.items()},
+    )
+    delete_node = required(report, "the dependent", fields, "on_delete", at, "Write on_delete: cascade, for example.")
+    on_delete = None if delete_node is None else read_action(report, "on_delete", delete_node, reference)
+    on_update: Action | None = Cascade()
+    if "on_update" in fields:
+        on_update = read_action(report, "on_update", fields["on_update"][1], reference)
+    if on_delete is not None and on_update is not None:
+        report_immutable(report, reference, on_delete, on_update, at)
+    return on_delete, on_update
+
+
+def _position(key: KeyDraft | None, field: str) -> int:
+    return list(key).index(field) if key is not None and field in key else 0

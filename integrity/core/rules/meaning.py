@@ -1,0 +1,78 @@
+"""The hash of a rule set: over what the rules say, not over their comments, layout, file names or order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from integrity.core.rules.model import (
+    Action,
+    Cascade,
+    Dependent,
+    EventValue,
+    Ignore,
+    Literal,
+    Nullify,
+    Parent,
+    SetDefault,
+    Tombstone,
+)
+
+HASH_DIGITS = 12
+
+
+def hash_of(parents: Iterable[Parent]) -> str:
+    """12 hex digits; the same for two rule sets that mean the same."""
+    dump = [_parent(parent) for parent in sorted(parents, key=lambda parent: parent.entity)]
+    text = json.dumps(dump, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _parent(parent: Parent) -> Mapping[str, object]:
+    return {
+        "parent": parent.entity,
+        "topics": sorted(parent.events.topics),
+        "format": parent.events.format,
+        "key": [[name, kind] for name, kind in parent.events.key.fields],
+        "tombstones": parent.events.tombstones,
+        "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
+    }
+
+
+def _dependent(dependent: Dependent) -> Mapping[str, object]:
+    return {
+        "name": dependent.name,
+        "store": dependent.store,
+        "target": [dependent.target.kind, dependent.target.name],
+        "references": list(dependent.references.items()),
+        "on_delete": _action(dependent.on_delete),
+        "on_update": _action(dependent.on_update),
+        "where": {column: _condition(value) for column, value in dependent.where.items()},
+    }
+
+
+def _action(action: Action) -> object:
+    match action:
+        case Cascade():
+            return ["cascade"]
+        case Nullify():
+            return ["nullify", list(action.columns)]
+        case SetDefault():
+            return ["set_default", dict(action.values)]
+        case Tombstone():
+            # In order, for the first column is the marker.
+            return ["tombstone", [[column, _value(value)] for column, value in action.set.items()]]
+        case Ignore():
+            return ["ignore"]
+        case _:
+            assert_never(action)
+
+
+def _value(value: Literal | EventValue) -> object:
+    return {"event": str(value)} if isinstance(value, EventValue) else value
+
+
+def _condition(value: Literal | tuple[Literal, ...]) -> object:
+    return sorted(value, key=repr) if isinstance(value, tuple) else value

@@ -1,0 +1,193 @@
+"""Rule files to a `RuleSet`: the only maker of the values in `core.rules.model`.
+
+Strict: whatever is not known to this version is a fault, and all faults of all files are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from integrity.core.keys import KeySpec, KeyType
+from integrity.core.rules import names
+from integrity.core.rules.across import ParentDraft, check_across
+from integrity.core.rules.dependents import DependentDraft, KeyDraft, read_dependent
+from integrity.core.rules.document import BrokenNode, MappingNode, Node, ScalarNode, read_document
+from integrity.core.rules.findings import FindingCode, Report, did_you_mean, shown
+from integrity.core.rules.meaning import hash_of
+from integrity.core.rules.model import Events, Parent, Place, RuleSet, Tombstones
+from integrity.core.rules.vocabulary import (
+    EVENTS_FIELDS,
+    EVENTS_LATER,
+    FORMATS,
+    FORMATS_LATER,
+    KEY_TYPE_HABITS,
+    KEY_TYPES,
+    PARENT_FIELDS,
+    PARENT_LATER,
+    TRUNCATES,
+    TRUNCATES_LATER,
+    VERSION,
+)
+from integrity.core.rules.walk import (
+    Fields,
+    Text,
+    choice_of,
+    fields_of,
+    list_of,
+    mapping_of,
+    required,
+    text_of,
+    wrong_type,
+)
+from integrity.errors import Finding, RulesError
+
+
+def parse_rules(files: Mapping[str, bytes | str]) -> RuleSet:
+    """All rule files (name -> content) as one rule set.
+
+    Raises `RulesError` with every finding, in the order of the files, then by line.
+    """
+    if not files:
+        raise RulesError([Finding(FindingCode.NO_RULES, "there is no rule file")])
+    drafts = [_read_file(file, data) for file, data in files.items()]
+    check_across(drafts)
+    findings = [finding for draft in drafts for finding in draft.report.findings()]
+    if findings:
+        raise RulesError(findings)
+    parents = tuple(draft.parent for draft in drafts if draft.parent is not None)
+    assert len(parents) == len(drafts), "a file without findings gives a parent"
+    return RuleSet(
+        parents=parents,
+        hash=hash_of(parents),
+        by_topic=MappingProxyType({topic: parent for parent in parents for topic in parent.events.topics}),
+        by_entity=MappingProxyType({parent.entity: parent for parent in parents}),
+    )
+
+
+def _read_file(file: str, data: bytes | str) -> ParentDraft:
+    root, report = read_document(data, file)
+    if root is None:
+        return ParentDraft(report)
+    if not isinstance(root, MappingNode):
+        wrong_type(report, "a rule file", "a mapping", root, "It begins with version: 1.")
+        return ParentDraft(report)
+    what = "the rule file"
+    fields = fields_of(report, what, root, PARENT_FIELDS, PARENT_LATER)
+    _check_version(report, required(report, what, fields, "version", root, f"Write version: {VERSION}."))
+    entity = _entity(report, required(report, what, fields, "parent", root, "Write parent: customer, for example."))
+    hint = "A parent without events of its own, which continues the graph of another file, is not supported yet."
+    topics, key, events = _events(report, required(report, what, fields, "events", root, hint))
+    dependents = _dependents(report, required(report, what, fields, "dependents", root), entity, key)
+    draft = ParentDraft(report, entity, topics, dependents)
+    whole = tuple(d.dependent for d in dependents if d.dependent is not None)
+    if report.is_clean and entity is not None and events is not None:
+        assert len(whole) == len(dependents), "a dependent without findings is whole"
+        draft.parent = Parent(entity.value, events, whole, Place(file, root.line, root.column))
+    return draft
+
+
+def _check_version(report: Report, node: Node | None) -> None:
+    match node:
+        case None | BrokenNode():
+            return
+        case ScalarNode(value=bool() | float()):
+            wrong_type(report, "version", f"{VERSION}", node)
+        case ScalarNode(value=int() as value):
+            if value != VERSION:
+                message = f"version {value} is not known; this program reads version {VERSION}"
+                report.add(FindingCode.UNKNOWN_VALUE, message, node)
+        case _:
+            wrong_type(report, "version", f"{VERSION}", node)
+
+
+def _entity(report: Report, node: Node | None) -> Text | None:
+    text = None if node is None else text_of(report, "parent", node)
+    fault = None if text is None else names.entity_fault(text.value)
+    if text is not None and fault is not None:
+        report.add(FindingCode.BAD_NAME, f"parent {shown(text.value)} {fault}", text)
+        return None
+    return text
+
+
+def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDraft | None, Events | None]:
+    mapping = None if node is None else mapping_of(report, "events", node, "topic, format and key below it")
+    if mapping is None:
+        return (), None, None
+    fields = fields_of(report, "events", mapping, EVENTS_FIELDS, EVENTS_LATER)
+    topics = _topics(report, fields, mapping)
+    format_node = required(report, "events", fields, "format", mapping, "Write format: debezium.")
+    kind = None if format_node is None else choice_of(report, "format", format_node, FORMATS, FORMATS_LATER)
+    key = _key(report, required(report, "events", fields, "key", mapping, "Write key: {id: int64}, for example."))
+    tombstones: str | None = Tombstones.DELETE
+    if "tombstones" in fields:
+        tombstones = choice_of(report, "tombstones", fields["tombstones"][1], [*Tombstones])
+    if "truncate" in fields:
+        choice_of(report, "truncate", fields["truncate"][1], TRUNCATES, TRUNCATES_LATER)
+    types = () if key is None else tuple((name, type_) for name, type_ in key.items() if type_ is not None)
+    if not topics or kind is None or not types or tombstones is None:
+        return topics, key, None
+    return topics, key, Events(tuple(t.value for t in topics), kind, KeySpec(types), Tombstones(tombstones))
+
+
+def _topics(report: Report, fields: Fields, at: MappingNode) -> tuple[Text, ...]:
+    named = [name for name in ("topic", "topics") if name in fields]
+    if len(named) != 1:
+        if not named and any(key.text == "pattern" for key, _ in at.entries):
+            return ()  # refused for itself already
+        place = fields["topics"][0] if named else at
+        message = "events has topic and topics: write one of them" if named else "events has no topic"
+        hint = "" if named else "Write topic: shop.public.customers, for example."
+        report.add(FindingCode.ONE_OF_FIELDS, message, place, hint)
+        return ()
+    node = fields[named[0]][1]
+    items = (node,) if named == ["topic"] else list_of(report, "topics", node, "[shop.public.customers]") or ()
+    texts = [text_of(report, "topic", item) for item in items]
+    return tuple(text for text in texts if text is not None and _is_topic(report, text))
+
+
+def _is_topic(report: Report, text: Text) -> bool:
+    fault = names.topic_fault(text.value)
+    if fault is not None:
+        report.add(FindingCode.BAD_TOPIC, f"the topic {shown(text.value)} {fault}", text)
+    return fault is None
+
+
+def _key(report: Report, node: Node | None) -> KeyDraft | None:
+    mapping = None if node is None else mapping_of(report, "key", node, "key: {id: int64}")
+    if mapping is None:
+        return None
+    if len(mapping.entries) > names.KEY_FIELDS_MAX:
+        report.add(FindingCode.WRONG_TYPE, f"key has more than {names.KEY_FIELDS_MAX} fields", mapping)
+        return None
+    found: dict[str, KeyType | None] = {}
+    for name, value in mapping.entries:
+        fault = names.key_field_fault(name.text)
+        if fault is not None:
+            report.add(FindingCode.BAD_NAME, f"the key field {shown(name.text)} {fault}", name)
+        found[name.text] = _key_type(report, name.text, value)
+    return found
+
+
+def _key_type(report: Report, name: str, node: Node) -> KeyType | None:
+    what = f"the type of the key field {shown(name)}"
+    text = text_of(report, what, node)
+    if text is None:
+        return None
+    if text.value in KEY_TYPES:
+        return KeyType(text.value)
+    habit = KEY_TYPE_HABITS.get(text.value.lower())
+    hint = f"Did you mean {habit}?" if habit is not None else did_you_mean(text.value, KEY_TYPES)
+    report.add(FindingCode.UNKNOWN_VALUE, f"{what} is unknown: {shown(text.value)}", text, hint)
+    return None
+
+
+def _dependents(
+    report: Report, node: Node | None, entity: Text | None, key: KeyDraft | None
+) -> tuple[DependentDraft, ...]:
+    name = None if entity is None else entity.value
+    items = (
+        None if node is None else list_of(report, "dependents", node, "- store: orders_db and so on, one entry each")
+    )
+    drafts = [read_dependent(report, item, name, key) for item in items or ()]
+    return tuple(draft for draft in drafts if draft is not None)

@@ -1,0 +1,169 @@
+"""The JSON Schema (draft-07) of a rule file, as this version takes it: what editors read.
+
+It sees the shape of one file. What it cannot see (a reference that names every key field, names unique over all files)
+only `integrity validate` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from integrity.core.rules import names
+from integrity.core.rules.model import EventValue, Tombstones
+from integrity.core.rules.vocabulary import (
+    ACTIONS,
+    DEPENDENT_FIELDS,
+    EVENTS_FIELDS,
+    FORMATS,
+    KEY_TYPES,
+    MATCHES,
+    NULLIFY_FIELDS,
+    ON_DELETE,
+    ON_UPDATE,
+    PARENT_FIELDS,
+    TOMBSTONE_FIELDS,
+    TRUNCATES,
+    VERSION,
+)
+
+Schema = dict[str, object]
+
+_NAME = {"type": "string", "minLength": 1}
+_LITERAL = {"type": ["string", "number", "boolean", "null"]}
+_TOPIC = {"type": "string", "pattern": names.TOPIC_PATTERN, "maxLength": names.TOPIC_CHARACTERS_MAX}
+_BARE_MAPPING = {"type": "object", "maxProperties": 0}
+
+
+def rules_schema() -> Schema:
+    """The schema, as a JSON value."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Rule file of integrity",
+        "description": "One parent entity, where its change events come from, and the dependents that follow it.",
+        **_object(
+            PARENT_FIELDS,
+            {
+                "version": {"type": "integer", "const": VERSION},
+                "parent": {
+                    "type": "string",
+                    "pattern": names.ENTITY_PATTERN,
+                    "maxLength": names.NAME_CHARACTERS_MAX,
+                },
+                "events": _events(),
+                "dependents": {"type": "array", "minItems": 1, "items": _dependent()},
+            },
+            required=PARENT_FIELDS,
+        ),
+    }
+
+
+def _object(
+    descriptions: Mapping[str, str], properties: Mapping[str, Schema], required: Collection[str] = ()
+) -> Schema:
+    assert list(descriptions) == list(properties), "the schema and the vocabulary name the same fields"
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(required),
+        "properties": {name: {"description": descriptions[name], **body} for name, body in properties.items()},
+    }
+
+
+def _words(meanings: Mapping[str, str]) -> Schema:
+    return {"oneOf": [{"const": str(word), "description": meaning} for word, meaning in meanings.items()]}
+
+
+def _events() -> Schema:
+    schema = _object(
+        EVENTS_FIELDS,
+        {
+            "topic": _TOPIC,
+            "topics": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _TOPIC},
+            "format": _words(FORMATS),
+            "key": {
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": names.KEY_FIELDS_MAX,
+                "additionalProperties": _words(KEY_TYPES),
+            },
+            "tombstones": {"enum": [str(word) for word in Tombstones], "default": Tombstones.DELETE.value},
+            "truncate": {"enum": list(TRUNCATES), "default": TRUNCATES[0]},
+        },
+        required=("format", "key"),
+    )
+    return schema | {"oneOf": [{"required": ["topic"]}, {"required": ["topics"]}]}
+
+
+def _dependent() -> Schema:
+    schema = _object(
+        DEPENDENT_FIELDS,
+        {
+            "name": {
+                "type": "string",
+                "pattern": names.DEPENDENT_PATTERN,
+                "maxLength": names.TOPIC_CHARACTERS_MAX,
+            },
+            "store": {"type": "string", "pattern": names.STORE_PATTERN, "maxLength": names.NAME_CHARACTERS_MAX},
+            "table": {"type": "string", "pattern": '^[^".;]+(\\.[^".;]+)?$'},
+            "collection": {"type": "string", "pattern": r"^(?!system\.)[^$]+$"},
+            "topic": _TOPIC,
+            "references": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
+            "match": {"enum": list(MATCHES), "default": MATCHES[0]},
+            "where": {"type": "object", "minProperties": 1, "additionalProperties": _condition()},
+            "on_delete": _actions(ON_DELETE),
+            "on_update": _actions(ON_UPDATE) | {"default": "cascade"},
+        },
+        required=("store", "references", "on_delete"),
+    )
+    empty = _tombstone_of({"maxProperties": 0})
+    filled = _tombstone_of({"minProperties": 1})
+    bare = {"required": ["on_delete"], "properties": {"on_delete": {"const": "tombstone"}}}
+    return schema | {
+        "oneOf": [{"required": [kind]} for kind in ("table", "collection", "topic")],
+        "if": {"required": ["topic"]},
+        "then": {"not": filled},
+        "else": {"not": {"anyOf": [bare, empty]}},
+    }
+
+
+def _tombstone_of(body: Schema) -> Schema:
+    action = {"type": "object", "required": ["tombstone"], "properties": {"tombstone": {"type": "object", **body}}}
+    return {"required": ["on_delete"], "properties": {"on_delete": action}}
+
+
+def _condition() -> Schema:
+    texts = {"type": "array", "minItems": 1, "uniqueItems": True}
+    return {
+        "anyOf": [
+            _LITERAL,
+            *({**texts, "items": {"type": kind}} for kind in ("string", "number", "boolean")),
+        ]
+    }
+
+
+def _actions(choices: Collection[str]) -> Schema:
+    bodies: Mapping[str, Schema] = {
+        "cascade": {**_BARE_MAPPING},
+        "nullify": _object(
+            NULLIFY_FIELDS, {"columns": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _NAME}}
+        ),
+        "set_default": {"type": "object", "minProperties": 1, "additionalProperties": _LITERAL},
+        "tombstone": _object(TOMBSTONE_FIELDS, {"set": _set()}),
+        "ignore": {**_BARE_MAPPING},
+    }
+    return {
+        "anyOf": [
+            *({"const": name, "description": ACTIONS[name]} for name in choices if name != "set_default"),
+            *(_object({name: ACTIONS[name]}, {name: bodies[name]}, required=(name,)) for name in choices),
+        ]
+    }
+
+
+def _set() -> Schema:
+    value: Schema = {
+        "anyOf": [
+            {"enum": [str(word) for word in EventValue], "description": "A value of the event, or the current time."},
+            {"not": {"type": "string", "pattern": r"^\$(event|now)([.]|$)"}, **_LITERAL},
+        ]
+    }
+    return {"type": "object", "minProperties": 1, "additionalProperties": value}

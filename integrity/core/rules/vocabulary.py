@@ -1,0 +1,116 @@
+"""The words of a rule file: the fields this version takes, with what they mean, and those that come later.
+
+The parser, the JSON Schema and the tests of docs/rules.md all read these tables, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from integrity.core.keys import KeyType
+
+VERSION = 1
+
+PARENT_FIELDS: Mapping[str, str] = {
+    "version": "The version of the rule file format. Always 1.",
+    "parent": "The name of the parent entity: lower-case letters, digits and _, unique over all rule files.",
+    "events": "Where the parent's change events come from and how its key is read from them.",
+    "dependents": "The references to this parent, one entry for each table, collection or topic that holds its key.",
+}
+PARENT_LATER = ("copies", "late_children", "entity", "key")
+
+EVENTS_FIELDS: Mapping[str, str] = {
+    "topic": "The Kafka topic of the parent's events. Write either topic or topics.",
+    "topics": "Several Kafka topics of the parent's events. Write either topic or topics.",
+    "format": "The format of the events.",
+    "key": "The parent's key fields, in order, each with its type: {id: int64}. Found by name in the record key.",
+    "tombstones": "What a null record without a deletion before it says: delete (the default) or ignore.",
+    "truncate": "What a truncate of the parent's table does: ignore (the default) only reports it.",
+}
+EVENTS_LATER = (
+    "pattern",
+    "tenant",
+    "deleted_when",
+    "types",
+    "version",
+    "epoch",
+    "pair_by",
+    "key_from",
+    "source",
+    "late_children",
+)
+
+DEPENDENT_FIELDS: Mapping[str, str] = {
+    "name": "The name of this reference, unique in the file. The default is the table, collection or topic name.",
+    "store": "The store the dependents are in, a name of the settings (INTEGRITY_STORES__<NAME>__URL).",
+    "table": "The PostgreSQL table of the dependents: name or schema.name. Write one of table, collection, topic.",
+    "collection": "The MongoDB collection of the dependents. Write one of table, collection, topic.",
+    "topic": "The compacted Kafka topic of the dependents. Write one of table, collection, topic.",
+    "references": "Dependent column or field -> parent key field. Every key field is named exactly once.",
+    "match": "How a composite reference with a null part counts: simple (the default), it is no reference.",
+    "where": "Only rows with these values: column -> value, list of values, or null (is null).",
+    "on_delete": "What happens to the dependents when their parent is deleted.",
+    "on_update": "What happens to the dependents when their parent's key changes. The default is cascade: they follow.",
+}
+DEPENDENT_LATER = ("max_rows", "as_of", "undo", "entity", "key", "late_children")
+
+ACTIONS: Mapping[str, str] = {
+    "cascade": "On delete: delete the dependents. On update: their reference follows the key.",
+    "nullify": "Set the reference to null; columns: only these of its columns, the others keep their value.",
+    "set_default": "Set columns of the reference to these values; columns that are not named keep their value.",
+    "tombstone": "Mark the dependents as deleted. The first column of set is the marker. On a topic: a null record.",
+    "ignore": "Leave the dependents as they are.",
+}
+ON_DELETE = ("cascade", "nullify", "set_default", "tombstone", "ignore")
+ON_UPDATE = ("cascade", "nullify", "set_default", "ignore")
+ACTIONS_LATER = ("restrict",)
+NULLIFY_FIELDS: Mapping[str, str] = {"columns": "The columns of the reference that become null."}
+TOMBSTONE_FIELDS: Mapping[str, str] = {
+    "set": "Column -> value. The first is the marker: a row whose marker is not null is out of the rule's reach. "
+    "$event.time, $event.id and $now stand for the time and id of the event and the current time.",
+}
+
+FORMATS: Mapping[str, str] = {"debezium": "Debezium's change event envelope as JSON, with or without schemas."}
+FORMATS_LATER = ("debezium-flat", "outbox", "mongodb", "cloudevents", "qlik", "json", "integrity")
+MATCHES = ("simple",)
+MATCHES_LATER = ("full",)
+TRUNCATES = ("ignore",)
+TRUNCATES_LATER = ("delete_all",)
+
+KEY_TYPES: Mapping[str, str] = {
+    KeyType.INT32: "A whole number of 32 bits.",
+    KeyType.INT64: "A whole number of 64 bits.",
+    KeyType.NUMERIC: "A decimal number, exact.",
+    KeyType.STRING: "Text.",
+    KeyType.UUID: "A UUID.",
+    KeyType.BOOL: "true or false.",
+    KeyType.DATE: "A date without a time.",
+    KeyType.TIMESTAMP: "A moment, with its time zone.",
+    KeyType.BYTES: "Bytes.",
+    KeyType.OBJECTID: "A MongoDB ObjectId.",
+}
+# What people write from their database's habit; difflib cannot know these.
+KEY_TYPE_HABITS: Mapping[str, str] = {
+    "int": "int32 or int64",
+    "integer": "int32",
+    "smallint": "int32",
+    "int2": "int32",
+    "int4": "int32",
+    "serial": "int32",
+    "int8": "int64",
+    "bigint": "int64",
+    "bigserial": "int64",
+    "long": "int64",
+    "decimal": "numeric",
+    "float": "numeric",
+    "number": "numeric",
+    "text": "string",
+    "varchar": "string",
+    "str": "string",
+    "char": "string",
+    "boolean": "bool",
+    "datetime": "timestamp",
+    "timestamptz": "timestamp",
+    "bytea": "bytes",
+    "oid": "objectid",
+}
