@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from integrity.core.batch import TopicPartition
@@ -65,7 +64,7 @@ class Consumer:
         *,
         group: str,
         topics: Sequence[str],
-        assignor: type[AbstractPartitionAssignor] = StickyPartitionAssignor,
+        assignor: type[AbstractPartitionAssignor],
     ) -> None:
         self._group = group
         self._topics = tuple(topics)
@@ -193,3 +192,16 @@ class Consumer:
             for client in (self._consumer, self._inquirer)
         }
         await asyncio.wait(stops, timeout=STOP_TIMEOUT_S)
+
+
+async def existing_topics(client: Mapping[str, object], deadline: Deadline) -> frozenset[str]:
+    """The topics that this client may see. Raises UnreachableError."""
+    asking = AIOKafkaConsumer(**client, request_timeout_ms=5_000)
+    try:
+        async with asyncio.timeout(deadline.remaining_s()):
+            await asking.start()
+            return frozenset(await asking.topics())
+    except (KafkaError, OSError, TimeoutError) as exc:
+        raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
+    finally:
+        await asyncio.wait({asyncio.create_task(asking.stop(), name="stop asking")}, timeout=STOP_TIMEOUT_S)

@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
@@ -24,6 +25,7 @@ from integrity.errors import OperationError, Reason
 from integrity.kafka.dead_letters import DeadLetter, Stage
 from integrity.ports import Deadline, Store
 from integrity.service.work import Piece, halves
+from integrity.telemetry import BatchSpan
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class DeadLetterSink(Protocol):
 class Watch(Protocol):
     """What a lane tells the outside. Never blocks, never raises."""
 
-    def batch(self, store: str, batch: Batch) -> BatchWatch:
+    def batch(self, store: str, batch: Batch) -> AbstractContextManager[BatchSpan]:
         """Around one attempt at a batch; gives the trace id to write into the ledger."""
         ...
 
@@ -50,14 +52,6 @@ class Watch(Protocol):
     def store_up(self, store: str, up: bool) -> None: ...
 
     def halted(self, dependent: str, halted: bool) -> None: ...
-
-
-class BatchWatch(Protocol):
-    trace_id: str
-
-    def __enter__(self) -> BatchWatch: ...
-
-    def __exit__(self, *exc: object) -> None: ...
 
 
 class DivergedError(Exception):
@@ -80,15 +74,18 @@ class Enforcer:
         dead_letters: DeadLetterSink,
         watch: Watch,
         *,
+        system: str,
         entities: Mapping[str, str],
         rules_hash: str,
         timeout_s: float,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
-        """`entities` maps a topic to its parent's entity; `timeout_s` bounds one attempt."""
+        """`system` is what the store is in traces: postgresql, mongodb or kafka. `entities` maps a topic to its
+        parent's entity; `timeout_s` bounds one attempt."""
         self._store = store
         self._dead_letters = dead_letters
         self._watch = watch
+        self._system = system
         self._entities = entities
         self._rules_hash = rules_hash
         self._timeout_s = timeout_s
@@ -108,9 +105,12 @@ class Enforcer:
         while True:
             batch = Batch(tuple(piece.changes), piece.spans, int(time.time() * 1000), "", exceptions)
             began = time.monotonic()
-            with self._watch.batch(self._store.name, batch) as watched:
-                batch = replace(batch, trace_id=watched.trace_id)
-                result = await self._store.apply(batch, Deadline.after(self._timeout_s))
+            with self._watch.batch(self._store.name, batch) as span:
+                batch = replace(batch, trace_id=span.trace_id)
+                with span.store_span(self._system, "apply", batch_size=len(batch.changes)):
+                    result = await self._store.apply(batch, Deadline.after(self._timeout_s))
+                if not isinstance(result, Applied):
+                    span.failed(type(result).__name__.lower())
             match result:
                 case Applied(effects):
                     self._well()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange, Version
@@ -19,6 +20,7 @@ from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 from integrity.service.work import Piece
 from integrity.stores.memory import MemoryStore, Row
 from integrity.stores.rule import StoreRule
+from integrity.telemetry import BatchSpan, Tracing
 
 TOPIC = "shop.public.customers"
 SPEC = KeySpec((("id", KeyType.INT64),))
@@ -124,16 +126,6 @@ class Letters:
         self.published += letters
 
 
-class NoSpan:
-    trace_id = "0" * 32
-
-    def __enter__(self) -> NoSpan:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
 class Watched:
     """Counts what a lane tells."""
 
@@ -144,8 +136,8 @@ class Watched:
         self.halts: list[tuple[str, bool]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
 
-    def batch(self, store: str, batch: Batch) -> NoSpan:
-        return NoSpan()
+    def batch(self, store: str, batch: Batch) -> AbstractContextManager[BatchSpan]:
+        return Tracing().batch_span(store, "group", batch.spans.keys(), len(batch.changes), ())
 
     def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
         self.effects += effects

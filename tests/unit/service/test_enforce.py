@@ -37,6 +37,7 @@ def enforcer(store: BentStore, letters: Letters, watch: Watched) -> Enforcer:
         store,  # type: ignore[arg-type]
         letters,
         watch,
+        system="memory",
         entities={TOPIC: "customer"},
         rules_hash="abc",
         timeout_s=5,

@@ -35,6 +35,7 @@ class Rig:
             store,  # type: ignore[arg-type]
             self.letters,
             self.watch,
+            system="memory",
             entities={TOPIC: "customer"},
             rules_hash="abc",
             timeout_s=5,

@@ -1,0 +1,8 @@
+"""`python -m integrity`."""
+
+import sys
+
+from integrity.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

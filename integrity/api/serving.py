@@ -1,0 +1,28 @@
+"""The HTTP endpoints of a running process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from integrity.api.http import HttpAddress, HttpServer, application
+from integrity.ports import Deadline
+from integrity.settings import HttpSettings
+from integrity.wiring import Service
+
+STOP_TIMEOUT_S = 2.0
+
+
+@asynccontextmanager
+async def serving(service: Service, settings: HttpSettings) -> AsyncIterator[int]:
+    """Answer /livez, /readyz and /metrics meanwhile; gives the port. Raises SettingsError or OperationError when the
+    address may not or can't be had."""
+    server = HttpServer(
+        application(service.supervisor, service.metrics),
+        HttpAddress(settings.host, settings.port, bool(settings.token.get_secret_value())),
+    )
+    port = await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(Deadline.after(STOP_TIMEOUT_S))

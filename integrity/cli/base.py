@@ -1,0 +1,70 @@
+"""What commands share: the options of the whole program, settings and logging, and running a coroutine.
+
+Importing this costs nothing but click: what is heavy is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from integrity.settings import Settings
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was said on the command line for the whole program; a command gets it by `@click.pass_obj`."""
+
+    config: Path | None = None
+    secrets_dir: Path | None = None
+    rules: Path | None = None
+    verbose: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+def start(options: Options) -> Settings:
+    """Read the settings and begin to log. Warnings about the settings go to standard error.
+
+    Raises SettingsError with every fault at once.
+    """
+    from integrity.cli.findings import as_text
+    from integrity.logs import setup_logging
+    from integrity.settings import read_settings
+
+    loaded = read_settings(options.config, options.secrets_dir, rules=options.rules)
+    if loaded.warnings and not options.quiet:
+        click.echo(as_text(loaded.warnings), err=True)
+    setup_logging(loaded.settings.log, verbose=options.verbose, quiet=options.quiet)
+    return loaded.settings
+
+
+def run_async(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run to the end on uvloop where it is installed. SIGINT cancels the coroutine and raises KeyboardInterrupt."""
+    import asyncio
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(coroutine)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

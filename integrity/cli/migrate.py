@@ -1,0 +1,39 @@
+"""`integrity migrate`: the ledger of every store."""
+
+from __future__ import annotations
+
+import click
+
+from integrity.cli.base import Options, run_async, start
+
+
+@click.command("migrate")
+@click.option("--store", "stores", multiple=True, metavar="S", help="Only this store; may be repeated.")
+@click.option("--print", "is_print", is_flag=True, help="Print the statements and change nothing.")
+@click.pass_obj
+def command(options: Options, stores: tuple[str, ...], is_print: bool) -> None:
+    """Create or upgrade the ledger in every store that the rules use.
+
+    Safe to repeat, and to run from two places at once. With --print nothing is connected to: the statements are for
+    whoever may run them. Exit 0: every ledger is there; 2: settings or rules are wrong; 3: a store does not answer.
+    """
+    run_async(_migrate(options, stores, is_print))
+
+
+async def _migrate(options: Options, stores: tuple[str, ...], is_print: bool) -> None:
+    settings = start(options)
+    from integrity.ports import Deadline
+    from integrity.rules_files import load_rules
+    from integrity.wiring import chosen_stores, open_store
+
+    rules = load_rules(settings.rules)
+    for name, store_settings in chosen_stores(settings, rules, stores).items():
+        store = open_store(name, store_settings, settings, rules)
+        try:
+            if is_print:
+                click.echo(f"-- {name}\n{store.ddl().rstrip()}\n")
+            else:
+                await store.migrate(Deadline.after(store_settings.timeout))
+                click.echo(f"{name}: the ledger is there")
+        finally:
+            await store.close()

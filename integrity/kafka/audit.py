@@ -1,0 +1,350 @@
+"""The audit topic: what came of every event on every dependent, as JSON (contract 8).
+
+Writing never waits and never fails: what was done goes into a bounded queue, and a task of its own encodes and sends
+it, a little at a time. When Kafka does not take it, the newest is dropped and counted. The record that counts is the
+ledger, which is in the store's own transaction; this is its copy for others to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, assert_never
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from integrity.core.batch import Batch
+from integrity.core.change import Version
+from integrity.core.keys import Key
+from integrity.core.outcome import Effect, Outcome
+from integrity.core.rules.model import RuleSet
+from integrity.errors import OperationError, RecordRefusedError
+from integrity.kafka.dead_letters import DeadLetter, dead_letter_id, rfc3339
+from integrity.kafka.producer import (
+    BATCH_BYTES_MAX,
+    OutgoingRecord,
+    Producer,
+    WantedTopic,
+    ensure_topics,
+)
+from integrity.ports import Deadline
+
+log = logging.getLogger(__name__)
+
+QUEUE_RECORDS_MAX: Final = 30_000
+"""What may wait, in audit records. One takes about 0.7 kB of memory while it waits."""
+
+_SEND_RECORDS_MAX: Final = 2_000
+_SLICE_RECORDS: Final = 200
+_SEND_TIMEOUT_S: Final = 15.0
+_RETRY_FIRST_S: Final = 0.5
+_RETRY_LAST_S: Final = 30.0
+_HEADROOM_BYTES: Final = 1_024
+_PARTITIONS: Final = 3
+_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete"}
+
+
+class AuditRecord(msgspec.Struct, frozen=True, gc=False):
+    """One event on one dependent. With hashed keys `key_hmac` stands in place of `key`. A `version` is text,
+    `epoch:position` such as `0:25165824`, since a position may be beyond 64 bits."""
+
+    id: str
+    at: str
+    entity: str
+    op: str | None
+    key: Mapping[str, Any] | UnsetType | None
+    key_hmac: str | UnsetType | None
+    version: str | None
+    topic: str
+    partition: int
+    offset: int
+    dependent: str
+    store: str
+    action: str | None
+    outcome: str
+    rows: int
+    took_ms: float
+    trace_id: str
+    rules: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Enforced:
+    batch: Batch
+    effects: Sequence[Effect]
+    took_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecoded:
+    letters: Sequence[DeadLetter]
+    trace_id: str
+
+
+class AuditTrail:
+    """The audit topic's only writer in this process. `start` it on the loop; then write from anywhere on the loop."""
+
+    def __init__(
+        self,
+        client: Mapping[str, Any],
+        rules: RuleSet,
+        *,
+        topic: str,
+        on_dropped: Callable[[int], None],
+        hmac_key: bytes | None = None,
+        queue_records_max: int = QUEUE_RECORDS_MAX,
+    ) -> None:
+        """`client` are aiokafka's keyword arguments to connect. `on_dropped` is told how many audit records were
+        dropped. With `hmac_key` no key is written, only its HMAC-SHA-256."""
+        self._client = client
+        self._topic = topic
+        self._on_dropped = on_dropped
+        self._encoder = AuditEncoder(rules, topic, hmac_key)
+        self._queue_records_max = queue_records_max
+        self._queue: deque[_Enforced | _Undecoded] = deque()
+        self._waiting = 0
+        self._wakeup = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._away = False
+        self._task: asyncio.Task[None] | None = None
+        self._producer: Producer | None = None
+        self._partitions = 0
+
+    def start(self) -> None:
+        """Begin to send, in a task of the running loop."""
+        self._task = asyncio.create_task(self._run(), name="audit")
+        self._task.add_done_callback(self._ended)
+
+    def write(self, batch: Batch, effects: Sequence[Effect], took_ms: float) -> None:
+        """Take note of a batch that a store has applied. Neither may be changed afterwards."""
+        self._take(_Enforced(batch, effects, took_ms), len(effects))
+
+    def write_dead_letters(self, letters: Sequence[DeadLetter], trace_id: str = "") -> None:
+        """Take note of records that could not be decoded; a dead letter of an effect is among the effects."""
+        self._take(_Undecoded(letters, trace_id), len(letters))
+
+    async def close(self, deadline: Deadline) -> None:
+        """Send what waits, as far as the deadline allows; drop and count the rest."""
+        self._closing.set()
+        self._wakeup.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=deadline.remaining_s())
+            if not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task})
+        if self._waiting:
+            self._drop(self._waiting)
+            self._waiting = 0
+        if self._producer is not None:
+            await self._producer.close(deadline)
+
+    def _take(self, entry: _Enforced | _Undecoded, records: int) -> None:
+        if not records:
+            return
+        # A batch larger than the queue is taken by an empty one: else it never could be.
+        if self._closing.is_set() or (self._waiting and self._waiting + records > self._queue_records_max):
+            self._drop(records)
+            return
+        self._queue.append(entry)
+        self._waiting += records
+        self._wakeup.set()
+
+    def _drop(self, records: int) -> None:
+        self._on_dropped(records)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A fault of this program. The work goes on without an audit, and says so.
+            self._closing.set()
+            log.critical("The audit has ended unexpectedly; audit records are dropped", exc_info=error)
+
+    async def _run(self) -> None:
+        outgoing: list[OutgoingRecord] = []
+        while True:
+            if self._queue and not await self._connected():
+                return
+            for record in self._encoded():
+                outgoing.append(record)
+                if len(outgoing) % _SLICE_RECORDS == 0:
+                    await asyncio.sleep(0)
+                if len(outgoing) == _SEND_RECORDS_MAX:
+                    await self._send(outgoing)
+                    outgoing = []
+            if outgoing:
+                await self._send(outgoing)
+                outgoing = []
+            elif self._closing.is_set():
+                return
+            else:
+                self._wakeup.clear()
+                await self._wakeup.wait()
+
+    def _encoded(self) -> Iterator[OutgoingRecord]:
+        while self._queue:
+            entry = self._queue.popleft()
+            match entry:
+                case _Enforced(batch, effects, took_ms):
+                    yield from self._encoder.enforced(batch, effects, took_ms, self._partitions)
+                case _Undecoded(letters, trace_id):
+                    yield from self._encoder.undecoded(letters, trace_id, self._partitions)
+                case _:
+                    assert_never(entry)
+
+    async def _connected(self) -> bool:
+        return self._producer is not None or await self._persist(self._connect)
+
+    async def _connect(self) -> None:
+        wanted = WantedTopic(self._topic, _PARTITIONS, _CONFIG)
+        facts = (await ensure_topics(self._client, [wanted], Deadline.after(_SEND_TIMEOUT_S)))[self._topic]
+        self._partitions = facts.partitions
+        self._producer = Producer(
+            self._client,
+            client_id="integrity-audit",
+            batch_bytes_max=min(BATCH_BYTES_MAX, facts.message_bytes_max - _HEADROOM_BYTES),
+        )
+
+    async def _send(self, records: Sequence[OutgoingRecord]) -> None:
+        producer = self._producer
+        assert producer is not None, "nothing is encoded before the topic is known"
+        if not await self._persist(lambda: producer.send_all(records, Deadline.after(_SEND_TIMEOUT_S))):
+            self._drop(len(records))
+        self._waiting -= len(records)
+
+    async def _persist(self, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Call until it succeeds; False when a record is at fault, or it failed while the trail is being closed."""
+        wait_s = _RETRY_FIRST_S
+        while True:
+            try:
+                await call()
+            except RecordRefusedError as exc:
+                log.error("Kafka refused audit records; they are dropped", extra={"error": str(exc)})
+                return False
+            except OperationError as exc:
+                if self._closing.is_set():
+                    return False
+                if not self._away:
+                    self._away = True
+                    log.warning("The audit topic takes nothing; audit records wait", extra={"error": str(exc)})
+                await self._pause(wait_s * random.uniform(0.5, 1.0))
+                wait_s = min(2 * wait_s, _RETRY_LAST_S)
+            else:
+                if self._away:
+                    self._away = False
+                    log.info("The audit topic takes records again")
+                return True
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+class AuditEncoder:
+    """Makes audit records of what happened. A parent key always goes to the same partition."""
+
+    def __init__(self, rules: RuleSet, topic: str, hmac_key: bytes | None) -> None:
+        self._names = {parent.entity: parent.events.key.names for parent in rules.parents}
+        self._stores = {dependent.id: dependent.store for parent in rules.parents for dependent in parent.dependents}
+        self._rules = rules.hash
+        self._topic = topic
+        self._hmac_key = hmac_key
+        self._encode = msgspec.json.Encoder().encode
+
+    def enforced(
+        self, batch: Batch, effects: Sequence[Effect], took_ms: float, partitions: int
+    ) -> Iterator[OutgoingRecord]:
+        """One record for each effect, in their order."""
+        at = rfc3339(batch.at_ms)
+        took_ms = round(took_ms, 3)
+        described: dict[int, _Described] = {}
+        for effect in effects:
+            change = batch.changes[effect.change]
+            known = described.get(effect.change)
+            if known is None:
+                known = described[effect.change] = self._describe(change.entity, change.key, change.version)
+            origin = change.origin
+            store = self._stores[effect.dependent]
+            value = AuditRecord(
+                dead_letter_id(origin.topic, origin.partition, origin.offset, effect.dependent, store),
+                at,
+                change.entity,
+                change.op.value,
+                known.key,
+                known.key_hmac,
+                known.version,
+                origin.topic,
+                origin.partition,
+                origin.offset,
+                effect.dependent,
+                store,
+                effect.action,
+                effect.outcome,
+                effect.rows,
+                took_ms,
+                batch.trace_id,
+                self._rules,
+            )
+            yield self._outgoing(known.digest, value, batch.at_ms, partitions)
+
+    def undecoded(self, letters: Sequence[DeadLetter], trace_id: str, partitions: int) -> Iterator[OutgoingRecord]:
+        """One record for each letter; what could not be decoded (op, key, version) is null."""
+        for letter in letters:
+            record = letter.record
+            value = AuditRecord(
+                letter.id,
+                rfc3339(letter.failed_at_ms),
+                letter.entity,
+                None,
+                None if self._hmac_key is None else UNSET,
+                UNSET if self._hmac_key is None else None,
+                None,
+                record.topic,
+                record.partition,
+                record.offset,
+                letter.dependent,
+                letter.store,
+                None,
+                Outcome.DEAD_LETTERED,
+                0,
+                0.0,
+                trace_id,
+                letter.rules,
+            )
+            yield self._outgoing(self._digest(record.key or b""), value, letter.failed_at_ms, partitions)
+
+    def _describe(self, entity: str, key: Key, version: Version | None) -> _Described:
+        parts: Sequence[Any] = key
+        try:
+            digest = self._digest(self._encode((entity, *parts)))
+        except (UnicodeEncodeError, OverflowError):
+            # A lone surrogate, or an integer beyond 64 bits: JSON has them, the encoder does not.
+            parts = [str(part).encode("utf-8", "backslashreplace").decode() for part in key]
+            digest = self._digest(self._encode((entity, *parts)))
+        told = None if version is None else f"{version.epoch}:{'.'.join(map(str, version.position))}"
+        if self._hmac_key is not None:
+            return _Described(UNSET, digest.hex(), told, digest)
+        return _Described(dict(zip(self._names[entity], parts, strict=True)), UNSET, told, digest)
+
+    def _digest(self, key: bytes) -> bytes:
+        # Also the record's key: where keys are to be hidden, a plain hash of few possible keys would give them away.
+        if self._hmac_key is not None:
+            return hmac.digest(self._hmac_key, key, "sha256")
+        return hashlib.blake2b(key, digest_size=16).digest()
+
+    def _outgoing(self, digest: bytes, value: AuditRecord, at_ms: int, partitions: int) -> OutgoingRecord:
+        partition = int.from_bytes(digest[:4], "big") % partitions
+        return OutgoingRecord(self._topic, digest.hex().encode(), self._encode(value), at_ms, (), partition)
+
+
+class _Described(NamedTuple):
+    key: Mapping[str, Any] | UnsetType
+    key_hmac: str | UnsetType
+    version: str | None
+    digest: bytes

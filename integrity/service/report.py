@@ -1,0 +1,83 @@
+"""What lanes tell the outside: metrics, traces and the audit trail. Never blocks, never raises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from integrity.core.batch import Batch, TopicPartition
+from integrity.core.change import Op
+from integrity.core.outcome import Effect
+from integrity.core.rules.model import RuleSet
+from integrity.kafka.audit import AuditTrail
+from integrity.kafka.dead_letters import ANY_DEPENDENT, DeadLetter
+from integrity.service.work import Piece
+from integrity.telemetry import BatchSpan, Metrics, Tracing
+
+_HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
+
+
+class Groups(Protocol):
+    def lane(self, store: str) -> str:
+        """The consumer group of a store."""
+        ...
+
+
+class Report:
+    """One for all lanes of a process. `audit` is None when the audit topic is switched off."""
+
+    def __init__(
+        self, metrics: Metrics, tracing: Tracing, audit: AuditTrail | None, rules: RuleSet, groups: Groups
+    ) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+        self._audit = audit
+        self._groups = groups
+        self._formats = {parent.entity: parent.events.format for parent in rules.parents}
+
+    def batch(self, store: str, batch: Batch) -> AbstractContextManager[BatchSpan]:
+        return self._tracing.batch_span(
+            store,
+            self._groups.lane(store),
+            batch.spans.keys(),
+            len(batch.changes),
+            (change.traceparent for change in batch.changes),
+        )
+
+    def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
+        self._metrics.observe_batch(store, len(batch.changes))
+        self._metrics.count_effects(effects)
+        now_ms = time.time() * 1000
+        self._metrics.observe_enforcement(
+            store, [max(0.0, now_ms - c.occurred_ms) / 1000 for c in batch.changes if c.op in _HAPPENED]
+        )
+        if self._audit is not None and effects:
+            self._audit.write(batch, effects, took_s * 1000)
+
+    def dead_lettered(self, store: str, letter: DeadLetter) -> None:
+        self._metrics.count_dead_letter(letter.reason, letter.dependent)
+        # That of a single dependent is audited with its batch.
+        if self._audit is not None and letter.dependent == ANY_DEPENDENT:
+            self._audit.write_dead_letters([letter])
+
+    def store_up(self, store: str, up: bool) -> None:
+        self._metrics.set_store_up(store, up=up)
+
+    def halted(self, dependent: str, halted: bool) -> None:
+        self._metrics.set_dependent_halted(dependent, halted=halted)
+
+    def read(self, store: str, piece: Piece) -> None:
+        for (entity, op), count in piece.counts.items():
+            self._metrics.count_events(entity, self._formats[entity], op, count)
+
+    def position(self, store: str, lag: Mapping[TopicPartition, int], oldest_ms: int | None) -> None:
+        for partition, records in lag.items():
+            self._metrics.set_lag(store, partition.topic, partition.partition, records)
+        age_s = 0.0 if oldest_ms is None or oldest_ms < 0 else max(0.0, time.time() - oldest_ms / 1000)
+        self._metrics.set_oldest_unenforced(store, age_s)
+
+    def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None:
+        for partition in partitions:
+            self._metrics.forget_partition(store, partition.topic, partition.partition)

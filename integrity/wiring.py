@@ -1,0 +1,213 @@
+"""The only module that knows concrete classes: from settings and rules to stores, lanes and their supervisor.
+
+Everything that is opened is closed in reverse order by one AsyncExitStack.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import assert_never
+
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+import integrity
+from integrity.core.decode import decoder_for
+from integrity.core.decode.record import Decoder
+from integrity.core.rules.model import RuleSet, TargetKind
+from integrity.errors import Finding, RulesError, UnreachableError, UsageError
+from integrity.kafka.assignor import SingleOwnerAssignor
+from integrity.kafka.audit import AuditTrail
+from integrity.kafka.consumer import Consumer, existing_topics
+from integrity.kafka.dead_letters import DeadLetters
+from integrity.ports import Deadline, Store
+from integrity.service.enforce import Enforcer
+from integrity.service.lane import Lane
+from integrity.service.report import Report
+from integrity.service.supervisor import Member, Supervisor
+from integrity.settings import Settings, StoreKind, StoreSettings
+from integrity.stores.rule import store_rules
+from integrity.telemetry import Metrics, open_telemetry
+
+CLOSE_TIMEOUT_S = 5.0
+
+_TARGETS = {
+    StoreKind.POSTGRES: TargetKind.TABLE,
+    StoreKind.MONGO: TargetKind.COLLECTION,
+    StoreKind.TOPIC: TargetKind.TOPIC,
+}
+
+
+def chosen_stores(settings: Settings, rules: RuleSet, names: Collection[str] = ()) -> Mapping[str, StoreSettings]:
+    """The stores to work on: those named, else all that the rules use.
+
+    Raises RulesError where a rule names a store without settings or of another kind, UsageError for an unknown name.
+    """
+    findings = [
+        Finding(code, message, hint, place.file, place.line, place.column)
+        for parent in rules.parents
+        for dependent in parent.dependents
+        for place in (dependent.place,)
+        for code, message, hint in _unfit(settings, dependent.store, dependent.target.kind)
+    ]
+    if findings:
+        raise RulesError(findings)
+    unknown = sorted(set(names) - set(rules.stores))
+    if unknown:
+        raise UsageError(
+            f"--store {unknown[0]}: no rule has a dependent in that store.",
+            hint=f"The rules use: {', '.join(rules.stores)}.",
+        )
+    return {name: settings.stores[name] for name in rules.stores if not names or name in names}
+
+
+def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, str, str]]:
+    known = settings.stores.get(store)
+    if known is None:
+        variable = f"INTEGRITY_STORES__{store.upper()}__URL"
+        return [("unknown_store", f"store {store!r} has no settings", f"set {variable}")]
+    if _TARGETS[known.kind] is not kind:
+        wanted = _TARGETS[known.kind]
+        message = f"store {store!r} is {known.kind.value}, which holds a {wanted.value}, not a {kind.value}"
+        return [("wrong_store_kind", message, f"name a {wanted.value}, or another store")]
+    return []
+
+
+def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleSet) -> Store:
+    """The store, not connected yet. Drivers are imported only for the kinds that are used."""
+    lane, found = settings.lane(name), store_rules(rules, name)
+    url = store.url.get_secret_value()
+    match store.kind:
+        case StoreKind.POSTGRES:
+            from integrity.stores.postgres import PostgresStore
+
+            return PostgresStore(
+                name,
+                url,
+                found,
+                lane=lane,
+                schema=store.schema_,
+                pool_size=store.pool_size,
+                timeout_s=store.timeout,
+            )
+        case StoreKind.MONGO:
+            from integrity.stores.mongo import MongoStore
+
+            return MongoStore(
+                name,
+                url,
+                found,
+                lane=lane,
+                schema=store.schema_,
+                pool_size=store.pool_size,
+                timeout_s=store.timeout,
+            )
+        case StoreKind.TOPIC:
+            from integrity.stores.topic import TopicStore
+
+            return TopicStore(
+                name, settings.kafka.client, found, lane=lane, schema=store.schema_, timeout_s=store.timeout
+            )
+        case _:
+            assert_never(store.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process of the cluster, wired: what `integrity run` drives."""
+
+    supervisor: Supervisor
+    metrics: Metrics
+
+
+@asynccontextmanager
+async def service(
+    settings: Settings, rules: RuleSet, names: Collection[str] = (), *, migrate: bool = False
+) -> AsyncIterator[Service]:
+    """Open everything that `run` needs; closes it again in reverse order."""
+    chosen = chosen_stores(settings, rules, names)
+    client = settings.kafka.client
+    async with AsyncExitStack() as stack:
+        metrics = Metrics(version=integrity.__version__, rules=rules.hash)
+        telemetry = open_telemetry(os.environ, metrics, version=integrity.__version__)
+        stack.push_async_callback(lambda: telemetry.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        letters = DeadLetters(client, topic=settings.dlq.topic, group=settings.group)
+        stack.push_async_callback(lambda: letters.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        audit: AuditTrail | None = None
+        if settings.audit.topic:
+            secret = settings.audit.hmac_key.get_secret_value().encode() if settings.audit.hash_keys else None
+            audit = AuditTrail(
+                client, rules, topic=settings.audit.topic, on_dropped=metrics.count_audit_dropped, hmac_key=secret
+            )
+            audit.start()
+            trail = audit
+            stack.push_async_callback(lambda: trail.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        report = Report(metrics, telemetry.tracing, audit, rules, settings)
+        members: list[Member] = []
+        for name, store_settings in chosen.items():
+            store = open_store(name, store_settings, settings, rules)
+            stack.push_async_callback(store.close)
+            members.append(Member(store, _lane(store, store_settings, settings, rules, letters, report)))
+        supervisor = Supervisor(members, migrate=migrate)
+        yield Service(supervisor, metrics)
+
+
+async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:
+    """Raises RulesError for a topic that does not exist, with its place; says nothing when Kafka does not answer yet
+    (the lanes wait for it)."""
+    parents = {entity: rules.by_entity[entity] for store in chosen for entity in rules.of_store(store)}
+    wanted = {topic: parent for parent in parents.values() for topic in parent.events.topics}
+    try:
+        known = await existing_topics(settings.kafka.client, Deadline.after(CLOSE_TIMEOUT_S))
+    except UnreachableError:
+        return
+    findings = [
+        Finding(
+            "missing_topic",
+            f"topic {topic!r} does not exist",
+            "create it, or start the connector that writes it",
+            parent.place.file,
+            parent.place.line,
+            parent.place.column,
+        )
+        for topic, parent in wanted.items()
+        if topic not in known
+    ]
+    if findings:
+        raise RulesError(findings)
+
+
+def _lane(
+    store: Store,
+    store_settings: StoreSettings,
+    settings: Settings,
+    rules: RuleSet,
+    letters: DeadLetters,
+    report: Report,
+) -> Lane:
+    decoders: dict[str, tuple[str, Decoder]] = {}
+    for entity in rules.of_store(store.name):
+        parent = rules.by_entity[entity]
+        decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
+    assignor = SingleOwnerAssignor if store.exclusive else StickyPartitionAssignor
+    enforcer = Enforcer(
+        store,
+        letters,
+        report,
+        system=store_settings.kind.value,
+        entities={topic: entity for topic, (entity, _) in decoders.items()},
+        rules_hash=rules.hash,
+        timeout_s=2 * store_settings.timeout,
+    )
+    return Lane(
+        store=store,
+        open_source=lambda: Consumer(
+            settings.kafka.client, group=settings.lane(store.name), topics=sorted(decoders), assignor=assignor
+        ),
+        enforcer=enforcer,
+        watch=report,
+        decoders=decoders,
+        batch_size=store_settings.batch_size,
+    )
