@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError
 
@@ -66,6 +67,7 @@ class Consumer:
         topics: Sequence[str],
         assignor: type[AbstractPartitionAssignor],
     ) -> None:
+        self._client = client
         self._group = group
         self._topics = tuple(topics)
         self._consumer = AIOKafkaConsumer(
@@ -159,19 +161,26 @@ class Consumer:
     ) -> dict[TopicPartition, Bounds]:
         try:
             async with asyncio.timeout(deadline.remaining_s()):
-                await self._inquirer.topics()  # refreshes what is known of topics
                 if partitions is None:
-                    partitions = [
-                        TopicPartition(topic, number)
-                        for topic in self._topics
-                        for number in sorted(self._inquirer.partitions_for_topic(topic) or ())
-                    ]
+                    partitions = await self._all_partitions()
                 asked = [KafkaPartition(*partition) for partition in partitions]
                 first = await self._inquirer.beginning_offsets(asked)
                 end = await self._inquirer.end_offsets(asked)
                 return {TopicPartition(*p): Bounds(await self._consumer.committed(p), first[p], end[p]) for p in asked}
         except (KafkaError, OSError, TimeoutError) as exc:
             raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
+
+    async def _all_partitions(self) -> list[TopicPartition]:
+        """Raises UnreachableError where a topic is not there: no topic may be taken for an empty one."""
+        admin = AIOKafkaAdminClient(**self._client)
+        try:
+            await admin.start()
+            found = await admin.describe_topics(list(self._topics))
+        finally:
+            await admin.close()
+        if missing := [topic["topic"] for topic in found if topic["error_code"] or not topic["partitions"]]:
+            raise UnreachableError(f"The topic {missing[0]} is not there yet.")
+        return sorted(TopicPartition(topic["topic"], p["partition"]) for topic in found for p in topic["partitions"])
 
     async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
         assigned = self._consumer.assignment()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import count
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from integrity.core import fold
 from integrity.core.change import Op, ParentChange
-from integrity.core.fold import Follow, Leave, Mark, Policy, Remove, Replace, Step
+from integrity.core.fold import Follow, Leave, Mark, Policy, Referencing, Remove, Replace, Step
 from integrity.core.keys import Key, KeySpec, KeyType, Scalar
+from integrity.core.ledger import Fate
 from integrity.core.outcome import Applied
 from integrity.core.rules.model import (
     Cascade,
@@ -27,6 +30,7 @@ from integrity.core.rules.model import (
     Tombstone,
 )
 from integrity.ports import Deadline
+from integrity.stores import memory
 from integrity.stores.memory import MemoryStore, Row, mark_values
 from integrity.stores.rule import StoreRule
 from tests.property.histories import random_history
@@ -95,9 +99,7 @@ def one_by_one(truth: Sequence[ParentChange], rules: Sequence[StoreRule], rows: 
                     row.update(mark_values(MARK, _fate(change), 0))
 
 
-def _fate(change: ParentChange):  # type: ignore[no-untyped-def]
-    from integrity.core.ledger import Fate
-
+def _fate(change: ParentChange) -> Fate:
     assert change.version is not None
     return Fate(change.version, change.to, change.origin.event_id, change.occurred_ms)
 
@@ -106,7 +108,12 @@ def initial_rows(rules: Sequence[StoreRule], keys: Sequence[Key], rng: random.Ra
     ids = count(1)
     return {
         each.dependent.name: [
-            {"id": next(ids), **dict(zip(each.dependent.columns, key, strict=True)), "deleted_at": None, "deleted_by": None}
+            {
+                "id": next(ids),
+                **dict(zip(each.dependent.columns, key, strict=True)),
+                "deleted_at": None,
+                "deleted_by": None,
+            }
             for key in keys
             for _ in range(rng.randint(0, 2))
         ]
@@ -114,7 +121,9 @@ def initial_rows(rules: Sequence[StoreRule], keys: Sequence[Key], rng: random.Ra
     }
 
 
-def run(seed: int, *, width: int, steps: int, keys: int) -> tuple[dict[str, list[Row]], dict[str, list[Row]], MemoryStore]:
+def run(
+    seed: int, *, width: int, steps: int, keys: int
+) -> tuple[dict[str, list[Row]], dict[str, list[Row]], MemoryStore]:
     """The rows after native foreign keys, the rows after us, and the store."""
     rng = random.Random(seed)
     pool: list[Key] = [(number,) if width == 1 else (number % 2, number // 2) for number in range(keys)]
@@ -148,6 +157,62 @@ def differences(expected: dict[str, list[Row]], found: dict[str, list[Row]]) -> 
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**63), width=st.sampled_from([1, 2]), steps=st.integers(1, 40), keys=st.integers(2, 7))
-def test_any_batching_and_delay_ends_where_one_event_at_a_time_ends(seed: int, width: int, steps: int, keys: int) -> None:
+def test_any_batching_and_delay_ends_where_one_event_at_a_time_ends(
+    seed: int, width: int, steps: int, keys: int
+) -> None:
     expected, found, _ = run(seed, width=width, steps=steps, keys=keys)
     assert differences(expected, found) == []
+
+
+def _histories_that_differ(histories: int) -> int:
+    return sum(bool(differences(*run(seed, width=1, steps=30, keys=4)[:2])) for seed in range(histories))
+
+
+def test_the_comparison_bites_without_the_chain_of_fates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """b's deletion enforced before a->b: without b's known fate the rows of a stay at b."""
+    real = fold.settle
+
+    def forgetful(changes, heads, *, done=frozenset()):  # type: ignore[no-untyped-def]
+        settled = real(changes, heads, done=done)
+        fates = {key: tuple(fate for fate in fates if fate.change >= 0) for key, fates in settled.fates.items()}
+        return replace(settled, fates=fates)
+
+    assert _histories_that_differ(150) == 0
+    monkeypatch.setattr(memory, "settle", forgetful)
+    assert _histories_that_differ(150) > 0
+
+
+def test_the_comparison_bites_without_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """a->b enforced before b's older deletion: without arrivals that deletion takes the rows of a."""
+    real = fold.trace
+
+    def forgetful(policy, settled, arrivals, *, left_out):  # type: ignore[no-untyped-def]
+        return [
+            group._replace(end=replace(group.end, arrival=None)) if isinstance(group.end, Referencing) else group
+            for group in real(policy, settled, arrivals, left_out=left_out)
+        ]
+
+    monkeypatch.setattr(memory, "trace", forgetful)
+    assert _histories_that_differ(150) > 0
+
+
+def test_the_comparison_bites_without_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deletion emitted again takes the rows of a key that lives again."""
+    real = fold.settle
+
+    def forgetful(changes, heads, *, done=frozenset()):  # type: ignore[no-untyped-def]
+        return real(changes, {key: head._replace(seen=None) for key, head in heads.items()}, done=done)
+
+    monkeypatch.setattr(memory, "settle", forgetful)
+    assert _histories_that_differ(150) > 0
+
+
+def test_the_comparison_bites_when_a_key_change_is_taken_for_a_deletion(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fold.settle
+
+    def headerless(changes, heads, *, done=frozenset()):  # type: ignore[no-untyped-def]
+        bare = [c._replace(op=Op.DELETED, to=None) if c.op is Op.MOVED else c for c in changes]
+        return real(bare, heads, done=done)
+
+    monkeypatch.setattr(memory, "settle", headerless)
+    assert _histories_that_differ(150) > 0

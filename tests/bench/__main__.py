@@ -1,0 +1,251 @@
+"""50,000 deletions of parents with 10 rows each, from Kafka to commit in one process, beside what it is measured by.
+
+    make bench
+    make bench ARGS="--parents 10000"
+
+Each way deletes the same rows in a fresh table of the same PostgreSQL, with fsync on. Ratios are what counts. The
+process's memory is its peak resident size. Ends with 1 when a ratio or the memory misses what is promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.change import ParentChange
+from integrity.core.decode import decoder_for
+from integrity.core.decode.record import Record
+from integrity.core.outcome import Applied
+from integrity.core.rules.parse import parse_rules
+from integrity.demo.servers import KafkaServer, PostgresServer
+from integrity.ports import Deadline
+from integrity.stores.postgres import PostgresStore
+from integrity.stores.rule import store_rules
+
+ROWS_EACH = 10
+PARTITIONS = 4
+BATCH = 2000
+NAIVE_PARENTS = 3000
+MEMORY_MB_MAX = 150
+SHARE_MIN = 0.40
+NAIVE_TIMES_MIN = 10.0
+
+RULES = """\
+version: 1
+parent: customer
+events: {{topic: {topic}, format: debezium, key: {{id: int64}}}}
+dependents:
+  - {{store: orders_db, table: public.orders, references: {{customer_id: id}}, on_delete: cascade}}
+"""
+
+
+def value_of(key: int, payload: str) -> bytes:
+    """A deletion as Debezium's PostgreSQL connector writes it without schemas (see tests/golden/events/pg_env)."""
+    before = {"id": key, "tenant": None, "email": None, "name": None, "status": None, "note": payload}
+    return json.dumps(
+        {
+            "before": before,
+            "after": None,
+            "source": {
+                "version": "3.7.0.Final",
+                "connector": "postgresql",
+                "name": "bench",
+                "ts_ms": 1795470742997,
+                "snapshot": "false",
+                "db": "src",
+                "sequence": f'["{key + 1000}","{key + 1000}"]',
+                "ts_us": 1795470742997488,
+                "ts_ns": 1795470742997488000,
+                "schema": "public",
+                "table": "customers",
+                "txId": 841,
+                "lsn": key + 1000,
+                "xmin": None,
+                "origin": None,
+                "origin_lsn": None,
+            },
+            "transaction": None,
+            "op": "d",
+            "ts_ms": 1795470743000,
+            "ts_us": 1795470743000861,
+            "ts_ns": 1795470743000861789,
+        },
+        separators=(",", ":"),
+    ).encode()
+
+
+async def fill(url: str, parents: int) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute("drop table if exists orders; drop schema if exists integrity cascade")
+    await connection.execute(
+        "create table orders(id bigint generated always as identity primary key, customer_id bigint, note text)"
+    )
+    await connection.execute(
+        "insert into orders(customer_id, note) select p, 'n' "
+        f"from generate_series(1, {parents}) p, generate_series(1, {ROWS_EACH})"
+    )
+    await connection.execute("create index on orders(customer_id)")
+    await connection.execute("vacuum analyze orders")
+    await connection.execute("checkpoint")
+    await connection.close()
+
+
+async def left(url: str) -> int:
+    connection = await asyncpg.connect(url)
+    try:
+        return int(await connection.fetchval("select count(*) from orders"))
+    finally:
+        await connection.close()
+
+
+async def produce(bootstrap: str, topic: str, keys: Sequence[int], payload: str, *, tombstones: bool = True) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, PARTITIONS, 1)])
+    await admin.close()
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, max_batch_size=131072, linger_ms=5)
+    await producer.start()
+    for key in keys:
+        name = b'{"id":%d}' % key
+        await producer.send(topic, value_of(key, payload), key=name)
+        if tombstones:
+            await producer.send(topic, None, key=name)
+    await producer.flush()
+    await producer.stop()
+
+
+async def from_memory(url: str, parents: int) -> float:
+    """The same batches through the same store, without Kafka and decoding. Parents a second."""
+    await fill(url, parents)
+    rules = parse_rules({"customer.yaml": RULES.format(topic="memory")})
+    decode = decoder_for(rules.parents[0])
+    changes: list[ParentChange] = []
+    for offset, key in enumerate(range(1, parents + 1)):
+        change = decode(Record("memory", 0, offset, 1795470743000, b'{"id":%d}' % key, value_of(key, ""), ()))
+        assert isinstance(change, ParentChange)
+        changes.append(change)
+    store = PostgresStore("orders_db", url, store_rules(rules, "orders_db"), lane="memory")
+    await store.migrate(Deadline.after(30))
+    assert not [f for f in await store.check(Deadline.after(30)) if f.severity == "error"]
+    began = time.perf_counter()
+    for start in range(0, parents, BATCH):
+        part = tuple(changes[start : start + BATCH])
+        span = Span(start, start + len(part))
+        batch = Batch(part, {TopicPartition("memory", 0): span}, int(time.time() * 1000), "0" * 32)
+        result = await store.apply(batch, Deadline.after(30))
+        assert isinstance(result, Applied), result
+    took = time.perf_counter() - began
+    await store.close()
+    assert await left(url) == 0
+    return parents / took
+
+
+async def one_by_one(url: str, bootstrap: str, topic: str) -> float:
+    """What a hand-written consumer does: an event, a DELETE, a transaction. Parents a second."""
+    await fill(url, NAIVE_PARENTS)
+    await produce(bootstrap, topic, range(1, NAIVE_PARENTS + 1), "")
+    connection = await asyncpg.connect(url)
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=bootstrap, group_id=topic, auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    await consumer.start()
+    done = 0
+    began = 0.0
+    while done < NAIVE_PARENTS:
+        for messages in (await consumer.getmany(timeout_ms=500, max_records=500)).values():
+            began = began or time.perf_counter()
+            for message in messages:
+                if message.value is not None:
+                    key = json.loads(message.key)["id"]
+                    await connection.execute("delete from orders where customer_id = $1", key)
+                    done += 1
+    took = time.perf_counter() - began
+    await consumer.stop()
+    await connection.close()
+    assert await left(url) == 0
+    return NAIVE_PARENTS / took
+
+
+def whole_process(url: str, bootstrap: str, topic: str, directory: Path, *, audit: bool) -> dict[str, float]:
+    """The real service in a process of its own, to the end of the topic: seconds from the first record read to the
+    last commit, and its peak memory."""
+    rules = directory / topic
+    rules.mkdir()
+    (rules / "customer.yaml").write_text(RULES.format(topic=topic))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("INTEGRITY_", "OTEL_"))}
+    environment |= {
+        "INTEGRITY_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
+        "INTEGRITY_RULES": str(rules),
+        "INTEGRITY_GROUP": topic,
+        "INTEGRITY_STORES__ORDERS_DB__URL": url,
+        "INTEGRITY_AUDIT__TOPIC": f"{topic}.audit" if audit else "",
+        "INTEGRITY_HTTP__PORT": "0",
+        "INTEGRITY_LOG__LEVEL": "WARNING",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.process"], env=environment, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    print(done.stderr, end="", file=sys.stderr)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+async def main(parents: int) -> int:
+    with tempfile.TemporaryDirectory() as temporary, KafkaServer() as kafka, PostgresServer(durable=True) as postgres:
+        directory = Path(temporary)
+        url = postgres.create_database("bench")
+        bootstrap = kafka.bootstrap_servers
+        naive = await one_by_one(url, bootstrap, "naive")
+        print(f"one event, one transaction       {naive:>10,.0f} parents/s")
+        await from_memory(url, min(parents, 4 * BATCH))  # warm
+        memory = await from_memory(url, parents)
+        print(f"the same batches from memory     {memory:>10,.0f} parents/s")
+        rates: list[float] = []
+        peaks: list[float] = []
+        for number, audit in enumerate((True, True, False)):
+            topic = f"bench-{number}"
+            await produce(bootstrap, topic, range(1, parents + 1), "")
+            await fill(url, parents)
+            figures = await asyncio.to_thread(whole_process, url, bootstrap, topic, directory, audit=audit)
+            assert await left(url) == 0
+            rate = parents / figures["seconds"]
+            rates.append(rate)
+            peaks.append(figures["peak_mb"])
+            what = "Kafka to commit" + ("" if audit else ", audit off")
+            print(f"{what:<32} {rate:>10,.0f} parents/s   peak {figures['peak_mb']:.0f} MB")
+        again = await from_memory(url, parents)
+        print(f"the same batches from memory     {again:>10,.0f} parents/s (again)")
+        big = "x" * 50_000
+        await produce(bootstrap, "backlog", range(1, 8_001), big, tombstones=False)
+        await fill(url, 8_000)
+        figures = await asyncio.to_thread(whole_process, url, bootstrap, "backlog", directory, audit=True)
+        peaks.append(figures["peak_mb"])
+        rate = 8_000 / figures["seconds"]
+        print(f"a backlog of 8,000 x 50 kB       {rate:>10,.0f} parents/s   peak {figures['peak_mb']:.0f} MB")
+    share = sum(rates[:2]) / (memory + again)
+    times = sum(rates[:2]) / 2 / naive
+    print(f"\nKafka to commit is {share:.0%} of the same batches from memory (at least {SHARE_MIN:.0%}),")
+    print(f"{times:.1f} x one event, one transaction (at least {NAIVE_TIMES_MIN:.0f} x);")
+    print(f"peak memory {max(peaks):.0f} MB (below {MEMORY_MB_MAX} MB)")
+    return 0 if share >= SHARE_MIN and times >= NAIVE_TIMES_MIN and max(peaks) < MEMORY_MB_MAX else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parents", type=int, default=50_000)
+    sys.exit(asyncio.run(main(parser.parse_args().parents)))

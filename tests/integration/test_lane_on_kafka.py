@@ -1,0 +1,197 @@
+"""Lanes as members of a real consumer group, over the in-memory store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+
+from integrity.core.batch import TopicPartition
+from integrity.core.decode.record import Record
+from integrity.core.outcome import Outcome, Retry
+from integrity.core.retry import Backoff
+from integrity.demo.servers import KafkaServer
+from integrity.errors import UnreachableError
+from integrity.kafka.consumer import Consumer, existing_topics
+from integrity.ports import Deadline
+from integrity.service.enforce import Enforcer
+from integrity.service.lane import Lane
+from tests.conftest import CreateTopic
+from tests.unit.service.doubles import BentStore, Letters, Watched, decode, memory_store
+
+pytestmark = pytest.mark.servers
+
+
+class Member:
+    def __init__(self, kafka: KafkaServer, topic: str, group: str, store: BentStore) -> None:
+        self.watch, self.letters, self.stop = Watched(), Letters(), asyncio.Event()
+        self.lane = Lane(
+            store=store,  # type: ignore[arg-type]
+            open_source=lambda: Consumer(
+                {"bootstrap_servers": kafka.bootstrap_servers},
+                group=group,
+                topics=[topic],
+                assignor=StickyPartitionAssignor,
+            ),
+            enforcer=Enforcer(
+                store,  # type: ignore[arg-type]
+                self.letters,
+                self.watch,
+                system="memory",
+                entities={topic: "customer"},
+                rules_hash="abc",
+                timeout_s=5,
+                backoff=Backoff(first_s=0.001, cap_s=0.01),
+            ),
+            watch=self.watch,
+            decoders={topic: ("customer", decode)},
+            batch_size=50,
+        )
+
+    @property
+    def rows(self) -> int:
+        return sum(e.rows for e in self.watch.effects if e.outcome is Outcome.APPLIED)
+
+
+async def produce(kafka: KafkaServer, topic: str, keys: range, partitions: int) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    for key in keys:
+        await producer.send(topic, b"d%d" % (1000 + key), key=b"%d" % key, partition=key % partitions)
+    await producer.flush()
+    await producer.stop()
+
+
+def keys_left(store: BentStore) -> set[object]:
+    return {row["customer_id"] for row in store.store.targets["orders"]}
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_two_members_share_the_partitions_and_apply_each_event_once(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic, group = await create_topic(partitions=4), unique_name("group")
+    store = BentStore(memory_store(2000))
+    one, two = Member(kafka, topic, group, store), Member(kafka, topic, group, store)
+    await produce(kafka, topic, range(500), 4)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(one.lane.run(one.stop))
+        await until(lambda: keys_left(store) == set(range(500, 2000)))
+        tasks.create_task(two.lane.run(two.stop))
+        await produce(kafka, topic, range(500, 1000), 4)
+        await until(lambda: keys_left(store) == set(range(1000, 2000)))
+        one.stop.set()  # leaves: the other takes everything over
+        await produce(kafka, topic, range(1000, 1500), 4)
+        await until(lambda: keys_left(store) == set(range(1500, 2000)))
+        two.stop.set()
+    assert one.rows + two.rows == 1500
+
+
+async def test_a_member_that_starts_again_goes_on_where_the_store_is(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic, group = await create_topic(partitions=2), unique_name("group")
+    store = BentStore(memory_store(300))
+    await produce(kafka, topic, range(100), 2)
+    for upto in (100, 200):
+        member = Member(kafka, topic, group, store)
+        await member.lane.run(member.stop, to_end=True)
+        assert keys_left(store) == set(range(upto, 300))
+        assert member.rows == 100
+        assert len({e.change for e in member.watch.effects}) > 0
+        await produce(kafka, topic, range(100, 200), 2)
+
+
+async def test_an_empty_topic_ends_at_once(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    member = Member(kafka, await create_topic(partitions=3), unique_name("group"), BentStore(memory_store(1)))
+    await asyncio.wait_for(member.lane.run(member.stop, to_end=True), 30)
+
+
+async def test_a_store_that_is_away_for_long_costs_no_membership(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic = await create_topic()
+    store = BentStore(memory_store(400), lambda batch: Retry("away", unreachable=True))
+    member = Member(kafka, topic, unique_name("group"), store)
+    await produce(kafka, topic, range(400), 1)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(member.lane.run(member.stop))
+        await until(lambda: member.lane.trouble == "away")
+        await asyncio.sleep(12)  # longer than a session
+        store.bend = lambda batch: None
+        await until(lambda: keys_left(store) == set())
+        member.stop.set()
+    assert member.rows == 400
+
+
+async def test_a_broker_that_restarts_is_joined_again(unique_name: Callable[[str], str]) -> None:
+    with KafkaServer() as kafka:
+        topic = unique_name("topic")
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+        await producer.start()
+        await producer.send_and_wait(topic, b"d1000", key=b"0", partition=0)
+        await producer.stop()
+        store = BentStore(memory_store(3))
+        member = Member(kafka, topic, unique_name("group"), store)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(member.lane.run(member.stop))
+            await until(lambda: keys_left(store) == {1, 2})
+            await asyncio.to_thread(kafka.restart)
+            await produce(kafka, topic, range(1, 2), 1)
+            await until(lambda: keys_left(store) == {2}, 90)
+            member.stop.set()
+
+
+async def test_bounds_name_every_partition_and_commits_are_read_back(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic = await create_topic(partitions=2)
+    await produce(kafka, topic, range(10), 2)
+    consumer = Consumer(
+        {"bootstrap_servers": kafka.bootstrap_servers},
+        group=unique_name("group"),
+        topics=[topic],
+        assignor=StickyPartitionAssignor,
+    )
+    assigned = asyncio.Event()
+
+    async def on_revoked(partitions: frozenset[TopicPartition]) -> None:
+        return None
+
+    async def on_assigned(partitions: frozenset[TopicPartition]) -> None:
+        if partitions:
+            assigned.set()
+
+    await consumer.start(on_revoked, on_assigned)
+    async with asyncio.timeout(30):
+        while not assigned.is_set():
+            fetch = await consumer.poll(0.1, 100, hold=False)
+            assert not fetch.records, "nothing is read before seek"
+    zero, one = TopicPartition(topic, 0), TopicPartition(topic, 1)
+    bounds = await consumer.bounds(None, Deadline.after(10))
+    assert {p: (b.committed, b.first, b.end) for p, b in bounds.items()} == {zero: (None, 0, 5), one: (None, 0, 5)}
+    await consumer.seek({zero: 3, one: 5})
+    read: list[Record] = []
+    async with asyncio.timeout(30):
+        while len(read) < 2:
+            fetch = await consumer.poll(0.1, 100, hold=False)
+            read += [record for records in fetch.records.values() for record in records]
+    assert [(record.partition, record.offset) for record in read] == [(0, 3), (0, 4)]
+    assert await consumer.commit({zero: 5}, Deadline.after(10))
+    assert (await consumer.bounds([zero], Deadline.after(10)))[zero].committed == 5
+    await consumer.stop()
+
+
+async def test_a_broker_that_is_not_there_is_said_in_a_sentence() -> None:
+    with pytest.raises(UnreachableError, match="Kafka does not answer"):
+        await existing_topics({"bootstrap_servers": "127.0.0.1:1"}, Deadline.after(10))

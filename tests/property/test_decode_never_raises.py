@@ -1,0 +1,127 @@
+"""Whatever the bytes, a record is decoded to a value; and only a `d` or a null record ever says that a key ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from integrity.core.change import Op, ParentChange
+from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Record, Undecodable
+from integrity.core.keys import KeyType, canonical, key_hash
+from tests.golden.histories import HISTORIES
+from tests.golden.records import FILES, decoder, load
+
+RULES: list[Mapping[str, KeyType]] = [
+    *[{"id": kind} for kind in KeyType],
+    {"tenant": KeyType.STRING, "id": KeyType.INT64},
+]
+DECODERS: list[Decoder] = [decoder(**key) for key in RULES]
+BY_TOPIC: dict[str, Decoder] = {
+    f"{file}.public.{name}": decoder(**table.key) for file in FILES for name, table in HISTORIES[file].items()
+}
+CAPTURED = [record for file in FILES for record in load(file)]
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**30), 10**30)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["c", "d", "r", "u", "t", "m", "postgresql", "__debezium_unavailable_value", "AQ==", "1.50"])
+)
+names = st.sampled_from(
+    [
+        "before", "after", "source", "op", "ts_ms", "lsn", "connector", "id", "tenant", "schema", "payload", "fields",
+        "field", "type", "name", "parameters", "scale", "value", "status", "serverName", "transaction", "x", "$gt",
+    ]
+)  # fmt: skip
+documents = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5))
+texts = documents.map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
+envelopes = st.fixed_dictionaries(
+    {"op": scalars, "source": documents | st.just({"connector": "postgresql", "lsn": 5})},
+    optional={"before": documents, "after": documents, "ts_ms": scalars},
+).map(lambda document: json.dumps(document).encode())
+some_bytes = st.none() | st.binary(max_size=40) | texts
+some_headers = st.lists(
+    st.tuples(st.sampled_from(["__debezium.newkey", "__debezium.oldkey", "traceparent", "x"]), some_bytes), max_size=3
+)
+integers = st.integers(-(2**63), 2**63 - 1)
+
+
+def says_what_it_may(record: Record, decoded: Decoded) -> None:
+    match decoded:
+        case ParentChange(op=op):
+            is_moved = any(name == "__debezium.newkey" for name, _ in record.headers)
+            if record.value is None:
+                assert op is Op.GONE
+                assert decoded.version is None
+            else:
+                said = json.loads(record.value)
+                said = said if "op" in said else said["payload"]
+                allowed = {"c": [Op.ALIVE], "r": [Op.ALIVE], "d": [Op.MOVED if is_moved else Op.DELETED]}
+                assert op in allowed[said["op"]]
+                assert decoded.version is not None
+            assert (decoded.to is not None) == (is_moved and op is not Op.ALIVE)
+            assert decoded.to != decoded.key
+            for key in (decoded.key, decoded.to):
+                if key is not None:
+                    assert len(key_hash(decoded.entity, key)) == 16
+                    assert canonical(key).startswith("[")
+            assert -62_135_596_800_000 <= decoded.occurred_ms <= 253_402_300_799_999
+        case Ignored():
+            pass
+        case Undecodable():
+            assert decoded.stage in ("key", "value", "header")
+            assert len(decoded.message) < 300
+
+
+@settings(max_examples=900, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(some_bytes, some_bytes | envelopes, some_headers, integers, st.integers(0, 2**63 - 1))
+def test_any_bytes_are_decoded_to_a_value(
+    key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int, offset: int
+) -> None:
+    record = Record("t", 0, offset, timestamp_ms, key, value, headers)
+    for decode in DECODERS:
+        says_what_it_may(record, decode(record))
+
+
+@st.composite
+def mutilated(draw: st.DrawFn, text: bytes | None) -> bytes | None:
+    """The same text with a few bytes cut, doubled or replaced; also the text of nothing."""
+    if text is None or draw(st.booleans()):
+        return text
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(start + 40, len(text))))
+        piece = draw(
+            st.just(b"") | st.binary(max_size=3) | st.just(text[start:end] * 2) | st.just(b"}") | st.just(b'"')
+        )
+        text = text[:start] + piece + text[end:]
+    return text
+
+
+@st.composite
+def mutilated_records(draw: st.DrawFn) -> Record:
+    record = draw(st.sampled_from(CAPTURED))
+    headers = tuple((name, draw(mutilated(value))) for name, value in record.headers)
+    return record._replace(key=draw(mutilated(record.key)), value=draw(mutilated(record.value)), headers=headers)
+
+
+@settings(max_examples=900, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(mutilated_records(), st.sampled_from(DECODERS))
+def test_captured_records_with_broken_bytes_are_decoded_to_a_value(record: Record, other: Decoder) -> None:
+    for decode in (BY_TOPIC.get(record.topic, other), other):
+        says_what_it_may(record, decode(record))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(CAPTURED), st.data())
+def test_a_record_cut_short_says_nothing(record: Record, data: st.DataObject) -> None:
+    if not record.value:
+        return
+    cut = record._replace(value=record.value[: data.draw(st.integers(0, len(record.value) - 1))])
+    assert isinstance(BY_TOPIC.get(record.topic, DECODERS[0])(cut), Undecodable)
