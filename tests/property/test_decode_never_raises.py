@@ -42,12 +42,20 @@ names = st.sampled_from(
 documents = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5))
 texts = documents.map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
 envelopes = st.fixed_dictionaries(
-    {"op": scalars, "source": documents | st.just({"connector": "postgresql", "lsn": 5})},
+    {
+        "op": st.sampled_from("cdrutm") | scalars,
+        "source": st.sampled_from([{"connector": "postgresql", "lsn": 5}, {"connector": "mysql", "ts_ms": 5}])
+        | documents,
+    },
     optional={"before": documents, "after": documents, "ts_ms": scalars},
 ).map(lambda document: json.dumps(document).encode())
 some_bytes = st.none() | st.binary(max_size=40) | texts
+keys = st.fixed_dictionaries({"id": scalars}, optional={"tenant": scalars, "x": documents}).map(
+    lambda document: json.dumps(document).encode()
+)
 some_headers = st.lists(
-    st.tuples(st.sampled_from(["__debezium.newkey", "__debezium.oldkey", "traceparent", "x"]), some_bytes), max_size=3
+    st.tuples(st.sampled_from(["__debezium.newkey", "__debezium.oldkey", "traceparent", "x"]), keys | some_bytes),
+    max_size=3,
 )
 integers = st.integers(-(2**63), 2**63 - 1)
 
@@ -80,7 +88,7 @@ def says_what_it_may(record: Record, decoded: Decoded) -> None:
 
 
 @settings(max_examples=900, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(some_bytes, some_bytes | envelopes, some_headers, integers, st.integers(0, 2**63 - 1))
+@given(keys | some_bytes, envelopes | some_bytes, some_headers, integers, st.integers(0, 2**63 - 1))
 def test_any_bytes_are_decoded_to_a_value(
     key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int, offset: int
 ) -> None:

@@ -1,0 +1,25 @@
+"""DECODE: bytes and headers of a record become a change of one parent key, or a reason why not.
+
+Nothing past this border raises, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+from integrity.core.decode.debezium import debezium_decoder
+from integrity.core.decode.record import Decoder, Limits
+from integrity.core.rules.model import Parent
+from integrity.errors import UsageError
+
+__all__ = ["decoder_for"]
+
+
+def decoder_for(parent: Parent, limits: Limits | None = None) -> Decoder:
+    """The decoder of a parent's topics. It keeps what it has read of key schemas: one decoder a lane.
+
+    UsageError when the rule's format is none that this program reads.
+    """
+    match parent.events.format:
+        case "debezium":
+            return debezium_decoder(parent, limits or Limits())
+        case other:
+            raise UsageError(f"The event format {other} is not supported yet.", hint="Use debezium.")
