@@ -191,7 +191,7 @@ def _lane(
     for entity in rules.of_store(store.name):
         parent = rules.by_entity[entity]
         decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
-    assignor = SingleOwnerAssignor if store.exclusive else StickyPartitionAssignor
+    assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
     enforcer = Enforcer(
         store,
         letters,
@@ -204,7 +204,7 @@ def _lane(
     return Lane(
         store=store,
         open_source=lambda: Consumer(
-            settings.kafka.client, group=settings.lane(store.name), topics=sorted(decoders), assignor=assignor
+            settings.kafka.client, group=settings.lane(store.name), topics=sorted(decoders), assignor=assignor()
         ),
         enforcer=enforcer,
         watch=report,

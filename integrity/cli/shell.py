@@ -38,9 +38,17 @@ class Entry(NamedTuple):
 
 
 COMMANDS: Final[Mapping[str, Entry]] = {
-    "run": Entry("integrity.cli.run", "Enforce the rules: the service.", reads_settings=True),
+    "run": Entry(
+        "integrity.cli.run",
+        "Enforce the rules: read what happened to parents, and make every dependent store follow.",
+        reads_settings=True,
+    ),
     "validate": Entry("integrity.cli.validate", "Check rule files without a network."),
-    "migrate": Entry("integrity.cli.migrate", "Create or upgrade the ledger in every store.", reads_settings=True),
+    "migrate": Entry(
+        "integrity.cli.migrate",
+        "Create or upgrade the ledger in every store that the rules use.",
+        reads_settings=True,
+    ),
     "schema": Entry("integrity.cli.schema", "Print the JSON Schema (draft-07) of a rule file."),
     "demo": Entry("integrity.cli.demo", "Show a small shop on embedded servers, end to end."),
     "version": Entry("integrity.cli.version", "Print the version."),

@@ -30,7 +30,7 @@ _decode = msgspec.msgpack.Decoder(_Standing).decode
 _UNKNOWN: Final = _Standing(False, (1 << 63) - 1)
 
 
-class SingleOwnerAssignor(AbstractPartitionAssignor):
+class SingleOwnerAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # the client ships no types
     """One instance a consumer: `partition_assignment_strategy=(SingleOwnerAssignor(),)`. A wrong clock costs at most
     a needless change of owner."""
 
@@ -40,7 +40,7 @@ class SingleOwnerAssignor(AbstractPartitionAssignor):
         self._started_ns = time.time_ns() if started_ns is None else started_ns
         self._owner = False
 
-    def assign(  # type: ignore[override]  # the client calls it on the object it was given
+    def assign(
         self, cluster: ClusterMetadata, members: Mapping[str, ConsumerProtocolMemberMetadata]
     ) -> dict[str, ConsumerProtocolMemberAssignment]:
         owner = min(members, key=lambda member: _rank(member, members[member]))
@@ -53,10 +53,10 @@ class SingleOwnerAssignor(AbstractPartitionAssignor):
             for member in members
         }
 
-    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:  # type: ignore[override]
+    def metadata(self, topics: Iterable[str]) -> ConsumerProtocolMemberMetadata:
         return ConsumerProtocolMemberMetadata(_VERSION, list(topics), _encode(_Standing(self._owner, self._started_ns)))
 
-    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:  # type: ignore[override]
+    def on_assignment(self, assignment: ConsumerProtocolMemberAssignment) -> None:
         self._owner = bool(assignment.partitions())
 
 

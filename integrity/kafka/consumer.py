@@ -65,7 +65,7 @@ class Consumer:
         *,
         group: str,
         topics: Sequence[str],
-        assignor: type[AbstractPartitionAssignor],
+        assignor: type[AbstractPartitionAssignor] | AbstractPartitionAssignor,
     ) -> None:
         self._client = client
         self._group = group

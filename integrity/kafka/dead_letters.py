@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -26,7 +26,6 @@ from integrity.kafka.producer import (
     RECORD_BYTES_MAX,
     OutgoingRecord,
     Producer,
-    TopicFacts,
     WantedTopic,
     ensure_topics,
     in_turn,
@@ -39,7 +38,6 @@ ANY_DEPENDENT: Final = "*"
 _MESSAGE_CHARACTERS_MAX: Final = 1_000
 _KEY_BYTES_KEPT: Final = 16_384
 _HEAD_BYTES: Final = 4_096
-_HEADROOM_BYTES: Final = 1_024
 _PARTITIONS: Final = 3
 _LETTERS_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete", "retention.ms": "-1"}
 # Since Kafka 4.0 a time stamp more than an hour ahead is refused by default; before 3.6 the setting is not known.
@@ -66,9 +64,20 @@ _CONNECT_STAGES: Final[Mapping[Stage, str]] = {
 
 def dead_letter_id(topic: str, partition: int, offset: int, dependent: str, store: str) -> str:
     """The stable name of one event on one dependent, as 32 hex digits: the same event and dependent, the same id."""
+    return continued_id(begun_id(topic, partition), offset, dependent, store)
+
+
+def begun_id(topic: str, partition: int) -> hashlib.blake2b:
+    """What all ids of a partition begin with: many ids of one partition cost half with it."""
     # None of the parts can hold a line feed.
-    name = f"{topic}\n{partition}\n{offset}\n{dependent}\n{store}".encode()
-    return hashlib.blake2b(name, digest_size=16).hexdigest()
+    return hashlib.blake2b(f"{topic}\n{partition}\n".encode(), digest_size=16)
+
+
+def continued_id(begun: hashlib.blake2b, offset: int, dependent: str, store: str) -> str:
+    """The id of one event on one dependent; see `dead_letter_id`."""
+    name = begun.copy()
+    name.update(f"{offset}\n{dependent}\n{store}".encode())
+    return name.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +167,11 @@ class DeadLetters:
                     f"Topic {self._topic} is compacted, which loses dead letters that share a key.",
                     hint="Set its cleanup.policy to delete.",
                 )
-            self._bytes_max = letters.message_bytes_max - _HEADROOM_BYTES
+            self._bytes_max = letters.bytes_max
             self._producer = Producer(
                 self._client,
                 client_id=f"{self._group}-dead-letters",
-                batch_bytes_max=_batch_bytes_max(facts.values()),
+                batch_bytes_max=min([BATCH_BYTES_MAX, *(topic.bytes_max for topic in facts.values())]),
             )
         return self._producer
 
@@ -305,7 +314,3 @@ def _digest(data: bytes | None) -> dict[str, object] | None:
         "sha256": hashlib.sha256(data).hexdigest(),
         "head": base64.b64encode(data[:_HEAD_BYTES]).decode(),
     }
-
-
-def _batch_bytes_max(topics: Iterable[TopicFacts]) -> int:
-    return min([BATCH_BYTES_MAX, *(facts.message_bytes_max - _HEADROOM_BYTES for facts in topics)])

@@ -81,7 +81,7 @@ async def test_two_processes_leave_what_native_foreign_keys_leave(world: World) 
     for _ in range(150):
         if statement := statements(rng, alive, free):
             await world.parents(f"begin; {statement}; commit")
-    assert await world.settle() == [], f"seed {seed}"
+    assert await world.settle() == [], f"seed {seed}\n{world.logs()}"
     assert [await process.stop() for process in world.processes] == [0, 0]
     assert await world.differences() == [], f"seed {seed}"
     assert await world.read(world.dlq) == []

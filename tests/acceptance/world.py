@@ -87,7 +87,7 @@ class Process:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "integrity", "run", *arguments],
+                [sys.executable, "-m", "integrity", "--debug", "run", *arguments],
                 env={**os.environ, **environment},
                 stdout=output,
                 stderr=output,
@@ -201,6 +201,10 @@ class World:
     def check_running(self) -> None:
         for process in self.processes:
             assert process.running, process.log.read_text()[-4000:]
+
+    def logs(self) -> str:
+        """The end of what each process wrote."""
+        return "\n".join(f"--- {process.log.name}\n{process.log.read_text()[-3000:]}" for process in self.processes)
 
     async def latest(self, topic: str) -> list[tuple[bytes | None, bytes | None]]:
         """The newest value of every key of a topic, committed transactions only."""

@@ -34,6 +34,15 @@ class MongoServer(Server):
         self._port = 0
         self._is_initiated = False
 
+    @staticmethod
+    def available() -> bool:
+        """Tell if the programs are here."""
+        try:
+            _find_mongod()
+        except ServerUnavailable:
+            return False
+        return True
+
     def url(self, database: str = "test") -> str:
         """Return the address of a database, as drivers take it."""
         return f"mongodb://127.0.0.1:{self._port}/{quote(database)}?replicaSet={_REPLICA_SET}"

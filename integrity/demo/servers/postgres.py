@@ -58,6 +58,15 @@ class PostgresServer(Server):
         )
         self._port = 0
 
+    @staticmethod
+    def available() -> bool:
+        """Tell if the programs are here."""
+        try:
+            _find_programs()
+        except ServerUnavailable:
+            return False
+        return True
+
     def url(self, database: str = "postgres") -> str:
         """Return the address of a database, as drivers take it."""
         return f"postgresql://postgres@127.0.0.1:{self._port}/{quote(database)}"
@@ -155,6 +164,11 @@ class PostgresServer(Server):
             timeout_s=_CLIENT_TIMEOUT_S,
             failure=f"{program} failed",
         )
+
+
+def psql() -> str:
+    """Return the path of the interactive client, or its bare name when it is on the PATH."""
+    return "psql" if shutil.which("psql") else str(_find_programs() / "psql")
 
 
 def query(url: str, sql: str, variables: Mapping[str, str]) -> str:

@@ -1,0 +1,5 @@
+"""Collections as dependents: effects, ledger and progress in one MongoDB transaction."""
+
+from integrity.stores.mongo.store import MongoStore
+
+__all__ = ["MongoStore"]

@@ -1,0 +1,178 @@
+"""What one rule does to its collection: every group's documents are chosen before any is changed.
+
+So swaps and chains come out right whatever their order. The choice and the changes are in one snapshot, and a document
+that anybody changed since is a write conflict: what is written by `_id` is what was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import NamedTuple, assert_never
+
+import bson
+from pymongo import DeleteMany, UpdateMany
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+
+from integrity.core.change import Version
+from integrity.core.fold import Group, Marked, Referencing, Removed, Values
+from integrity.core.keys import Key
+from integrity.core.rules.model import Tombstone
+from integrity.stores.memory import mark_values
+from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
+from integrity.stores.mongo.query import EXACT, reader, referencing, within_reach
+from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, to_bson
+from integrity.stores.mongo.verdict import CountMismatch
+from integrity.stores.rule import StoreRule
+
+_KEYS_MAX = 1_000
+"""Keys in one filter."""
+_IDS_MAX = 1_000
+"""Documents in one statement."""
+_READ_DOCUMENTS = 10_000
+
+
+class _Chosen(NamedTuple):
+    """A document: its `_id`, and its reference as it is stored."""
+
+    id: object
+    stored: tuple[object, ...]
+
+
+Came = tuple[Key, Version, object]
+"""An arrival to be: the key, since when, and the `_id` of the document."""
+
+
+class _Changes:
+    """What to set, and on which documents."""
+
+    def __init__(self) -> None:
+        self._sets: list[tuple[Document, list[object]]] = []
+
+    def add(self, values: Document, ids: list[object]) -> None:
+        if values and ids:
+            self._sets.append((values, ids))
+
+    def statements(self) -> list[UpdateMany]:
+        return [
+            UpdateMany({"_id": {"$in": chunk}}, {"$set": values})
+            for values, ids in self._sets
+            for chunk in chunks(ids, _IDS_MAX)
+        ]
+
+    def documents(self) -> int:
+        return sum(len(ids) for _, ids in self._sets)
+
+
+class Enforcer:
+    """Carries out one rule within a transaction. `hash_of` has every key of the batch and of its ends."""
+
+    def __init__(self, ledger: Ledger, rule: StoreRule, session: AsyncClientSession, at_ms: int) -> None:
+        self._ledger = ledger
+        self._rule = rule
+        self._session = session
+        self._at_ms = at_ms
+        self._collection: AsyncCollection[Document] = ledger.database[rule.dependent.target.name]
+
+    async def carry_out(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
+    ) -> tuple[list[int], list[Came]]:
+        """Carry out all groups; return the number of documents of each, and the arrivals to keep."""
+        chosen = await self._choose(groups, arrivals)
+        removed: list[object] = []
+        changes = _Changes()
+        came: list[Came] = []
+        for group, documents in zip(groups, chosen, strict=True):
+            end = group.end
+            match end:
+                case Removed():
+                    removed += [document.id for document in documents]
+                case Marked():
+                    self._change(changes, documents, group.key, end.key, self._mark(end) if documents else {})
+                case Referencing():
+                    self._change(changes, documents, group.key, end.values, {})
+                    if end.arrival is not None:
+                        key = tuple(value for value in end.values if value is not None)
+                        came += [(key, end.arrival, document.id) for document in documents]
+                case _:
+                    assert_never(end)
+        await self._remove(removed)
+        await self._update(changes)
+        return [len(documents) for documents in chosen], came
+
+    async def _choose(self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]) -> list[list[_Chosen]]:
+        chosen: list[list[_Chosen]] = [[] for _ in groups]
+        places: dict[Key, dict[Version | None, int]] = {}
+        for place, group in enumerate(groups):
+            places.setdefault(group.key, {})[group.since] = place
+        since_of = {key: {_token(a.document): a.since for a in arrivals[key]} for key in places if arrivals.get(key)}
+        kinds = self._rule.spec.types
+        async for documents in self._documents(list(places)):
+            for document in documents:
+                key = tuple(map(from_bson, kinds, document.stored))
+                came = since_of.get(key)
+                place_found = places[key].get(came.get(_token(document.id)) if came else None)
+                if place_found is not None:
+                    chosen[place_found].append(document)
+        return chosen
+
+    async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[list[_Chosen]]:
+        """Every document within reach that holds one of the keys, some thousands at a time."""
+        columns, kinds = self._rule.dependent.columns, self._rule.spec.types
+        reach = within_reach(self._rule.dependent)
+        fields = dict.fromkeys(("_id", *columns), 1)
+        read = [reader(column) for column in columns]
+        for chunk in chunks(keys, _KEYS_MAX):
+            parts = {key: [to_bson(kind, part) for kind, part in zip(kinds, key, strict=True)] for key in chunk}
+            cursor = self._collection.find(
+                {"$and": [referencing(columns, parts), *reach]},
+                fields,
+                session=self._session,
+                batch_size=_READ_DOCUMENTS,
+                collation=EXACT,
+            )
+            while documents := await cursor.to_list(_READ_DOCUMENTS):
+                yield [_Chosen(document["_id"], tuple([of(document) for of in read])) for document in documents]
+
+    def _change(
+        self, changes: _Changes, documents: Sequence[_Chosen], before: Key, after: Values, more: Document
+    ) -> None:
+        """Parts of the reference that stay are not written, so that they keep their type."""
+        by_types: dict[tuple[type, ...], list[_Chosen]] = {}
+        for document in documents:
+            by_types.setdefault(tuple(map(type, document.stored)), []).append(document)
+        for alike in by_types.values():
+            values: Document = {
+                column: None if new is None else in_the_type_of(stored, kind, new)
+                for column, kind, stored, old, new in zip(
+                    self._rule.dependent.columns, self._rule.spec.types, alike[0].stored, before, after, strict=True
+                )
+                if new != old
+            }
+            changes.add(values | more, [document.id for document in alike])
+
+    def _mark(self, end: Marked) -> Document:
+        action = self._rule.dependent.on_delete
+        assert isinstance(action, Tombstone)
+        try:
+            return mark_values(action, end.fate, self._at_ms)
+        except (ValueError, OverflowError, OSError) as exc:
+            raise Unholdable("The event's time is beyond the years 1 to 9999.") from exc
+
+    async def _remove(self, ids: Sequence[object]) -> None:
+        if ids:
+            statements = [DeleteMany({"_id": {"$in": chunk}}) for chunk in chunks(ids, _IDS_MAX)]
+            result = await self._collection.bulk_write(statements, ordered=False, session=self._session)
+            if result.deleted_count != len(ids):
+                raise CountMismatch
+
+    async def _update(self, changes: _Changes) -> None:
+        if statements := changes.statements():
+            result = await self._collection.bulk_write(statements, ordered=False, session=self._session)
+            if result.matched_count != changes.documents():
+                raise CountMismatch
+
+
+def _token(id_: object) -> bytes:
+    """An `_id` as something that can be looked up: it may be a document."""
+    return bson.encode({"": id_}, codec_options=CODECS)

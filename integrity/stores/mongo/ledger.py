@@ -1,0 +1,325 @@
+"""The ledger's collections, and its documents as the core's values and back.
+
+`<schema>.progress`    a document a lane and partition: the next offset to enforce
+`<schema>.keys`        a document a known key (its head), `_id` its hash
+`<schema>.fates`       a document a deletion or key change, with what it did to each dependent
+`<schema>.arrivals`    a document a dependent that came to a key by a key change, until the key's own events follow
+`<schema>.exceptions`  a document an effect left out: its `_id` is its dead letter's
+`<schema>.meta`        the ledger's version, and the probe of `check`
+
+A version is the array [epoch, part, ...]. Every written document is changed for sure (`writes` counts), since MongoDB
+sees a conflict only between writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pymongo import InsertOne, UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+
+from integrity.core.batch import Batch, Share, Span, TopicPartition
+from integrity.core.change import Version
+from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
+from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord
+from integrity.core.outcome import Effect, Outcome
+
+Document = dict[str, Any]
+T = TypeVar("T")
+
+LEDGER_VERSION: Final = 1
+COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "meta")
+INDEXES: Final = (("fates", "key_hash"), ("arrivals", "key_hash"), ("exceptions", "key_hash"))
+LEDGER_ID: Final = "ledger"
+
+_DISPLAY_CHARACTERS_MAX: Final = 1024
+"""How much of a key is kept to be read by people; the hash is what identifies it."""
+_READ_DOCUMENTS: Final = 10_000
+_LOOKUP_KEYS_MAX: Final = 10_000
+"""Keys in one filter: 16 bytes each, far below the 16 MB of a command."""
+
+
+class UnreadableLedger(Exception):
+    """A key in the ledger is none of the type that the rule gives now."""
+
+
+class Arrival(NamedTuple):
+    """A row of the arrivals: `id` is its own, `document` the `_id` of the dependent document that came."""
+
+    id: object
+    dependent: str
+    key_hash: bytes
+    since: Version
+    document: object
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Reads and writes the ledger of one lane inside a transaction."""
+
+    database: AsyncDatabase[Document]
+    schema: str
+    lane: str
+
+    def collection(self, name: str) -> AsyncCollection[Document]:
+        return self.database[f"{self.schema}.{name}"]
+
+    def name_of(self, name: str) -> str:
+        return f"{self.schema}.{name}"
+
+    # --- progress ---------------------------------------------------------------------------------------------------
+
+    async def progress(
+        self, partitions: Iterable[TopicPartition], session: AsyncClientSession | None = None
+    ) -> dict[TopicPartition, int]:
+        by_id = {self._progress_id(partition): partition for partition in partitions}
+        cursor = self.collection("progress").find({"_id": {"$in": list(by_id)}}, session=session)
+        return {by_id[document["_id"]]: document["next"] async for document in cursor}
+
+    async def write_progress(
+        self,
+        spans: Mapping[TopicPartition, Span],
+        counts: Mapping[TopicPartition, int],
+        at_ms: int,
+        session: AsyncClientSession,
+    ) -> None:
+        writes: list[InsertOne[Document] | UpdateOne] = [
+            UpdateOne(
+                {"_id": self._progress_id(partition)},
+                {
+                    "$set": {
+                        "lane": self.lane,
+                        "topic": partition.topic,
+                        "partition": partition.partition,
+                        "next": max(span.next, counts.get(partition, 0)),
+                        "at": _time(at_ms),
+                    },
+                    "$inc": {"writes": 1},
+                },
+                upsert=True,
+            )
+            for partition, span in spans.items()
+        ]
+        if writes:
+            await self.collection("progress").bulk_write(writes, session=session)
+
+    def _progress_id(self, partition: TopicPartition) -> str:
+        # No topic has a slash in its name, so that this is unambiguous, read from its end.
+        return f"{self.lane}/{partition.topic}/{partition.partition}"
+
+    # --- heads and fates --------------------------------------------------------------------------------------------
+
+    async def heads(self, hashes: Mapping[bytes, Key], spec: KeySpec, session: AsyncClientSession) -> dict[Key, Head]:
+        """The heads of those keys that the ledger knows."""
+        found: dict[bytes, Document] = {}
+        for chunk in chunks(list(hashes), _LOOKUP_KEYS_MAX):
+            cursor = self.collection("keys").find(
+                {"_id": {"$in": chunk}}, {"seen": 1, "last": 1}, session=session, batch_size=_READ_DOCUMENTS
+            )
+            found |= {bytes(document["_id"]): document async for document in cursor}
+        fates: dict[bytes, list[Fate]] = {}
+        for chunk in chunks(list(found), _LOOKUP_KEYS_MAX):
+            cursor = self.collection("fates").find(
+                {"key_hash": {"$in": chunk}}, session=session, batch_size=_READ_DOCUMENTS
+            )
+            async for document in cursor:
+                fates.setdefault(bytes(document["key_hash"]), []).append(_fate(document, spec))
+        return {
+            hashes[of]: Head(
+                _version(document["seen"]),
+                tuple(sorted(fates.get(of, ()), key=lambda fate: fate.version)),
+                LastRecord(**document["last"]) if document["last"] else None,
+            )
+            for of, document in found.items()
+        }
+
+    async def write_heads(
+        self,
+        entity: str,
+        hash_of: Mapping[Key, bytes],
+        known: Collection[Key],
+        writes: Mapping[Key, HeadUpdate],
+        touched: Iterable[Key],
+        session: AsyncClientSession,
+    ) -> None:
+        """Write heads, and touch those that were read only, so that whoever writes them at the same time collides."""
+        new = [
+            {
+                "_id": hash_of[key],
+                "entity": entity,
+                "key": canonical(key)[:_DISPLAY_CHARACTERS_MAX],
+                "seen": _array(update.seen),
+                "last": _last(update.last),
+                "writes": 1,
+            }
+            for key, update in writes.items()
+            if key not in known
+        ]
+        old = [
+            UpdateOne({"_id": hash_of[key]}, {"$set": _changed(update), "$inc": {"writes": 1}})
+            for key, update in writes.items()
+            if key in known
+        ]
+        old += [UpdateOne({"_id": hash_of[key]}, {"$inc": {"writes": 1}}) for key in touched]
+        if new:
+            await self.collection("keys").insert_many(new, session=session)
+        if old:
+            await self.collection("keys").bulk_write(old, session=session)
+
+    async def write_fates(
+        self,
+        entity: str,
+        hash_of: Mapping[Key, bytes],
+        writes: Mapping[Key, HeadUpdate],
+        effects: Iterable[Effect],
+        batch: Batch,
+        session: AsyncClientSession,
+    ) -> None:
+        """Write the new fates; `effects` count their changes within the share."""
+        done: dict[int, list[Document]] = {}
+        for effect in effects:
+            if effect.outcome is not Outcome.DUPLICATE and effect.outcome is not Outcome.STALE:
+                done.setdefault(effect.change, []).append(
+                    {
+                        "dependent": effect.dependent,
+                        "action": effect.action,
+                        "outcome": effect.outcome.value,
+                        "rows": effect.rows,
+                    }
+                )
+        documents = [
+            {
+                "_id": {"key": hash_of[key], "version": _array(fate.version)},
+                "key_hash": hash_of[key],
+                "entity": entity,
+                "key": canonical(key)[:_DISPLAY_CHARACTERS_MAX],
+                "version": _array(fate.version),
+                "to": None if fate.to is None else canonical(fate.to),
+                "event": fate.event_id,
+                "occurred_ms": _whole(fate.occurred_ms),
+                "effects": done.get(fate.change, []),
+                "enforced_at": _time(batch.at_ms),
+                "trace_id": batch.trace_id,
+            }
+            for key, update in writes.items()
+            for fate in update.fates
+        ]
+        if documents:
+            await self.collection("fates").insert_many(documents, session=session)
+
+    # --- arrivals and exceptions ------------------------------------------------------------------------------------
+
+    async def arrivals(self, hashes: Sequence[bytes], session: AsyncClientSession) -> list[Arrival]:
+        found: list[Arrival] = []
+        for chunk in chunks(hashes, _LOOKUP_KEYS_MAX):
+            cursor = self.collection("arrivals").find(
+                {"key_hash": {"$in": chunk}}, session=session, batch_size=_READ_DOCUMENTS
+            )
+            async for document in cursor:
+                since = _version(document["since"])
+                assert since is not None
+                of = bytes(document["key_hash"])
+                found.append(Arrival(document["_id"], document["dependent"], of, since, document["id"]))
+        return found
+
+    async def remove_arrivals(self, ids: Sequence[object], session: AsyncClientSession) -> None:
+        for chunk in chunks(ids, _LOOKUP_KEYS_MAX):
+            await self.collection("arrivals").delete_many({"_id": {"$in": chunk}}, session=session)
+
+    async def add_arrivals(
+        self, dependent: str, came: Iterable[tuple[bytes, Version, object]], session: AsyncClientSession
+    ) -> None:
+        """`came`: the key's hash, since when, and the `_id` of the document."""
+        documents: list[Document] = [
+            {"dependent": dependent, "key_hash": of, "since": _array(since), "id": document}
+            for of, since, document in came
+        ]
+        if documents:
+            await self.collection("arrivals").insert_many(documents, session=session)
+
+    async def write_exceptions(
+        self, share: Share, hash_of: Mapping[Key, bytes], at_ms: int, session: AsyncClientSession
+    ) -> None:
+        writes: list[InsertOne[Document] | UpdateOne] = []
+        for (local, dependent), mark in share.exceptions.items():
+            change = share.changes[local]
+            values = {
+                "entity": share.entity,
+                "key_hash": hash_of[change.key],
+                "version": _array(change.version),
+                "event": change.origin.event_id,
+                "dependent": dependent,
+                "reason": mark.reason.value,
+                "at": _time(at_ms),
+            }
+            writes.append(UpdateOne({"_id": mark.id}, {"$set": values}, upsert=True))
+        if writes:
+            await self.collection("exceptions").bulk_write(writes, session=session)
+
+
+def commands(database: str, schema: str) -> str:
+    """What `migrate` does, for mongosh."""
+    lines = [f"use({json.dumps(database)});"]
+    lines += [f"db.createCollection({json.dumps(f'{schema}.{name}')});" for name in COLLECTIONS]
+    lines += [
+        f"db.getCollection({json.dumps(f'{schema}.{name}')}).createIndex({{{field}: 1}});" for name, field in INDEXES
+    ]
+    lines.append(
+        f"db.getCollection({json.dumps(f'{schema}.meta')}).updateOne("
+        f"{{_id: {json.dumps(LEDGER_ID)}}}, {{$setOnInsert: {{version: {LEDGER_VERSION}}}}}, {{upsert: true}});"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def hashes_of(entity: str, keys: Iterable[Key]) -> dict[Key, bytes]:
+    return {key: key_hash(entity, key) for key in keys}
+
+
+def chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    """The items in runs of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _changed(update: HeadUpdate) -> Document:
+    return {"seen": _array(update.seen)} | ({"last": _last(update.last)} if update.last else {})
+
+
+def _fate(document: Document, spec: KeySpec) -> Fate:
+    version = _version(document["version"])
+    assert version is not None
+    to = document["to"]
+    try:
+        key = None if to is None else parse_canonical(to, spec)
+    except ValueError as exc:
+        raise UnreadableLedger from exc
+    return Fate(version, key, document["event"], int(document["occurred_ms"]))
+
+
+def _last(last: LastRecord | None) -> Document | None:
+    return None if last is None else last._asdict()
+
+
+def _array(version: Version | None) -> list[int | str] | None:
+    return None if version is None else [_whole(part) for part in (version.epoch, *version.position)]
+
+
+def _version(array: Sequence[int | str] | None) -> Version | None:
+    if array is None:
+        return None
+    epoch, *position = map(int, array)
+    return Version(epoch, tuple(position))
+
+
+def _whole(number: int) -> int | str:
+    """A number of a source as it is; as text when it is beyond 64 bits. It is compared here, never by MongoDB."""
+    return number if -(2**63) <= number < 2**63 else str(number)
+
+
+def _time(at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC)

@@ -1,0 +1,187 @@
+"""MongoDB as a store: one transaction a batch, over any number of processes.
+
+A transaction reads a snapshot and takes no locks, so that two of them could each act on what the other is about to
+change (a key moved to b here, b deleted there). Therefore everything that a decision rests on is not only read but
+written: the progress, the head of every key of an event, and of every key that a key change or a default leads to.
+Whoever comes second gets a write conflict, changes nothing, and the lane tries again. The price: two processes that
+both lead references to the same default key are never at work at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import pymongo
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import ConfigurationError, InvalidURI, PyMongoError
+from pymongo.read_concern import ReadConcern
+from pymongo.uri_parser import parse_uri
+from pymongo.write_concern import WriteConcern
+
+from integrity.core.batch import Batch, TopicPartition
+from integrity.core.outcome import Applied, ApplyResult
+from integrity.errors import Finding, SettingsError
+from integrity.ports import Deadline
+from integrity.stores.mongo import setup
+from integrity.stores.mongo.attempt import Attempt
+from integrity.stores.mongo.ledger import Document, Ledger, commands
+from integrity.stores.mongo.values import CODECS
+from integrity.stores.mongo.verdict import CAUSES, verdict_of
+from integrity.stores.rule import StoreRule
+
+_SELECT_MS: Final = 3_000
+"""How long the driver looks for a primary before it gives up; an election takes about a second."""
+_SOCKET_MS: Final = 60_000
+"""The last resort for a call outside every deadline; the server's own limit for a transaction."""
+_ABORT_S: Final = 2.0
+_COMMITS_MAX: Final = 4
+"""How often one commit is sent while its result is unknown. It is the same commit, so it takes effect once."""
+
+
+class MongoStore:
+    """A Store over the collections of one database, the one that the URL names.
+
+    `lane` is the consumer group whose progress this is. `schema` is the prefix of the ledger's collections in the
+    same database. `timeout_s` bounds every call beside its deadline. Raises SettingsError for a wrong URL.
+    """
+
+    exclusive = False
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        rules: Mapping[str, Sequence[StoreRule]],
+        *,
+        lane: str,
+        schema: str = "integrity",
+        pool_size: int = 4,
+        timeout_s: float = 30.0,
+    ) -> None:
+        self.name = name
+        self._url = url
+        self._rules = rules
+        self._lane = lane
+        self._schema = schema
+        self._pool_size = pool_size
+        self._timeout_s = timeout_s
+        self._database_name = _database_of(name, url)
+        self._at = f"MongoDB at {_hosts_of(url)} (store {name})"
+        self._client: AsyncMongoClient[Document] | None = None
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]:
+        """See `Store.check`: transactions that hold, collections, indexes, the ledger's version."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await setup.check(self._ledger(), self._rules)
+
+    def ddl(self) -> str:
+        """The commands of `migrate`, for mongosh."""
+        return commands(self._database_name, self._schema)
+
+    async def migrate(self, deadline: Deadline) -> None:
+        """See `Store.migrate`. Raises LedgerError when the ledger is newer than this program."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            await setup.migrate(self._ledger())
+
+    async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
+        """See `Store.progress`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await self._ledger().progress(partitions)
+
+    async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
+        """See `Store.apply`. Tries once; only a commit of unknown result is sent again, which is the same commit."""
+        attempt = Attempt(self._ledger(), self._rules, batch)
+        try:
+            async with self._session() as session:
+                with pymongo.timeout(self._budget_s(deadline)):
+                    await session.start_transaction(
+                        ReadConcern("snapshot"), WriteConcern("majority", j=True), ReadPreference.PRIMARY
+                    )
+                    result = await attempt.run(session)
+                    if isinstance(result, Applied):
+                        await _commit(session, deadline)
+                    return result
+        except CAUSES as exc:
+            return verdict_of(exc, attempt.dependent)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncClientSession]:
+        session = self._opened().start_session()
+        try:
+            yield session
+        finally:
+            # Gives an open transaction up. The deadline may be over: that has a little time of its own.
+            with pymongo.timeout(_ABORT_S):
+                await session.end_session()
+
+    def _ledger(self) -> Ledger:
+        database = self._opened().get_database(
+            self._database_name,
+            CODECS,
+            ReadPreference.PRIMARY,
+            WriteConcern("majority", j=True),
+            ReadConcern("majority"),
+        )
+        return Ledger(database, self._schema, self._lane)
+
+    def _opened(self) -> AsyncMongoClient[Document]:
+        """The client; made here, since it belongs to the running event loop."""
+        if self._client is None:
+            self._client = AsyncMongoClient(
+                self._url,
+                appname="integrity",
+                maxPoolSize=self._pool_size,
+                serverSelectionTimeoutMS=_SELECT_MS,
+                connectTimeoutMS=_SELECT_MS,
+                socketTimeoutMS=_SOCKET_MS,
+                timeoutMS=None,
+                retryWrites=True,
+                retryReads=True,
+            )
+        return self._client
+
+    def _budget_s(self, deadline: Deadline) -> float:
+        return max(0.001, min(deadline.remaining_s(), self._timeout_s))
+
+
+async def _commit(session: AsyncClientSession, deadline: Deadline) -> None:
+    for sent in range(1, _COMMITS_MAX + 1):
+        try:
+            await session.commit_transaction()
+            return
+        except PyMongoError as exc:
+            unknown = exc.has_error_label("UnknownTransactionCommitResult")
+            if not unknown or sent == _COMMITS_MAX or not deadline.remaining_s():
+                raise
+
+
+def _database_of(store: str, url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "mongodb":
+            parse_uri(url)
+    except (InvalidURI, ConfigurationError, ValueError) as exc:
+        raise SettingsError(
+            f"The URL of store {store} is no MongoDB URL.", hint="Write mongodb://HOST:PORT/DATABASE?replicaSet=NAME."
+        ) from exc
+    name = unquote(parts.path.removeprefix("/"))
+    if parts.scheme not in ("mongodb", "mongodb+srv") or not name or "/" in name:
+        raise SettingsError(
+            f"The URL of store {store} names no database.", hint="Write mongodb://HOST:PORT/DATABASE?replicaSet=NAME."
+        )
+    return name
+
+
+def _hosts_of(url: str) -> str:
+    """The hosts of a URL, without user and password."""
+    return urlsplit(url).netloc.rpartition("@")[2]

@@ -1,0 +1,5 @@
+"""PostgreSQL as a dependent store."""
+
+from integrity.stores.postgres.store import PostgresStore
+
+__all__ = ["PostgresStore"]

@@ -1,0 +1,300 @@
+"""A PostgreSQL database as a dependent store: progress, fence, fold and effects in one transaction a batch.
+
+READ COMMITTED is enough: an event of a key locks the key's row in the ledger before it reads anything that depends on
+it, and what has no row yet collides when it is inserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import asyncpg
+
+from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
+from integrity.core.change import Op, Version
+from integrity.core.fold import Settled, credit, lookups, settle, trace
+from integrity.core.keys import Key
+from integrity.core.ledger import heads_to_write
+from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
+from integrity.errors import Finding, LedgerError, Reason, UnreachableError
+from integrity.ports import Deadline
+from integrity.stores.postgres.catalog import ledger_findings, resolve
+from integrity.stores.postgres.effects import Effects
+from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
+from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, ddl
+from integrity.stores.postgres.names import quoted
+from integrity.stores.postgres.session import Sessions
+from integrity.stores.postgres.types import Unfit
+from integrity.stores.rule import StoreRule, policies
+
+LOCK_TIMEOUT_S: Final = 3.0
+"""How long a statement waits for a row that somebody else has locked."""
+
+
+class PostgresStore:
+    """The Store of one PostgreSQL database. `lane` is the consumer group: progress is its own, the ledger is shared.
+
+    `timeout_s` bounds a statement, `lock_timeout_s` a wait for a lock. Nothing connects before the first call.
+    """
+
+    exclusive = False
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        rules: Mapping[str, Sequence[StoreRule]],
+        *,
+        lane: str,
+        schema: str = "integrity",
+        pool_size: int = 2,
+        timeout_s: float = 30.0,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
+    ) -> None:
+        self.name = name
+        self._rules = rules
+        self._ledger = Ledger(schema, lane)
+        self._sessions = Sessions(name, url, pool_size=pool_size, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
+        self._effects: dict[str, Effects] | None = None
+        self._constraints_at_once = False
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]:
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                findings = await ledger_findings(connection, self._ledger.schema)
+                return [*findings, *await self._resolve(connection)]
+        except DRIVER_ERRORS as exc:
+            raise self._unreachable(fault_of(exc)) from exc
+
+    def ddl(self) -> str:
+        return ddl(self._ledger.schema)
+
+    async def migrate(self, deadline: Deadline) -> None:
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                for finding in await ledger_findings(connection, self._ledger.schema):
+                    if finding.code == "ledger_newer":
+                        raise LedgerError(f"Store {self.name}: {finding.message}.", hint=finding.hint)
+                await connection.execute(self.ddl())
+        except DRIVER_ERRORS as exc:
+            fault = fault_of(exc)
+            if fault.kind is Kind.RULE:
+                raise LedgerError(
+                    f"Store {self.name}: the ledger can't be made. {fault.message}",
+                    hint=f"Run the statements of `integrity migrate --print` as the owner of {self._schema}.",
+                ) from exc
+            raise self._unreachable(fault) from exc
+
+    async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                return await self._ledger.progress(connection, partitions, lock=False)
+        except DRIVER_ERRORS as exc:
+            fault = fault_of(exc)
+            if fault.kind is Kind.RULE:
+                raise LedgerError(
+                    f"Store {self.name}: the ledger can't be read. {fault.message}", hint="Run `integrity migrate`."
+                ) from exc
+            raise self._unreachable(fault) from exc
+
+    async def close(self) -> None:
+        await self._sessions.close()
+
+    async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
+        at = _Place()
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                at.connection = connection
+                return await self._transaction(connection, batch, at)
+        except Collision:
+            return Retry("Another process wrote of the same key at the same time.")
+        except Unfit as exc:
+            assert at.dependent is not None
+            return Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
+        except _Unresolved as exc:
+            return Broken(exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
+        except DRIVER_ERRORS as exc:
+            return await self._fault(exc, at, batch)
+
+    # --- one transaction ----------------------------------------------------------------------------------------
+
+    async def _transaction(self, connection: Connection, batch: Batch, at: _Place) -> ApplyResult:
+        if self._effects is None:
+            await self._resolve(connection)
+        await connection.execute("begin isolation level read committed")
+        found = await self._ledger.progress(connection, batch.spans.keys(), lock=True)
+        counts = standing(batch, found)
+        if isinstance(counts, str):
+            await connection.execute("rollback")
+            return Diverged(counts)
+        effects: list[Effect] = []
+        for share in shares(batch, counts, self._rules.keys()):
+            effects += await self._enforce(connection, share, batch, at)
+        offsets = {partition: max(span.next, counts.get(partition, 0)) for partition, span in batch.spans.items()}
+        await self._ledger.write_progress(connection, offsets, found.keys(), batch.at_ms)
+        at.committing = True
+        await connection.execute("commit")
+        self._constraints_at_once = False
+        return Applied(effects)
+
+    async def _enforce(self, connection: Connection, share: Share, batch: Batch, at: _Place) -> list[Effect]:
+        rules = self._rules[share.entity]
+        own = {change.key for change in share.changes}
+        read, keys = await self._read(connection, share, rules, own)
+        settled = settle(share.changes, read.heads, done=share.done)
+        ids = [rule.id for rule in rules]
+        known = [key for key in settled.updates if key in read.heads]
+        arrivals = await self._ledger.read_arrivals(connection, known, read.hashes, ids) if known else {}
+        effects: list[Effect] = []
+        for rule in rules:
+            effects += await self._act(connection, rule, share, settled, read, arrivals.get(rule.id, {}), batch, at)
+        await self._ledger.write_heads(
+            connection, share.entity, heads_to_write(keys, own, read.heads, settled.updates), read, effects, batch
+        )
+        reached = {
+            read.hashes[key]: seen
+            for of_key in arrivals.values()
+            for key, since in of_key.items()
+            if (seen := settled.updates[key].seen) is not None and min(since) <= seen
+        }
+        if reached:
+            await self._ledger.clear_arrivals(connection, reached, ids)
+        await self._ledger.write_exceptions(connection, share, read.hashes, batch.at_ms)
+        if all(index == local for local, index in enumerate(share.indexes)):
+            return effects
+        return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    async def _act(
+        self,
+        connection: Connection,
+        rule: StoreRule,
+        share: Share,
+        settled: Settled,
+        read: Heads,
+        arrivals: Mapping[Key, Collection[Version]],
+        batch: Batch,
+        at: _Place,
+    ) -> list[Effect]:
+        def left_out(change: int) -> bool:
+            return (change, rule.id) in share.exceptions
+
+        groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+        rows: list[int] = []
+        if groups:
+            at.dependent = rule.id
+            effects = self._effects_of(rule)
+            rows = await effects.execute(connection, groups, read.hashes, batch.at_ms, split=bool(arrivals))
+            if self._constraints_at_once:
+                await connection.execute("set constraints all immediate")
+                await connection.execute("set constraints all deferred")
+            at.dependent = None
+        return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=left_out)
+
+    async def _read(
+        self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: set[Key]
+    ) -> tuple[Heads, set[Key]]:
+        """Lock and read the heads of every key that the fold may reach; also which keys those are."""
+        read, keys = Heads(), set[Key]()
+        spec, chosen = rules[0].spec, policies(rules)
+        led_to: set[Key] = set()
+        while missing := lookups(share.changes, keys, {k: h.fates for k, h in read.heads.items()}, chosen):
+            mine = missing & own
+            await self._ledger.read_heads(connection, share.entity, spec, mine, read, own=True)
+            await self._ledger.read_heads(connection, share.entity, spec, missing - mine, read, own=False)
+            keys |= missing
+            if read.older:
+                led_to = await self._read_older(connection, share, read, keys, led_to)
+        return read, keys
+
+    async def _read_older(
+        self, connection: Connection, share: Share, read: Heads, keys: set[Key], done: set[Key]
+    ) -> set[Key]:
+        """Read the older fates that rows may meet on their way: those later than the first event of the batch."""
+        first = min(
+            (_earliest(change.version, read, change.key) for change in share.changes if _acts(change.op)), default=None
+        )
+        if first is None:
+            return done
+        wanted = {
+            key
+            for key in read.older
+            if key not in done and read.heads[key].fates and read.heads[key].fates[-1].version > first
+        }
+        if wanted:
+            await self._ledger.read_older_fates(connection, self._rules[share.entity][0].spec, wanted, first, read)
+        return done | wanted
+
+    # --- what went wrong ----------------------------------------------------------------------------------------
+
+    async def _fault(self, exc: BaseException, at: _Place, batch: Batch) -> ApplyResult:
+        fault = fault_of(exc, closed=_is_closed(at.connection))
+        if fault.kind is Kind.SERVER:
+            await self._sessions.expire()
+        if at.committing:
+            if fault.kind is Kind.EVENT:
+                # A deferred constraint: it tells at the end, and not for whom. The next attempt asks after each one.
+                self._constraints_at_once = True
+                return Retry(f"{fault.message} Constraints will be checked one dependent at a time.")
+            return Retry(fault.message, unreachable=fault.kind is Kind.SERVER)
+        return result_of(fault, at.dependent)
+
+    def _unreachable(self, fault: Fault) -> UnreachableError:
+        return UnreachableError(
+            f"Store {self.name}: PostgreSQL at {self._sessions.server} can't be used. {fault.message}",
+            hint="Check that it runs, its address, and the role's password.",
+        )
+
+    @property
+    def _schema(self) -> str:
+        return quoted(self._ledger.schema)
+
+    async def _resolve(self, connection: Connection) -> list[Finding]:
+        rules = [rule for of_entity in self._rules.values() for rule in of_entity]
+        resolved = await resolve(connection, rules, self._ledger.schema)
+        self._effects = {id: Effects(table, self._ledger.arrivals_table) for id, table in resolved.tables.items()}
+        return resolved.findings
+
+    def _effects_of(self, rule: StoreRule) -> Effects:
+        found = (self._effects or {}).get(rule.id)
+        if found is None:
+            raise _Unresolved(rule.id)
+        return found
+
+
+def _is_closed(connection: Connection | None) -> bool:
+    """Also of a connection that went back to the pool, which then says nothing of itself any more."""
+    try:
+        return connection is None or connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True
+
+
+class _Place:
+    """Where in a transaction we are, to say whose fault a fault is."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.dependent: str | None = None
+        self.committing = False
+
+
+class _Unresolved(Exception):
+    """A rule did not fit the store when it was last looked up."""
+
+    def __init__(self, dependent: str) -> None:
+        super().__init__(dependent)
+        self.dependent = dependent
+        self.message = f"The rule {dependent} does not fit the store: `integrity doctor` says why."
+
+
+def _acts(op: Op) -> bool:
+    return op in (Op.DELETED, Op.MOVED, Op.GONE)
+
+
+def _earliest(version: Version | None, read: Heads, key: Key) -> Version:
+    """The version of a change, or one that is not later: a null record acts at once after what was seen of its key."""
+    if version is not None:
+        return version
+    head = read.heads.get(key)
+    return head.seen if head is not None and head.seen is not None else Version(0, ())

@@ -1,0 +1,221 @@
+"""A batch on the state: the same steps as the model's, yielding what has to be published for it.
+
+Runs inside an open transaction of the state, which its caller commits when everything is durable in Kafka, and rolls
+back otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Final, assert_never
+
+from integrity.core.batch import Batch, Share, TopicPartition, shares
+from integrity.core.change import Version
+from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
+from integrity.core.keys import Key, canonical, key_hash
+from integrity.core.ledger import Head, HeadUpdate, heads_to_write, rows_by_fate
+from integrity.core.outcome import Effect
+from integrity.errors import Reason
+from integrity.stores.rule import StoreRule, policies
+from integrity.stores.topic import records
+from integrity.stores.topic.records import ExceptionRecord, FateRecord, HeadRecord, Mark, ProgressRecord, Write
+from integrity.stores.topic.state import Child, State
+from integrity.stores.topic.values import Unwritable, read_document
+
+CHUNK: Final = 2000
+"""How many children are in memory at once."""
+
+Work = Generator[list[Write], None, list[Effect]]
+
+
+class Refused(Exception):
+    """An effect on one dependent can never be written."""
+
+    def __init__(self, dependent: str, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.dependent = dependent
+        self.reason = reason
+        self.message = message
+
+
+class Enforcement:
+    """One batch. `counts` is the progress that counts for it; `starts` are the first offsets that child partitions
+    still have: a child below has been deleted by retention, and is not written again."""
+
+    def __init__(
+        self,
+        state: State,
+        rules: Mapping[str, Sequence[StoreRule]],
+        batch: Batch,
+        counts: Mapping[TopicPartition, int],
+        *,
+        ledger: TopicPartition,
+        lane: str,
+        starts: Mapping[TopicPartition, int],
+    ) -> None:
+        self._state = state
+        self._rules = rules
+        self._batch = batch
+        self._counts = counts
+        self._ledger = ledger
+        self._lane = lane
+        self._starts = starts
+
+    def run(self) -> Work:
+        """Yields records to publish, in order; returns the effects. Raises Refused."""
+        effects: list[Effect] = []
+        for share in shares(self._batch, self._counts, self._rules.keys()):
+            effects += yield from self._share(share)
+        progress: list[Write] = []
+        for at, span in self._batch.spans.items():
+            reached = max(span.next, self._counts.get(at, 0))
+            self._state.set_progress(at, reached)
+            progress.append(self._record(records.progress_key(self._lane, at), records.encode(ProgressRecord(reached))))
+        yield progress
+        return effects
+
+    def _share(self, share: Share) -> Work:
+        entity, changes = share.entity, share.changes
+        rules = self._rules[entity]
+        spec = rules[0].spec
+        read: set[Key] = set()
+        heads: dict[Key, Head] = {}
+        while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
+            read |= missing
+            heads |= {key: head for key in missing if (head := self._state.head(key_hash(entity, key), spec))}
+        settled = settle(changes, heads, done=share.done)
+        effects: list[Effect] = []
+        for rule in rules:
+
+            def left_out(change: int, dependent: str = rule.id) -> bool:
+                return (change, dependent) in share.exceptions
+
+            number = self._state.number(rule.id)
+            assert number is not None, "the state knows every rule of the store"
+            groups = trace(rule.policy, settled, self._arrivals(number, entity, settled), left_out=left_out)
+            rows = yield from self._execute(number, rule, groups)
+            effects += credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out)
+        own = {change.key for change in changes}
+        yield self._heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
+        yield self._exceptions(share)
+        return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    def _arrivals(self, number: int, entity: str, settled: Settled) -> dict[Key, set[Version]]:
+        if not self._state.arrivals():
+            return {}
+        found = {
+            key: {since for _, since in self._state.arrivals_at(number, key_hash(entity, key))}
+            for key in settled.updates
+        }
+        return {key: since for key, since in found.items() if since}
+
+    def _execute(
+        self, number: int, rule: StoreRule, groups: Sequence[Group]
+    ) -> Generator[list[Write], None, list[int]]:
+        """Carry out all groups at once: choose every group's children before any of them changes."""
+        if not groups:
+            return []
+        hashes = [key_hash(rule.entity, group.key) for group in groups]
+        counts = self._state.choose(number, [(h, group.since) for h, group in zip(hashes, groups, strict=True)])
+        yield self._leave(number, groups, hashes)
+        after = 0
+        while any(counts) and (children := self._state.chosen(after, CHUNK)):
+            after = children[-1].number
+            writes: list[Write] = []
+            for child in children:
+                writes += self._act(number, rule, groups[child.part], hashes[child.part], child)
+            yield writes
+        return counts
+
+    def _leave(self, number: int, groups: Sequence[Group], hashes: Sequence[bytes]) -> list[Write]:
+        """The arrivals that are acted on are no arrivals at their key any more."""
+        writes: list[Write] = []
+        for group, digest in zip(groups, hashes, strict=True):
+            if group.since is not None:
+                for name, since in self._state.arrivals_at(number, digest):
+                    if since == group.since:
+                        self._state.remove_arrival(name)
+                        writes.append(self._record(name, None))
+        return writes
+
+    def _act(self, number: int, rule: StoreRule, group: Group, digest: bytes, child: Child) -> list[Write]:
+        at = TopicPartition(child.at.topic, child.at.partition)
+        headers = records.marked(child.headers, Mark(child.offset, rule.id, digest.hex()))
+        match group.end:
+            case Removed() | Marked():
+                self._state.remove(child.id)
+                return [Write(at, child.at.key, None, headers, rule.id)]
+            case Referencing(values, arrival):
+                if child.offset < self._starts.get(at, 0):
+                    self._state.remove(child.id)
+                    return []
+                row = self._state.row_rule(number)
+                try:
+                    value = row.rewritten(child.value, read_document(child.value), group.key, values)
+                except Unwritable as exc:
+                    raise Refused(rule.id, exc.reason, exc.message) from exc
+                writes: list[Write] = []
+                if value != child.value:
+                    self._state.rewrite(child, value, headers)
+                    writes.append(Write(at, child.at.key, value, headers, rule.id))
+                if arrival is not None:
+                    key = tuple(value for value in values if value is not None)
+                    writes.append(self._record(*self._state.add_arrival(number, child.at, rule.entity, key, arrival)))
+                return writes
+            case _:
+                assert_never(group.end)
+
+    def _heads(
+        self,
+        entity: str,
+        rules: Sequence[StoreRule],
+        heads: Mapping[Key, Head],
+        updates: Mapping[Key, HeadUpdate],
+        effects: Sequence[Effect],
+    ) -> list[Write]:
+        writes: list[Write] = []
+        rows = rows_by_fate(effects)
+        any_arrivals = self._state.arrivals() > 0
+        for key, update in updates.items():
+            digest = key_hash(entity, key)
+            before = heads.get(key)
+            last = update.last or (before.last if before else None)
+            head = records.encode(HeadRecord(entity, records.clear_key(canonical(key)), update.seen, last))
+            self._state.put_head(digest, head)
+            writes.append(self._record(records.head_key(digest), head))
+            for fate in update.fates:
+                data = records.encode(
+                    FateRecord.of(fate, rows.get(fate.change, {}), self._batch.at_ms, self._batch.trace_id)
+                )
+                self._state.put_fate(digest, fate.version, data)
+                writes.append(self._record(records.fate_key(digest, fate.version), data))
+            if any_arrivals and update.seen is not None:
+                writes += self._settle(rules, digest, update.seen)
+        return writes
+
+    def _settle(self, rules: Sequence[StoreRule], digest: bytes, seen: Version) -> list[Write]:
+        """Arrivals that the key's own events have reached are rows like all others."""
+        writes: list[Write] = []
+        for rule in rules:
+            number = self._state.number(rule.id)
+            assert number is not None
+            for name, since in self._state.arrivals_at(number, digest):
+                if since <= seen:
+                    self._state.remove_arrival(name)
+                    writes.append(self._record(name, None))
+        return writes
+
+    def _exceptions(self, share: Share) -> list[Write]:
+        writes: list[Write] = []
+        for (local, dependent), mark in share.exceptions.items():
+            change = share.changes[local]
+            event = change.origin.event_id
+            text = records.clear_key(canonical(change.key))
+            value = ExceptionRecord(
+                share.entity, text, event, dependent, mark.reason.value, mark.id, self._batch.at_ms, change.version
+            )
+            writes.append(self._record(records.exception_key(dependent, event), records.encode(value)))
+        return writes
+
+    def _record(self, key: bytes, value: bytes | None) -> Write:
+        return Write(self._ledger, key, value, (), None)

@@ -1,0 +1,195 @@
+"""What is written to Kafka and read from it, and the ledger's records: their keys, their values, both ways.
+
+The ledger is a compacted topic beside the children. Its records are JSON, named by what they say: `head|<hash>`,
+`fate|<hash>|<version>`, `progress|<lane>|<topic>|<partition>`, `arrival|<dependent>|<topic>|<partition>|<hash>`,
+`exception|<dependent>|<event>`, `writes|<topic>|<partition>`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+import msgspec
+
+from integrity.core.batch import TopicPartition
+from integrity.core.change import Version
+from integrity.core.keys import KeySpec, canonical, parse_canonical
+from integrity.core.ledger import Fate, LastRecord
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+MARK: Final = "integrity.enforced"
+"""The header of every record that this program writes to a child topic: a Mark."""
+
+_KEY_TEXT_MAX: Final = 1024
+"""The clear key beside its hash is for people; a longer one is cut."""
+
+
+class Write(NamedTuple):
+    """A record to publish. `dependent` is None for the ledger's own."""
+
+    at: TopicPartition
+    key: bytes
+    value: bytes | None
+    headers: Headers
+    dependent: str | None
+
+
+class ChildKey(NamedTuple):
+    """What makes a child the same child: where it stands and its key's bytes."""
+
+    topic: str
+    partition: int
+    key: bytes
+
+
+class ReadRecord(NamedTuple):
+    """A record as it was read."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What a record of ours was made from: the child's record at `base`, which by `dependent` referenced the key with
+    hash `source`. A repair has no dependent."""
+
+    base: int
+    dependent: str = ""
+    source: str = ""
+
+
+class HeadRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    entity: str
+    key: str
+    seen: Version | None = None
+    last: LastRecord | None = None
+
+
+class FateRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A fate, with the rows it acted on per dependent, when it was enforced (milliseconds) and the trace it is in."""
+
+    version: Version
+    event: str
+    occurred_ms: int
+    at_ms: int
+    to: str | None = None
+    rows: dict[str, int] = {}
+    trace: str = ""
+
+    @classmethod
+    def of(cls, fate: Fate, rows: dict[str, int], at_ms: int, trace_id: str) -> FateRecord:
+        to = None if fate.to is None else canonical(fate.to)
+        return cls(fate.version, fate.event_id, fate.occurred_ms, at_ms, to, rows, trace_id)
+
+    def fate(self, spec: KeySpec) -> Fate:
+        to = None if self.to is None else parse_canonical(self.to, spec)
+        return Fate(self.version, to, self.event, self.occurred_ms)
+
+
+class ProgressRecord(msgspec.Struct, frozen=True):
+    next: int
+
+
+class ArrivalRecord(msgspec.Struct, frozen=True):
+    """A child that references the key with hash `at` since a key change at that version. `key` is base64."""
+
+    dependent: str
+    topic: str
+    partition: int
+    key: str
+    at: str
+    since: Version
+
+    @classmethod
+    def of(cls, dependent: str, child: ChildKey, at: bytes, since: Version) -> ArrivalRecord:
+        return cls(dependent, child.topic, child.partition, b64encode(child.key).decode(), at.hex(), since)
+
+    @property
+    def child(self) -> ChildKey:
+        return ChildKey(self.topic, self.partition, b64decode(self.key))
+
+
+class ExceptionRecord(msgspec.Struct, frozen=True):
+    """An event that a dead letter stands for, on one dependent."""
+
+    entity: str
+    key: str
+    event: str
+    dependent: str
+    reason: str
+    id: str
+    at_ms: int
+    version: Version | None = None
+
+
+class WritesRecord(msgspec.Struct, frozen=True):
+    """The offsets, first and last, of what the newest transaction that wrote to a child partition wrote there."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+
+encode = msgspec.json.Encoder().encode
+decode_head = msgspec.json.Decoder(HeadRecord).decode
+decode_fate = msgspec.json.Decoder(FateRecord).decode
+decode_progress = msgspec.json.Decoder(ProgressRecord).decode
+decode_arrival = msgspec.json.Decoder(ArrivalRecord).decode
+decode_writes = msgspec.json.Decoder(WritesRecord).decode
+decode_version = msgspec.json.Decoder(Version).decode
+_decode_mark = msgspec.json.Decoder(Mark).decode
+
+
+def head_key(key_hash: bytes) -> bytes:
+    return b"head|" + key_hash.hex().encode()
+
+
+def fate_key(key_hash: bytes, version: Version) -> bytes:
+    return f"fate|{key_hash.hex()}|{version_text(version)}".encode()
+
+
+def progress_key(lane: str, at: TopicPartition) -> bytes:
+    return f"progress|{lane}|{at.topic}|{at.partition}".encode()
+
+
+def arrival_key(dependent: str, child: ChildKey) -> bytes:
+    digest = blake2b(child.key, digest_size=16).hexdigest()
+    return f"arrival|{dependent}|{child.topic}|{child.partition}|{digest}".encode()
+
+
+def exception_key(dependent: str, event_id: str) -> bytes:
+    return f"exception|{dependent}|{event_id}".encode()
+
+
+def writes_key(at: TopicPartition) -> bytes:
+    return f"writes|{at.topic}|{at.partition}".encode()
+
+
+def version_text(version: Version) -> str:
+    return ".".join(map(str, (version.epoch, *version.position)))
+
+
+def clear_key(text: str) -> str:
+    """A key's text, cut to what a ledger shows."""
+    return text if len(text) <= _KEY_TEXT_MAX else text[:_KEY_TEXT_MAX] + "…"
+
+
+def marked(headers: Headers, mark: Mark) -> Headers:
+    """The owner's headers and our mark."""
+    return (*((name, value) for name, value in headers if name != MARK), (MARK, encode(mark)))
+
+
+def mark_of(headers: Headers) -> Mark | None:
+    """The mark among headers. Anyone may have copied it: it counts only at an offset that is known as ours."""
+    for name, value in reversed(headers):
+        if name == MARK and value is not None:
+            try:
+                return _decode_mark(value)
+            except msgspec.DecodeError:
+                return None
+    return None

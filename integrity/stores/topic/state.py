@@ -1,0 +1,424 @@
+"""What one process knows of the child topics and the ledger: a cache in SQLite, rebuilt from the topics, never trusted
+beyond them. Synchronous; used from one thread at a time.
+
+Rows of the children are found by the hash of the key they reference. Whatever is read in the end decides: what a batch
+changed here beforehand is only so that the rules of that batch see each other's work.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from integrity.core.batch import TopicPartition
+from integrity.core.change import Version
+from integrity.core.keys import Key, KeySpec, key_hash
+from integrity.core.ledger import Fate, Head
+from integrity.stores.topic import records
+from integrity.stores.topic.records import ArrivalRecord, ChildKey, Headers, Mark, ReadRecord
+from integrity.stores.topic.values import NoRow, RowRule, read_document
+
+_SCHEMA: Final = """
+CREATE TABLE child (
+    id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL,
+    offset INTEGER NOT NULL, value BLOB NOT NULL, headers BLOB, UNIQUE (topic, partition, key));
+CREATE TABLE reference (
+    rule INTEGER, hash BLOB, child INTEGER, PRIMARY KEY (rule, hash, child)) WITHOUT ROWID;
+CREATE INDEX reference_child ON reference (child);
+CREATE TABLE head (hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE fate (hash BLOB, version TEXT, data BLOB NOT NULL, PRIMARY KEY (hash, version)) WITHOUT ROWID;
+CREATE TABLE arrival (
+    name BLOB PRIMARY KEY, rule INTEGER NOT NULL, hash BLOB NOT NULL, since BLOB NOT NULL,
+    topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX arrival_hash ON arrival (rule, hash);
+CREATE INDEX arrival_child ON arrival (rule, topic, partition, key);
+CREATE TABLE progress (topic TEXT, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY (topic, partition));
+CREATE TABLE grave (
+    topic TEXT, partition INTEGER, key BLOB, offset INTEGER NOT NULL,
+    PRIMARY KEY (topic, partition, key)) WITHOUT ROWID;
+CREATE TEMP TABLE chosen (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, child INTEGER NOT NULL);
+"""
+_TABLES: Final = ("child", "reference", "head", "fate", "arrival", "progress", "grave")
+# It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
+_PRAGMAS: Final = (
+    "PRAGMA locking_mode=EXCLUSIVE",
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=OFF",
+    "PRAGMA temp_store=FILE",
+    "PRAGMA cache_size=-16384",
+)
+
+
+class Child(NamedTuple):
+    """A child as the view holds it. `part` is the number of what chose it, `number` its place among the chosen."""
+
+    number: int
+    part: int
+    id: int
+    at: ChildKey
+    offset: int
+    value: bytes
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Overtaken:
+    """An owner's record that one of ours, made from an older one, hides. `steps` are ours since then, in order."""
+
+    value: bytes | None
+    headers: Headers
+    steps: list[tuple[Mark, bytes | None]]
+    offset: int
+    """Of our newest record."""
+
+
+class State:
+    """The view of the child topics and the ledger's tables."""
+
+    def __init__(self, file: Path, rules: Sequence[RowRule], *, lane: str) -> None:
+        self._file = file
+        self._lane = lane
+        self._rules = tuple(rules)
+        self._number = {each.rule.id: number for number, each in enumerate(self._rules)}
+        self._by_topic: dict[str, list[tuple[int, RowRule]]] = {}
+        for number, each in enumerate(self._rules):
+            self._by_topic.setdefault(each.rule.dependent.target.name, []).append((number, each))
+        # Autocommit: transactions are begun and ended by hand. One thread at a time, but not always the same one.
+        self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        for pragma in _PRAGMAS:
+            self._db.execute(pragma)
+        self._db.executescript(_SCHEMA)
+        self._ours: dict[TopicPartition, tuple[tuple[int, int], ...]] = {}
+        self.overtaken: dict[ChildKey, Overtaken] = {}
+        self.skipped = 0
+        """How many times a rule has met a record that is no row: no JSON object, a field missing or wrongly typed."""
+
+    def close(self) -> None:
+        self._db.close()
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+
+    # --- transactions
+
+    def begin(self) -> None:
+        self._db.execute("BEGIN")
+
+    def commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Back to where `begin` was; nothing when no transaction is open."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def clear(self) -> None:
+        """Forget everything, to read it again."""
+        self.rollback()
+        self.begin()
+        for table in _TABLES:
+            self._db.execute(f"DELETE FROM {table}")
+        self.commit()
+        self._ours.clear()
+        self.overtaken.clear()
+
+    # --- reading on
+
+    def take(self, read: Iterable[ReadRecord], ledger: str) -> None:
+        """Bring the cache up to these records, of the child topics and the ledger."""
+        self.begin()
+        try:
+            for record in read:
+                if record.key is None:
+                    self.skipped += 1
+                elif record.topic == ledger:
+                    self._take_ledger(record.key, record.value)
+                else:
+                    self._take_child(ChildKey(record.topic, record.partition, record.key), record)
+        except BaseException:
+            self.rollback()
+            raise
+        self.commit()
+
+    def _take_child(self, at: ChildKey, record: ReadRecord) -> None:
+        found = self._db.execute(
+            "SELECT id, offset, value, headers FROM child WHERE topic = ? AND partition = ? AND key = ?", at
+        ).fetchone()
+        self._notice(at, record, found)
+        if record.value is None:
+            if found is not None:
+                self.remove(found[0])
+            return
+        headers = _packed(record.headers)
+        if found is None:
+            child = self._db.execute(
+                "INSERT INTO child (topic, partition, key, offset, value, headers) VALUES (?, ?, ?, ?, ?, ?)",
+                (*at, record.offset, record.value, headers),
+            ).lastrowid
+            assert child is not None
+        else:
+            child = found[0]
+            self._db.execute(
+                "UPDATE child SET offset = ?, value = ?, headers = ? WHERE id = ?",
+                (record.offset, record.value, headers, child),
+            )
+            self._db.execute("DELETE FROM reference WHERE child = ?", (child,))
+        self._index(child, at.topic, record.value)
+
+    def _notice(self, at: ChildKey, record: ReadRecord, found: tuple[int, int, bytes, bytes | None] | None) -> None:
+        """A record of ours that was made from an older one than the newest hides what its owner wrote in between."""
+        mark = records.mark_of(record.headers) if self._is_ours(at, record.offset) else None
+        before = self.overtaken.pop(at, None)
+        if mark is None:
+            if record.value is None:
+                self._bury(at, record.offset)
+            return
+        step = (mark, record.value)
+        if before is not None and record.offset > before.offset:
+            before.steps.append(step)
+            before.offset = record.offset
+            self.overtaken[at] = before
+        elif found is None:
+            if record.value is not None and mark.base < self._buried(at) < record.offset:
+                self.overtaken[at] = Overtaken(None, (), [step], record.offset)
+        elif mark.base < found[1] < record.offset and not self._is_ours(at, found[1]):
+            self.overtaken[at] = Overtaken(found[2], _unpacked(found[3]), [step], record.offset)
+
+    def _is_ours(self, at: ChildKey, offset: int) -> bool:
+        ranges = self._ours.get(TopicPartition(at.topic, at.partition), ())
+        return any(first <= offset <= last for first, last in ranges)
+
+    def _bury(self, at: ChildKey, offset: int) -> None:
+        """Remember an owner's null record that one of ours may follow."""
+        ranges = self._ours.get(TopicPartition(at.topic, at.partition), ())
+        if ranges and offset < ranges[-1][1]:
+            self._db.execute("INSERT OR REPLACE INTO grave VALUES (?, ?, ?, ?)", (*at, offset))
+
+    def _buried(self, at: ChildKey) -> int:
+        row = self._db.execute("SELECT offset FROM grave WHERE topic = ? AND partition = ? AND key = ?", at).fetchone()
+        return -1 if row is None else int(row[0])
+
+    def at_end(self) -> None:
+        """Everything has been read: what our records may hide is known."""
+        self._db.execute("DELETE FROM grave")
+
+    def set_ours(self, at: TopicPartition, ranges: tuple[tuple[int, int], ...]) -> None:
+        """Which offsets of a child partition are of our newest transaction there."""
+        self._ours[at] = ranges
+
+    def _take_ledger(self, key: bytes, value: bytes | None) -> None:
+        kind, _, rest = key.decode().partition("|")
+        match kind:
+            case "head":
+                self._put("head", (bytes.fromhex(rest),), value)
+            case "fate":
+                digest, _, version = rest.partition("|")
+                self._put("fate", (bytes.fromhex(digest), version), value)
+            case "progress":
+                lane, topic, partition = rest.split("|")
+                if lane == self._lane and value is not None:
+                    self.set_progress(TopicPartition(topic, int(partition)), records.decode_progress(value).next)
+            case "arrival":
+                self._take_arrival(key, value)
+            case "writes":
+                topic, partition = rest.split("|")
+                if value is not None:
+                    self.set_ours(TopicPartition(topic, int(partition)), records.decode_writes(value).ranges)
+            case _:
+                pass  # exceptions are for redrive and history, which read the topic
+
+    def _take_arrival(self, name: bytes, value: bytes | None) -> None:
+        self.remove_arrival(name)
+        if value is not None:
+            arrival = records.decode_arrival(value)
+            rule = self._number.get(arrival.dependent)
+            if rule is not None:
+                self._insert_arrival(name, rule, bytes.fromhex(arrival.at), arrival.since, arrival.child)
+
+    def _put(self, table: str, key: tuple[bytes | str, ...], value: bytes | None) -> None:
+        if value is None:
+            columns = ("hash = ? AND version = ?",) if len(key) == 2 else ("hash = ?",)
+            self._db.execute(f"DELETE FROM {table} WHERE {columns[0]}", key)
+        else:
+            marks = ", ".join("?" for _ in (*key, value))
+            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", (*key, value))
+
+    # --- children
+
+    def _index(self, child: int, topic: str, value: bytes) -> None:
+        """Note which keys a child references."""
+        references = self.references(topic, value)
+        if references:
+            self._db.executemany(
+                "INSERT OR IGNORE INTO reference VALUES (?, ?, ?)",
+                [(rule, digest, child) for rule, digest in references.items()],
+            )
+
+    def references(self, topic: str, value: bytes) -> dict[int, bytes]:
+        """The hash of the key that a value references, for each rule (by number) that it is a dependent of."""
+        rules = self._by_topic.get(topic, ())
+        found: dict[int, bytes] = {}
+        try:
+            document = read_document(value)
+        except NoRow:
+            self.skipped += len(rules)
+            return found
+        for number, each in rules:
+            try:
+                key = each.reference(document)
+            except NoRow:
+                self.skipped += 1
+                continue
+            if key is not None:
+                found[number] = key_hash(each.rule.entity, key)
+        return found
+
+    def number(self, dependent: str) -> int | None:
+        """The number of a rule, by its dependent's id."""
+        return self._number.get(dependent)
+
+    def row_rule(self, number: int) -> RowRule:
+        return self._rules[number]
+
+    def choose(self, rule: int, parts: Sequence[tuple[bytes, Version | None]]) -> list[int]:
+        """Keep apart, until the next call, the children of each part: those that reference the key with that hash
+        and are there as plain ones (None) or since that version. How many each part has."""
+        topic = self._rules[rule].rule.dependent.target.name
+        any_arrivals = self.arrivals() > 0
+        self._db.execute("DELETE FROM chosen")
+        counts: list[int] = []
+        for part, (digest, since) in enumerate(parts):
+            if since is not None:
+                found = self._db.execute(
+                    "INSERT INTO chosen (part, child) SELECT ?, c.id FROM reference r JOIN child c ON c.id = r.child "
+                    "JOIN arrival a ON a.rule = r.rule AND a.topic = c.topic AND a.partition = c.partition "
+                    "AND a.key = c.key AND a.hash = r.hash WHERE r.rule = ? AND r.hash = ? AND a.since = ?",
+                    (part, rule, digest, records.encode(since)),
+                )
+            elif any_arrivals:
+                found = self._db.execute(
+                    "INSERT INTO chosen (part, child) SELECT ?, c.id FROM reference r JOIN child c ON c.id = r.child "
+                    "WHERE r.rule = ? AND r.hash = ? AND NOT EXISTS (SELECT 1 FROM arrival a WHERE a.rule = r.rule "
+                    "AND a.topic = ? AND a.partition = c.partition AND a.key = c.key AND a.hash = r.hash)",
+                    (part, rule, digest, topic),
+                )
+            else:
+                found = self._db.execute(
+                    "INSERT INTO chosen (part, child) SELECT ?, child FROM reference WHERE rule = ? AND hash = ?",
+                    (part, rule, digest),
+                )
+            counts.append(found.rowcount)
+        return counts
+
+    def chosen(self, after: int, limit: int) -> list[Child]:
+        """The next of the chosen children, by number."""
+        rows = self._db.execute(
+            "SELECT n.number, n.part, c.id, c.topic, c.partition, c.key, c.offset, c.value, c.headers "
+            "FROM chosen n JOIN child c ON c.id = n.child WHERE n.number > ? ORDER BY n.number LIMIT ?",
+            (after, limit),
+        ).fetchall()
+        return [
+            Child(number, part, id_, ChildKey(topic, partition, key), offset, value, _unpacked(headers))
+            for number, part, id_, topic, partition, key, offset, value, headers in rows
+        ]
+
+    def remove(self, child: int) -> None:
+        self._db.execute("DELETE FROM reference WHERE child = ?", (child,))
+        self._db.execute("DELETE FROM child WHERE id = ?", (child,))
+
+    def rewrite(self, child: Child, value: bytes, headers: Headers) -> None:
+        """What a batch makes of a child; its offset stays that of the record it was made from."""
+        self._db.execute("UPDATE child SET value = ?, headers = ? WHERE id = ?", (value, _packed(headers), child.id))
+        self._db.execute("DELETE FROM reference WHERE child = ?", (child.id,))
+        self._index(child.id, child.at.topic, value)
+
+    def children(self) -> int:
+        """How many children the view holds."""
+        return int(self._db.execute("SELECT count(*) FROM child").fetchone()[0])
+
+    # --- the ledger
+
+    def head(self, key_hash: bytes, spec: KeySpec) -> Head | None:
+        row = self._db.execute("SELECT data FROM head WHERE hash = ?", (key_hash,)).fetchone()
+        if row is None:
+            return None
+        head = records.decode_head(row[0])
+        fates: list[Fate] = [
+            records.decode_fate(data).fate(spec)
+            for (data,) in self._db.execute("SELECT data FROM fate WHERE hash = ?", (key_hash,))
+        ]
+        return Head(head.seen, tuple(sorted(fates, key=lambda fate: fate.version)), head.last)
+
+    def put_head(self, key_hash: bytes, data: bytes) -> None:
+        self._put("head", (key_hash,), data)
+
+    def put_fate(self, key_hash: bytes, version: Version, data: bytes) -> None:
+        self._put("fate", (key_hash, records.version_text(version)), data)
+
+    def progress(self) -> Mapping[TopicPartition, int]:
+        rows = self._db.execute("SELECT topic, partition, next FROM progress")
+        return {TopicPartition(topic, partition): next_ for topic, partition, next_ in rows}
+
+    def set_progress(self, at: TopicPartition, next_offset: int) -> None:
+        self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)", (*at, next_offset))
+
+    def arrivals(self) -> int:
+        """How many children count as arrivals."""
+        return int(self._db.execute("SELECT count(*) FROM arrival").fetchone()[0])
+
+    def arrivals_at(self, rule: int, key_hash: bytes) -> list[tuple[bytes, Version]]:
+        """The arrivals at a key: their record's key, and since when they are there."""
+        rows = self._db.execute("SELECT name, since FROM arrival WHERE rule = ? AND hash = ?", (rule, key_hash))
+        return [(name, records.decode_version(since)) for name, since in rows.fetchall()]
+
+    def add_arrival(self, rule: int, child: ChildKey, entity: str, key: Key, since: Version) -> tuple[bytes, bytes]:
+        """Count a child as an arrival; the record of it, key and value."""
+        dependent = self._rules[rule].rule.id
+        name, digest = records.arrival_key(dependent, child), key_hash(entity, key)
+        self._insert_arrival(name, rule, digest, since, child)
+        return name, records.encode(ArrivalRecord.of(dependent, child, digest, since))
+
+    def _insert_arrival(self, name: bytes, rule: int, key_hash: bytes, since: Version, child: ChildKey) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO arrival VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (name, rule, key_hash, records.encode(since), *child),
+        )
+
+    def remove_arrival(self, name: bytes) -> None:
+        self._db.execute("DELETE FROM arrival WHERE name = ?", (name,))
+
+    # --- what an owner wrote between look and act
+
+    def mends(self) -> Iterator[tuple[ChildKey, Overtaken, bytes | None]]:
+        """What to publish so that every child is as if its owner's record had been there when the batch looked: an
+        owner's record that still references the key would have gone the same way, any other is published again."""
+        for at, overtaken in self.overtaken.items():
+            wanted = self._redone(at.topic, overtaken)
+            if wanted != overtaken.steps[-1][1]:
+                yield at, overtaken, wanted
+
+    def _redone(self, topic: str, overtaken: Overtaken) -> bytes | None:
+        value = overtaken.value
+        for mark, ours in overtaken.steps:
+            rule = self._number.get(mark.dependent)
+            if value is None or rule is None or self.references(topic, value).get(rule, b"").hex() != mark.source:
+                continue
+            if ours is None:
+                return None
+            value = self._rules[rule].transplanted(value, ours)
+        return value
+
+
+def _packed(headers: Headers) -> bytes | None:
+    return msgspec.msgpack.encode(headers) if headers else None
+
+
+_decode_headers = msgspec.msgpack.Decoder(Headers).decode
+
+
+def _unpacked(data: bytes | None) -> Headers:
+    return () if data is None else _decode_headers(data)

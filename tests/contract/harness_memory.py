@@ -1,0 +1,51 @@
+"""The in-memory model in the contract suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from integrity.core.keys import Key
+from integrity.core.ledger import Head
+from integrity.ports import Store
+from integrity.stores.memory import MemoryStore, Row
+from tests.contract.harness import Feature, Rules, targets_of, whole
+
+# Not SHARED: two processes never have one memory.
+FEATURES = frozenset({Feature.MARKS})
+
+
+class MemoryHarness:
+    """One store; what another process would have is the store itself."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._store = MemoryStore("memory", {}, {})
+
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+        targets = {
+            name: [whole(row, columns) for row in rows.get(name, ())] for name, columns in targets_of(rules).items()
+        }
+        self._store = MemoryStore("memory", rules, targets)
+        return self._store
+
+    async def another(self) -> Store:
+        return self._store
+
+    async def rows(self, target: str) -> list[Row]:
+        return sorted((dict(row) for row in self._store.targets[target]), key=lambda row: str(row["id"]).zfill(20))
+
+    async def head(self, entity: str, key: Key) -> Head | None:
+        return self._store.head(entity, key)
+
+    async def arrivals(self) -> int:
+        return self._store.arrivals()
+
+    async def exceptions(self, entity: str, key: Key) -> set[str]:
+        return {d for e, k, _, d in self._store._state.exceptions if (e, k) == (entity, key)}
+
+    async def close(self) -> None:
+        return None
+
+
+HARNESS = MemoryHarness

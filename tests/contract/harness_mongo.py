@@ -1,0 +1,112 @@
+"""MongoDB in the contract suite: one database a test, on the shared replica set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from pymongo import AsyncMongoClient
+
+from integrity.core.change import Version
+from integrity.core.keys import Key, KeyType, key_hash, parse_canonical
+from integrity.core.ledger import Fate, Head, LastRecord
+from integrity.core.rules.model import TargetKind
+from integrity.ports import Deadline, Store
+from integrity.stores.memory import Row
+from integrity.stores.mongo import MongoStore
+from integrity.stores.mongo.values import CODECS, from_bson, to_bson
+from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
+
+FEATURES = frozenset({Feature.MARKS, Feature.SHARED})
+
+
+class MongoHarness:
+    """The rows are documents; `id` is a field of theirs beside `_id`."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._url: str = request.getfixturevalue("mongo_database")
+        self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(self._url)
+        self._database = self._client.get_default_database(codec_options=CODECS)
+        self._ledger = {
+            name: self._database[f"integrity.{name}"] for name in ("keys", "fates", "arrivals", "exceptions")
+        }
+        self._stores: list[MongoStore] = []
+        self._rules: Rules = {}
+        self._columns: dict[str, dict[str, KeyType]] = {}
+
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+        self._rules = retarget(rules, TargetKind.COLLECTION)
+        self._columns = targets_of(rules)
+        for name, columns in self._columns.items():
+            collection = await self._database.create_collection(name)
+            for rule in (rule for of_entity in self._rules.values() for rule in of_entity):
+                if rule.dependent.target.name == name:
+                    await collection.create_index([(column, 1) for column in rule.dependent.columns])
+            documents = [_document(whole(row, columns), columns) for row in rows.get(name, ())]
+            if documents:
+                await collection.insert_many(documents)
+        store = await self._open()
+        await store.migrate(Deadline.after(10))
+        assert list(await store.check(Deadline.after(10))) == []
+        return store
+
+    async def another(self) -> Store:
+        return await self._open()
+
+    async def rows(self, target: str) -> list[Row]:
+        columns = self._columns[target]
+        cursor = self._database[target].find({}, {"_id": 0}).sort("id", 1)
+        return [
+            {
+                column: None if (value := document[column]) is None else from_bson(kind, value)
+                for column, kind in columns.items()
+            }
+            async for document in cursor
+        ]
+
+    async def head(self, entity: str, key: Key) -> Head | None:
+        of = key_hash(entity, key)
+        document = await self._ledger["keys"].find_one({"_id": of})
+        if document is None:
+            return None
+        spec = self._rules[entity][0].spec
+        fates = [
+            Fate(
+                Version(fate["version"][0], tuple(fate["version"][1:])),
+                None if fate["to"] is None else parse_canonical(fate["to"], spec),
+                fate["event"],
+                fate["occurred_ms"],
+            )
+            async for fate in self._ledger["fates"].find({"key_hash": of})
+        ]
+        seen, last = document["seen"], document["last"]
+        return Head(
+            None if seen is None else Version(seen[0], tuple(seen[1:])),
+            tuple(sorted(fates)),
+            None if last is None else LastRecord(last["topic"], last["partition"], last["offset"], last["alive"]),
+        )
+
+    async def arrivals(self) -> int:
+        return await self._ledger["arrivals"].count_documents({})
+
+    async def exceptions(self, entity: str, key: Key) -> set[str]:
+        found = self._ledger["exceptions"].find({"key_hash": key_hash(entity, key), "entity": entity})
+        return {document["dependent"] async for document in found}
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+        await self._client.close()
+
+    async def _open(self) -> MongoStore:
+        store = MongoStore("store", self._url, self._rules, lane="integrity.store")
+        self._stores.append(store)
+        return store
+
+
+def _document(row: Row, columns: Mapping[str, KeyType]) -> dict[str, object]:
+    return {column: None if row[column] is None else to_bson(kind, row[column]) for column, kind in columns.items()}  # type: ignore[arg-type]
+
+
+HARNESS = MongoHarness

@@ -1,0 +1,114 @@
+"""PostgreSQL in the contract suite: every test has a database of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+import pytest
+
+from integrity.core.change import Version
+from integrity.core.keys import Key, KeyType, key_hash, parse_canonical
+from integrity.core.ledger import Fate, Head, LastRecord
+from integrity.core.rules.model import TargetKind
+from integrity.ports import Deadline, Store
+from integrity.stores.memory import Row
+from integrity.stores.postgres import PostgresStore
+from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
+
+FEATURES = frozenset({Feature.MARKS, Feature.SHARED})
+
+TYPES: Mapping[KeyType, str] = {
+    KeyType.INT32: "integer",
+    KeyType.INT64: "bigint",
+    KeyType.NUMERIC: "numeric",
+    KeyType.STRING: "text",
+    KeyType.UUID: "uuid",
+    KeyType.BOOL: "boolean",
+    KeyType.DATE: "date",
+    KeyType.TIMESTAMP: "timestamptz",
+    KeyType.BYTES: "bytea",
+    KeyType.OBJECTID: "text",
+}
+
+
+class PostgresHarness:
+    """Tables in `public`, the ledger in `integrity`."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self._url: str = request.getfixturevalue("pg_database")
+        self._stores: list[PostgresStore] = []
+        self._rules: Rules = {}
+        self._columns: dict[str, dict[str, KeyType]] = {}
+
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+        self._rules = retarget(rules, TargetKind.TABLE)
+        self._columns = targets_of(rules)
+        connection = await asyncpg.connect(self._url)
+        for name, columns in self._columns.items():
+            listed = ", ".join(f"{column} {TYPES[kind]}" for column, kind in columns.items())
+            await connection.execute(f"create table {name} ({listed}, primary key (id))")
+            values = [tuple(whole(row, columns).values()) for row in rows.get(name, ())]
+            await connection.copy_records_to_table(name, records=values, columns=list(columns))
+        for name, column in {
+            (rule.dependent.target.name, rule.dependent.columns[0]) for each in rules.values() for rule in each
+        }:
+            await connection.execute(f"create index on {name} ({column})")
+        await connection.close()
+        store = await self.another()
+        await store.migrate(Deadline.after(30))
+        assert await store.check(Deadline.after(30)) == []
+        return store
+
+    async def another(self) -> Store:
+        store = PostgresStore("store", self._url, self._rules, lane="integrity.store", lock_timeout_s=2)
+        self._stores.append(store)
+        return store
+
+    async def rows(self, target: str) -> list[Row]:
+        columns = ", ".join(self._columns[target])
+        return [dict(row) for row in await self._fetch(f"select {columns} from {target} order by id")]
+
+    async def head(self, entity: str, key: Key) -> Head | None:
+        spec = self._rules[entity][0].spec
+        hashed = key_hash(entity, key)
+        found = await self._fetch("select * from integrity.keys where key_hash = $1", hashed)
+        if not found:
+            return None
+        older = await self._fetch("select * from integrity.fates where key_hash = $1 order by fate", hashed)
+        assert len(older) == found[0]["older_fates"]
+        fates = tuple(
+            Fate(
+                Version(row["fate"][0], tuple(row["fate"][1:])),
+                None if row["moved_to"] is None else parse_canonical(row["moved_to"], spec),
+                row["event"],
+                row["occurred_ms"],
+            )
+            for row in [*older, *found]
+            if row["fate"] is not None
+        )
+        [row] = found
+        seen = None if row["seen"] is None else Version(row["seen"][0], tuple(row["seen"][1:]))
+        last = (row["last_topic"], row["last_partition"], row["last_offset"], row["last_alive"])
+        return Head(seen, fates, None if last[0] is None else LastRecord(*last))
+
+    async def arrivals(self) -> int:
+        return int((await self._fetch("select count(*) from integrity.arrivals"))[0][0])
+
+    async def exceptions(self, entity: str, key: Key) -> set[str]:
+        sql = "select dependent from integrity.exceptions where key_hash = $1"
+        return {row["dependent"] for row in await self._fetch(sql, key_hash(entity, key))}
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+
+    async def _fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(self._url)
+        try:
+            return await connection.fetch(sql, *arguments)
+        finally:
+            await connection.close()
+
+
+HARNESS = PostgresHarness

@@ -1,0 +1,201 @@
+"""What `check` finds, and how `migrate` makes the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from integrity.core.keys import KeySpec, KeyType
+from integrity.core.rules.model import Action, Cascade, Ignore, Nullify
+from integrity.demo.servers import MongoServer
+from integrity.demo.servers.process import free_port
+from integrity.errors import LedgerError, UnfitStoreError, UnreachableError
+from integrity.ports import Deadline
+from integrity.stores.mongo import MongoStore
+from integrity.stores.mongo.query import EXACT, referencing, within_reach
+from tests.contract.world import rule, rules_of
+from tests.integration.mongo_shop import UNREACHABLE, Shop, collected
+
+pytestmark = pytest.mark.servers
+
+BOTH = KeySpec((("tenant", KeyType.INT64), ("code", KeyType.INT64)))
+
+
+@pytest_asyncio.fixture
+async def shop(mongo_database: str) -> AsyncIterator[Shop]:
+    made = Shop(mongo_database)
+    yield made
+    await made.close()
+
+
+async def codes(store: MongoStore) -> list[tuple[str, str]]:
+    return [(finding.code, finding.severity) for finding in await store.check(Deadline.after(10))]
+
+
+async def test_ledger_is_missing_until_migrated_and_two_processes_may_migrate_at_once(shop: Shop) -> None:
+    await shop.db.orders.create_index("customer_id")
+    stores = [shop.store(rule(Cascade())) for _ in range(2)]
+    assert await codes(stores[0]) == [("ledger_missing", "error")]
+    for _ in range(2):
+        await asyncio.gather(*(store.migrate(Deadline.after(10)) for store in stores))
+    assert await codes(stores[1]) == []
+    assert await shop.count("meta") == 1, "the probe leaves nothing behind"
+
+
+async def test_newer_ledger_is_refused(shop: Shop) -> None:
+    store = await shop.open(rule(Cascade()))
+    await shop.db["integrity.meta"].update_one({"_id": "ledger"}, {"$set": {"version": 99}})
+    assert await codes(store) == [("ledger_newer", "error")]
+    with pytest.raises(LedgerError):
+        await store.migrate(Deadline.after(10))
+
+
+async def test_commands_that_are_printed_name_everything_that_migrate_creates(shop: Shop) -> None:
+    store = await shop.open(rule(Cascade()))
+    text = store.ddl()
+    names = [name for name in await shop.db.list_collection_names() if name.startswith("integrity.")]
+    assert len(names) == 6
+    assert all(f"db.createCollection({json.dumps(name)});" in text for name in names)
+    for name in names:
+        async for index in await shop.db[name].list_indexes():
+            if index["name"] != "_id_":
+                [field] = index["key"]
+                assert f"db.getCollection({json.dumps(name)}).createIndex({{{field}: 1}});" in text
+    assert text.startswith(f"use({json.dumps(shop.db.name)});")
+
+
+async def test_collection_that_does_not_exist_is_a_warning(shop: Shop) -> None:
+    store = shop.store(rule(Cascade()))
+    await store.migrate(Deadline.after(10))
+    assert await codes(store) == [("collection_missing", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "fits"),
+    [
+        ([("customer_tenant", 1), ("customer_code", 1)], {}, True),
+        ([("customer_code", -1), ("customer_tenant", 1), ("other", 1)], {}, True),
+        ([("region", 1), ("customer_tenant", 1), ("customer_code", 1)], {}, True),
+        ([("other", 1), ("customer_tenant", 1), ("customer_code", 1)], {}, False),
+        ([("customer_code", 1)], {}, False),
+        ([("customer_tenant", 1), ("customer_code", 1)], {"partialFilterExpression": {"n": {"$gt": 5}}}, False),
+        ([("customer_tenant", 1), ("customer_code", 1)], {"hidden": True}, False),
+        ([("customer_tenant", 1), ("customer_code", 1)], {"collation": {"locale": "en"}}, False),
+    ],
+)
+async def test_reference_needs_an_index_that_serves_it(
+    shop: Shop, fields: list[tuple[str, int]], options: dict[str, Any], fits: bool
+) -> None:
+    await shop.db.orders.create_index(fields, **options)
+    store = shop.store(rule(Cascade(), spec=BOTH, where={"region": "eu"}))
+    await store.migrate(Deadline.after(10))
+    found = await store.check(Deadline.after(10))
+    assert [finding.code for finding in found] == ([] if fits else ["index_missing"])
+    if not fits:
+        assert 'createIndex({"customer_tenant": 1, "customer_code": 1})' in found[0].hint
+
+
+async def test_look_up_of_a_batch_uses_the_index(shop: Shop) -> None:
+    one = rule(Cascade(), spec=BOTH, where={"archived_at": None})
+    await shop.db.orders.create_index([("customer_tenant", 1), ("customer_code", 1)])
+    await shop.db.orders.insert_many(
+        [{"customer_tenant": t, "customer_code": c} for t in range(20) for c in range(100)]
+    )
+    keys = {(t, c): (t, c) for t in range(2) for c in range(10)}
+    filter_ = {"$and": [referencing(one.dependent.columns, keys), *within_reach(one.dependent)]}
+    command = {"find": "orders", "filter": filter_, "collation": EXACT.document}
+    plan = await shop.db.command("explain", command, verbosity="executionStats")
+    assert plan["executionStats"]["nReturned"] == 20
+    assert plan["executionStats"]["totalDocsExamined"] == 20
+
+
+@pytest.mark.parametrize(
+    ("on_delete", "on_update", "expected"),
+    [
+        (Cascade(), Ignore(), []),
+        (Cascade(), Cascade(), ["immutable_reference"]),
+        (Nullify(("_id",)), Ignore(), ["immutable_reference"]),
+    ],
+)
+async def test_action_that_would_change_an_id_is_refused(
+    shop: Shop, on_delete: Action, on_update: Action, expected: list[str]
+) -> None:
+    await shop.db.create_collection("orders")
+    store = shop.store(rule(on_delete, on_update, columns=("_id",)))
+    await store.migrate(Deadline.after(10))
+    assert [finding.code for finding in await store.check(Deadline.after(10))] == expected
+
+
+async def test_view_and_capped_collection_are_refused(shop: Shop) -> None:
+    await shop.db.create_collection("people", viewOn="orders", pipeline=[])
+    await shop.db.create_collection("log", capped=True, size=4096)
+    store = shop.store(rule(Cascade(), name="people"), rule(Cascade(), name="log"))
+    await store.migrate(Deadline.after(10))
+    assert await codes(store) == [("not_a_collection", "error")] * 2
+
+
+async def test_missing_privilege_is_told(shop: Shop) -> None:
+    store = await shop.open(rule(Cascade()))
+    async with shop.failing(["listCollections"], "alwaysOn", errorCode=13):
+        with pytest.raises(UnfitStoreError, match="lacks a privilege"):
+            await store.check(Deadline.after(10))
+
+
+async def test_server_that_refuses_transactions_is_refused(shop: Shop) -> None:
+    store = await shop.open(rule(Cascade()))
+    async with shop.failing(["insert"], "alwaysOn", errorCode=20):
+        assert await codes(store) == [("no_transactions", "error")]
+
+
+async def test_server_that_answers_an_abort_and_keeps_the_write_is_refused(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As imitations of MongoDB do: commit and abort are answered, and neither does anything."""
+    store = await shop.open(rule(Cascade()))
+    monkeypatch.setattr(AsyncClientSession, "abort_transaction", AsyncClientSession.commit_transaction)
+    assert await codes(store) == [("no_transactions", "error")]
+
+
+@UNREACHABLE
+async def test_member_that_is_asked_directly_has_transactions(mongo: MongoServer) -> None:
+    directly = mongo.url("alone").replace("replicaSet=rs0", "directConnection=true")
+    store = MongoStore("shop", directly, rules_of(rule(Cascade())), lane="integrity.shop")
+    with collected():
+        assert ("no_transactions", "error") not in await codes(store)
+        await store.close()
+
+
+@UNREACHABLE
+async def test_unreachable_server_is_one_sentence_without_credentials() -> None:
+    url = f"mongodb://app:s3cret@127.0.0.1:{free_port()}/shop"
+    store = MongoStore("reviews_db", url, rules_of(rule(Cascade())), lane="integrity.reviews_db")
+    calls = [store.check, store.migrate, lambda deadline: store.progress([], deadline)]
+    with collected():
+        for call in calls:
+            with pytest.raises(UnreachableError) as raised:
+                await call(Deadline.after(1))
+            assert "127.0.0.1" in raised.value.message and "reviews_db" in raised.value.message
+            assert "s3cret" not in str(raised.value) and "app" not in raised.value.message
+        await store.close()
+
+
+async def test_two_lanes_and_schemas_share_a_database_without_touching(shop: Shop) -> None:
+    await shop.db.orders.create_index("customer_id")
+    one = shop.store(rule(Cascade()))
+    other = shop.store(rule(Cascade()), schema="second")
+    await one.migrate(Deadline.after(10))
+    assert await codes(other) == [("ledger_missing", "error")]
+    await other.migrate(Deadline.after(10))
+    assert await codes(one) == await codes(other) == []
+
+
+async def test_store_works_again_after_close(shop: Shop) -> None:
+    store = await shop.open(rule(Cascade()))
+    await store.close()
+    assert await codes(store) == []
