@@ -32,7 +32,8 @@ _TRACEBACK_CHARACTERS_MAX: Final = 20_000
 _LIMITED: Final = ("aiokafka", "asyncpg", "pymongo", "opentelemetry")
 _OWN: Final = "integrity"
 
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# The last is uvicorn's message once more, with colours.
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # Beyond what JSON itself escapes: DEL, C1 controls, line separators, marks that change the direction of text.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLOURS: Final[Mapping[int, str]] = {

@@ -6,7 +6,6 @@ docs/settings.md says of each setting what it does and why its default is what i
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -30,19 +29,21 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from integrity.core.rules.findings import bare
 from integrity.core.rules.names import store_fault, topic_fault
 from integrity.errors import Finding, SettingsError
 from integrity.settings_sources import (
     Entry,
+    EnvFile,
+    Environment,
+    NamedSource,
+    SecretsDirectory,
     SettingPath,
     SettingsCode,
-    Source,
-    from_env_file,
-    from_environment,
-    from_secrets,
-    from_yaml,
+    YamlFile,
+    leaves,
     name_of,
 )
 
@@ -53,6 +54,10 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BROKER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+
+_SOURCES = "_sources"
+"""The keyword that hands the sources to `Settings`."""
 
 
 class _SeveralFaults(ValueError):
@@ -345,6 +350,14 @@ class AuditSettings(_Section):
         return self
 
 
+def is_loopback(host: str) -> bool:
+    """Whether nothing but this machine reaches the address; a name other than localhost may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class HttpSettings(_Section):
     """The HTTP server of `run`."""
 
@@ -354,16 +367,9 @@ class HttpSettings(_Section):
 
     @model_validator(mode="after")
     def _has_token(self) -> HttpSettings:
-        if not self.token.get_secret_value() and not self.is_loopback:
+        if not self.token.get_secret_value() and not is_loopback(self.host):
             raise _SeveralFaults([(("token",), f"is not set, and {bare(self.host)} is not a loopback address")])
         return self
-
-    @property
-    def is_loopback(self) -> bool:
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
 
 class LogFormat(StrEnum):
@@ -390,8 +396,10 @@ class LogSettings(_Section):
     )
 
 
-class Settings(_Section):
+class Settings(BaseSettings):
     """Everything that can be set. Built by `load_settings`; a direct call reads no environment and no file."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     rules: Path = Field(default=Path("rules"), description="The directory (or file) of the rules.")
     group: str = Field(default="integrity", description="The consumer group of store S is this, a dot, and S.")
@@ -401,6 +409,20 @@ class Settings(_Section):
     audit: AuditSettings = AuditSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is passed, then the sources that `read_settings` passes beside it: the earlier wins."""
+        passed = dict(init_settings())
+        sources: Sequence[NamedSource] = passed.pop(_SOURCES, ())
+        return (InitSettingsSource(settings_cls, passed), *sources)
 
     @field_validator("group")
     @classmethod
@@ -443,25 +465,20 @@ def read_settings(
     config: Path | None = None, secrets_dir: Path | None = None, *, rules: Path | None = None
 ) -> LoadedSettings:
     """The same with the warnings. `rules` wins over every source: it is what the command line says."""
-    sources = [Source(), from_environment(os.environ), from_env_file(ENV_FILE)]
-    if rules is not None:
-        sources[0].put(Entry(("rules",), str(rules), "--rules"))
+    sources: list[NamedSource] = [Environment(Settings, os.environ), EnvFile(Settings, ENV_FILE)]
     if config is not None:
-        sources.append(from_yaml(config))
+        sources.append(YamlFile(Settings, config))
     if secrets_dir is not None:
-        sources.append(from_secrets(secrets_dir, _is_setting))
+        sources.append(SecretsDirectory(Settings, secrets_dir))
+    passed: dict[str, Any] = {_SOURCES: sources}
+    if rules is not None:
+        passed["rules"] = rules
     findings = [finding for source in sources for finding in source.findings]
-    chosen: dict[SettingPath, Entry] = {}
-    for source in sources:
-        for path, entry in source.entries.items():
-            if not _is_setting(path):
-                findings.append(_unknown(entry))
-            else:
-                chosen.setdefault(path, entry)
     settings: Settings | None = None
     try:
-        settings = Settings.model_validate(_nested(chosen))
+        settings = Settings(**passed)
     except ValidationError as exc:
+        chosen = {path: entry for source in reversed(sources) for path, entry in source.entries.items()}
         findings += [finding for error in exc.errors() for finding in _findings_of(error, chosen)]
     faults = [finding for finding in findings if finding.severity == "error"]
     if settings is None or faults:
@@ -471,73 +488,8 @@ def read_settings(
 
 def setting_names() -> Iterator[str]:
     """The environment variable of every setting, with <NAME> for the name of a store."""
-    for path in _leaves(Settings, ()):
-        yield name_of(path[:1]) + "".join("__" + (part if part == ANY_STORE else part.upper()) for part in path[1:])
-
-
-ANY_STORE = "<NAME>"
-
-
-def _leaves(model: type[BaseModel], path: SettingPath) -> Iterator[SettingPath]:
-    for field_name, field in model.model_fields.items():
-        name = field.alias or field_name
-        annotation: Any = field.annotation
-        if field_name == "stores":
-            yield from _leaves(StoreSettings, (*path, name, ANY_STORE))
-        elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _leaves(annotation, (*path, name))
-        else:
-            yield (*path, name)
-
-
-_LEAVES: frozenset[SettingPath] = frozenset(_leaves(Settings, ()))
-_LATER: frozenset[SettingPath] = frozenset(
-    {
-        *(("http", name) for name in ("read_token", "prefix", "payloads", "user_header", "trace_url")),
-        *(("schema_registry", name) for name in ("url", "username", "password", "cafile")),
-    }
-)
-"""Settings of a later version."""
-
-
-def _general(path: SettingPath) -> SettingPath:
-    return (*path[:1], ANY_STORE, *path[2:]) if path[0] == "stores" and len(path) > 1 else path
-
-
-def _is_setting(path: SettingPath) -> bool:
-    return _general(path) in _LEAVES
-
-
-def _unknown(entry: Entry) -> Finding:
-    path = entry.path
-    if path in _LATER:
-        return entry.finding(SettingsCode.NOT_SUPPORTED_YET, "is not supported yet", "Leave it out.")
-    general = _general(path)
-    inside = sorted(name_of((*path, leaf[-1])) for leaf in _LEAVES if leaf[:-1] == general)
-    if inside:
-        hint = f"Set one of {', '.join(inside)}."
-        return entry.finding(SettingsCode.UNKNOWN_SETTING, "is a group of settings, not one", hint)
-    if general[:-1] in _LEAVES:
-        hint = f"Set {name_of(path[:-1])}."
-        return entry.finding(SettingsCode.UNKNOWN_SETTING, "is not a setting: what it is part of is a value", hint)
-    return entry.finding(SettingsCode.UNKNOWN_SETTING, "is not a setting", _nearest(path))
-
-
-def _nearest(path: SettingPath) -> str:
-    store = path[1] if path[0] == "stores" and len(path) > 1 else "name"
-    names = [name_of(tuple(store if part == ANY_STORE else part for part in leaf)) for leaf in sorted(_LEAVES)]
-    near = difflib.get_close_matches(name_of(path), names, n=1, cutoff=0.75)
-    return f"Did you mean {near[0]}?" if near else "docs/settings.md lists all settings."
-
-
-def _nested(entries: Mapping[SettingPath, Entry]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, entry in entries.items():
-        place = nested
-        for part in path[:-1]:
-            place = place.setdefault(part, {})
-        place[path[-1]] = entry.value
-    return nested
+    for path in leaves(Settings):
+        yield name_of(path)
 
 
 _MESSAGES: Mapping[str, str] = {

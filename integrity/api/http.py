@@ -7,7 +7,6 @@ These three are open to all; so that nothing more gets out unnoticed, any addres
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from starlette.routing import Route
 
 from integrity.errors import OperationError, SettingsError
 from integrity.ports import Deadline
+from integrity.settings import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -141,16 +141,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         # The signals are the service's: uvicorn would stop alone, and raise them again afterwards.
         yield
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nothing but this machine reaches the address; a name other than localhost may be anything."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def _listener(address: HttpAddress) -> socket.socket:

@@ -44,7 +44,7 @@ def start(options: Options) -> Settings:
 
     loaded = read_settings(options.config, options.secrets_dir, rules=options.rules)
     if loaded.warnings and not options.quiet:
-        click.echo(as_text(loaded.warnings), err=True)
+        click.echo("\n".join(f"warning: {as_text([finding])}" for finding in loaded.warnings), err=True)
     setup_logging(loaded.settings.log, verbose=options.verbose, quiet=options.quiet)
     return loaded.settings
 

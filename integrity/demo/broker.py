@@ -1,8 +1,9 @@
 """The demo's Kafka: a real broker where Java and its jars are here already, else librdkafka's mock in this process.
 
-The mock keeps records, groups and transactions, but knows no administration: whoever asks it to create a topic or for a
-topic's configuration gets no answer. So a front stands before it, which passes everything on and answers those
-two itself. Nothing is on disk and nothing is ever compacted: it shows what the program does and proves nothing.
+The mock keeps records, groups and transactions, but can neither create a topic nor tell a topic's configuration, and
+its transaction markers have wrong checksums. So a front stands before it, which answers the first two itself, mends the
+third and passes everything else on. Nothing is on disk and nothing is ever compacted: it shows what the program does
+and proves nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from aiokafka.protocol.admin import (
 )
 from aiokafka.protocol.api import RequestHeader_v1
 from aiokafka.protocol.coordination import FindCoordinatorResponse_v1
+from aiokafka.protocol.fetch import FetchResponse_v5
 from aiokafka.protocol.metadata import MetadataRequest_v5, MetadataResponse_v5
+from aiokafka.record.util import calc_crc32c
 
 from integrity.demo.servers import KafkaServer, ServerUnavailable
 from integrity.errors import UsageError
@@ -33,16 +36,30 @@ _MOCK_TIMEOUT_S: Final = 10.0
 _FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 _CLIENT: Final = "front"
 
+_FETCH: Final = 1
 _METADATA: Final = 3
 _FIND_COORDINATOR: Final = 10
 _API_VERSIONS: Final = 18
 _CREATE_TOPICS: Final = 19
 _DESCRIBE_CONFIGS: Final = 32
-_SPOKEN: Final = {_METADATA: 5, _FIND_COORDINATOR: 1, _API_VERSIONS: 0, _CREATE_TOPICS: 1, _DESCRIBE_CONFIGS: 0}
+_SPOKEN: Final = {
+    _FETCH: 5,
+    _METADATA: 5,
+    _FIND_COORDINATOR: 1,
+    _API_VERSIONS: 0,
+    _CREATE_TOPICS: 1,
+    _DESCRIBE_CONFIGS: 0,
+}
 """The one version in which the front speaks what it has to understand."""
 
 _UNSUPPORTED_VERSION: Final = 35
 _TOPIC_EXISTS: Final = 36
+# Where these are in a record batch of today's format.
+_LENGTH_AT: Final = 8
+_CHECKSUM_AT: Final = 17
+_CHECKED_FROM: Final = 21
+_IS_MARKER: Final = 0x20
+
 _DEFAULTS: Final[Mapping[str, str]] = {
     "cleanup.policy": "delete",
     "delete.retention.ms": "86400000",
@@ -172,6 +189,13 @@ class EmbeddedKafka:
         if key == _DESCRIBE_CONFIGS:
             return correlation, self._describe_configs(_body(request))
         answer = await backend.pass_on(request)
+        if key == _FETCH:
+            fetched = FetchResponse_v5.decode(answer)
+            fetched.topics = [
+                (topic, [(*partition[:-1], _mended(partition[-1])) for partition in partitions])
+                for topic, partitions in fetched.topics
+            ]
+            return correlation, fetched.encode()
         if key == _METADATA:
             metadata = MetadataResponse_v5.decode(answer)
             metadata.brokers = [(node, _HOST, self._port, rack) for node, _, _, rack in metadata.brokers]
@@ -242,6 +266,22 @@ async def _read_frame(reader: asyncio.StreamReader) -> bytes:
 
 def _frame(correlation: bytes, body: bytes) -> bytes:
     return struct.pack(">i", len(correlation) + len(body)) + correlation + body
+
+
+def _mended(batches: bytes | None) -> bytes | None:
+    """Record batches with right checksums on those that are transaction markers."""
+    if not batches:
+        return batches
+    mended = bytearray(batches)
+    at = 0
+    while at + _CHECKED_FROM < len(mended):
+        (length,) = struct.unpack_from(">i", mended, at + _LENGTH_AT)
+        end = at + _LENGTH_AT + 4 + length
+        (attributes,) = struct.unpack_from(">h", mended, at + _CHECKED_FROM)
+        if attributes & _IS_MARKER and end <= len(mended):
+            struct.pack_into(">I", mended, at + _CHECKSUM_AT, calc_crc32c(mended[at + _CHECKED_FROM : end]))
+        at = end
+    return bytes(mended)
 
 
 def _body(request: bytes) -> BytesIO:

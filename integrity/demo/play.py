@@ -323,6 +323,7 @@ async def _running(servers: Sequence[Server], screen: Screen) -> AsyncIterator[N
             while not starting[server].done():
                 await loop.run_in_executor(threads, server.kill)
                 await asyncio.wait({starting[server]}, timeout=_POLL_S)
+            starting[server].exception()  # told already, or the cancellation's doing
             # Its files are thrown away: there is nothing to finish.
             await loop.run_in_executor(threads, server.kill)
             await loop.run_in_executor(threads, server.stop)

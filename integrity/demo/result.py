@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -13,7 +14,9 @@ from integrity.core.outcome import Outcome
 from integrity.core.rules.model import Action, Dependent, RuleSet, action_name
 from integrity.demo.shop import Kind, Published
 
-FEED_MAX: Final = 8
+FEED_MAX: Final = 6
+_FEED_KEPT: Final = 60
+_FEED_DELAY_S: Final = 0.6
 
 Place = tuple[int, int]
 """Partition and offset of a record of the events' topic."""
@@ -44,11 +47,13 @@ def _work(dependent: Dependent, event: str, action: Action) -> Work:
 
 @dataclass(slots=True)
 class Happened:
-    """One line of the feed: a happening, and the rows that each dependent had to follow with."""
+    """One line of the feed: a happening, and what each dependent had to do about it."""
 
     published: Published
+    at_s: float = field(default_factory=time.monotonic)
     rows: Counter[str] = field(default_factory=Counter)
-    stores: set[str] = field(default_factory=set)
+    letters: set[str] = field(default_factory=set)
+    """Dependents for whose store the happening is a dead letter."""
 
 
 class Tally:
@@ -62,9 +67,10 @@ class Tally:
         self.records = 0
         self.poison: Place | None = None
         self.dead_letters = 0
-        self.feed: list[Happened] = []
+        self._feed: deque[Happened] = deque(maxlen=_FEED_KEPT)
         self._by_place: dict[Place, Happened] = {}
-        self._rows_before: dict[Place, Counter[str]] = {}
+        self._before: dict[Place, list[dict[str, Any]]] = {}
+        self._dependents = {dependent.store: dependent.name for each in rules.parents for dependent in each.dependents}
 
     def publish(self, published: Published) -> None:
         """Take note of what has been published."""
@@ -73,31 +79,42 @@ class Tally:
         if published.happening.kind is Kind.POISON:
             self.poison = published.places[0]
         happened = Happened(published)
+        if published.happening.kind not in (Kind.INSERT, Kind.UPDATE):
+            self._feed.append(happened)
         for place in published.places:
             self._by_place[place] = happened
             # A lane may have been faster than the acknowledgement.
-            happened.rows += self._rows_before.pop(place, Counter())
-        self.feed = [*self.feed, happened][-FEED_MAX:]
+            for entry in self._before.pop(place, ()):
+                self._note(happened, entry)
 
     def audit(self, value: bytes) -> None:
         """Take note of one audit record."""
         entry: dict[str, Any] = json.loads(value)
-        place = (entry["partition"], entry["offset"])
         if entry["outcome"] == Outcome.DEAD_LETTERED:
             self.dead_letters += 1
-        if entry["action"] is None:
-            return
-        self.effects += 1
-        if entry["outcome"] != Outcome.APPLIED or not entry["rows"]:
-            return
-        name = entry["dependent"].partition(".")[2]
-        event = "key change" if entry["op"] == Op.MOVED.value else "delete"
-        work = Work(entry["store"], name, event, entry["action"])
-        self.rows[work] = self.rows.get(work, 0) + entry["rows"]
+        if entry["action"] is not None:
+            self.effects += 1
+            if entry["outcome"] == Outcome.APPLIED and entry["rows"]:
+                event = "key change" if entry["op"] == Op.MOVED.value else "delete"
+                work = Work(entry["store"], self._dependents[entry["store"]], event, entry["action"])
+                self.rows[work] = self.rows.get(work, 0) + entry["rows"]
+        place = (entry["partition"], entry["offset"])
         if place in self._by_place:
-            self._by_place[place].rows[name] += entry["rows"]
+            self._note(self._by_place[place], entry)
         else:
-            self._rows_before.setdefault(place, Counter())[name] += entry["rows"]
+            self._before.setdefault(place, []).append(entry)
+
+    def feed(self) -> list[Happened]:
+        """What happened last to dependents, a moment ago: until then the stores have had time to follow."""
+        seen = [happened for happened in self._feed if time.monotonic() - happened.at_s > _FEED_DELAY_S]
+        return seen[-FEED_MAX:]
+
+    def _note(self, happened: Happened, entry: dict[str, Any]) -> None:
+        name = self._dependents[entry["store"]]
+        if entry["outcome"] == Outcome.DEAD_LETTERED:
+            happened.letters.add(name)
+        elif entry["outcome"] == Outcome.APPLIED:
+            happened.rows[name] += entry["rows"]
 
 
 @dataclass(frozen=True, slots=True)

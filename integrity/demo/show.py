@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import time
+from collections import Counter
 from typing import Final, TextIO
 
 from rich import box
@@ -55,8 +56,7 @@ class _PlainScreen:
         self._told_at_s = 0.0
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, soft_wrap=True)
-        self._console.file.flush()
+        self._print(sentence)
 
     def begin(self, tally: Tally, total: int) -> None:
         self._tally, self._total = tally, total
@@ -71,11 +71,18 @@ class _PlainScreen:
         self._tell()
 
     def show(self, result: Result) -> None:
-        self._console.print(_report(result))
-        self._console.file.flush()
+        self._print(_report(result))
 
     def show_addresses(self, at: Addresses) -> None:
-        self.say(_addresses(at))
+        self._print(_addresses(at))
+
+    def _print(self, what: RenderableType) -> None:
+        with self._console.capture() as captured:
+            self._console.print(what, soft_wrap=isinstance(what, str))
+        # Tables fill their cells with spaces.
+        text = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+        self._console.file.write(text)
+        self._console.file.flush()
 
     def _tell(self) -> None:
         assert self._tally is not None, "told between begin and end"
@@ -91,6 +98,9 @@ class _LiveScreen(_PlainScreen):
         self._console = Console(file=out, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
 
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence)
+
     def begin(self, tally: Tally, total: int) -> None:
         super().begin(tally, total)
         self._live = Live(console=self._console, refresh_per_second=_FRAMES_PER_S, transient=True)
@@ -105,6 +115,9 @@ class _LiveScreen(_PlainScreen):
             self._live.stop()
             self._live = None
 
+    def _print(self, what: RenderableType) -> None:
+        self._console.print(what, soft_wrap=isinstance(what, str))
+
     def _frame(self) -> RenderableType:
         assert self._tally is not None, "drawn between begin and end"
         tally = self._tally
@@ -115,9 +128,10 @@ class _LiveScreen(_PlainScreen):
         for work, rows in tally.rows.items():
             stores.add_row(*_work_cells(work), f"{rows:,} {_effect(work)}")
         feed = _table("what happened", *(f">{dependent}" for dependent in CHILDREN))
-        for happened in tally.feed:
+        lines = tally.feed()
+        for happened in lines:
             feed.add_row(*_feed_cells(happened))
-        for _ in range(FEED_MAX - len(tally.feed)):
+        for _ in range(FEED_MAX - len(lines)):
             feed.add_row("")
         letters = Text(f"dead letters: {tally.dead_letters}", style="yellow" if tally.dead_letters else "")
         return Group("", bar, "", stores, "", feed, letters)
@@ -171,16 +185,17 @@ def _rows(result: Result) -> Table:
 def _figures(result: Result) -> Table:
     table = Table.grid(padding=(0, 2))
     kinds = ", ".join(f"{count} {kind}" for kind, count in result.events.items())
-    reasons = sorted({letter.reason for letter in result.letters})
-    stores = ", ".join(letter.store for letter in result.letters)
-    table.add_row("events", f"{sum(result.events.values()):,} ({kinds}) in {result.records:,} records")
-    letters = f"{len(result.letters)}"
-    table.add_row("dead letters", f"{letters} ({', '.join(reasons)}: {stores})" if result.letters else letters)
+    table.add_row("events", f"{sum(result.events.values()):,} in {result.records:,} records: {kinds}")
+    letters = Counter(letter.reason for letter in result.letters)
+    told = [
+        f"{count} {reason} ({', '.join(letter.store for letter in result.letters if letter.reason == reason)})"
+        for reason, count in letters.items()
+    ]
+    table.add_row("dead letters", "; ".join(told) or "0")
     table.add_row("orphans left", f"{sum(result.orphans.values()):,}")
-    table.add_row("other than native foreign keys", f"{sum(result.different.values()):,} rows")
+    table.add_row("unlike native foreign keys", f"{sum(result.different.values()):,} rows")
     table.add_row(
-        "time",
-        f"{result.total_s:.1f} s: start {result.start_s:.1f} s, first event to last effect {result.enforce_s:.1f} s",
+        "time", f"{result.total_s:.1f} s ({result.start_s:.1f} s to start, {result.enforce_s:.1f} s of events)"
     )
     return table
 
@@ -239,7 +254,10 @@ def _effect(work: Work) -> str:
 
 
 def _feed_cells(happened: Happened) -> list[str]:
-    return [
-        str(happened.published.happening),
-        *(f"{rows:,}" if (rows := happened.rows[dependent]) else "" for dependent in CHILDREN),
-    ]
+    def cell(dependent: str) -> str:
+        if dependent in happened.letters:
+            return "dead letter"
+        rows = happened.rows[dependent]
+        return f"{rows:,}" if rows else ""
+
+    return [str(happened.published.happening), *(cell(dependent) for dependent in CHILDREN)]

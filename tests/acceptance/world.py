@@ -21,6 +21,7 @@ from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from pymongo import AsyncMongoClient
 
 from integrity.demo.servers import ConnectServer, KafkaServer
@@ -215,16 +216,21 @@ class World:
 
     async def read(self, topic: str) -> list[tuple[bytes | None, bytes | None, dict[str, str]]]:
         """Every record of a topic with its headers as text."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap_servers, isolation_level="read_committed")
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap_servers, isolation_level="read_committed", auto_offset_reset="earliest"
+        )
         await consumer.start()
         try:
-            await consumer.topics()
-            partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            if not partitions:
+            if topic not in await consumer.topics():
                 return []
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
+            await admin.start()
+            found = (await admin.describe_topics([topic]))[0]["partitions"]
+            await admin.close()
+            partitions = [TopicPartition(topic, p["partition"]) for p in found]
+            assert partitions
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
-            await consumer.seek_to_beginning(*partitions)
             records = []
             while [p for p in partitions if await consumer.position(p) < ends[p]]:
                 for found in (await consumer.getmany(timeout_ms=200)).values():

@@ -14,9 +14,8 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.structs import TopicPartition as KafkaPartition
 
 from integrity.core.batch import TopicPartition
 from integrity.core.decode.json import parse
@@ -29,6 +28,7 @@ from integrity.ports import Deadline, Store
 from integrity.stores.memory import Row
 from integrity.stores.topic import TopicStore, records
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
+from tests.integration.topic_shop import read_all
 
 FEATURES: frozenset[Feature] = frozenset()
 PARTITIONS = 2
@@ -153,29 +153,12 @@ def hash_of(row_id: object) -> int:
 
 async def read_compacted(client: Mapping[str, Any], topic: str) -> dict[tuple[int, bytes], bytes]:
     """What compaction leaves of a topic, as a committed reader sees it: (partition, key) -> value."""
-    consumer = AIOKafkaConsumer(**client, isolation_level="read_committed", auto_offset_reset="earliest")
-    await consumer.start()
-    try:
-        names = consumer.partitions_for_topic(topic)
-        while not names:
-            await consumer._client.force_metadata_update()
-            await consumer.topics()
-            consumer._client.add_topic(topic)
-            names = consumer.partitions_for_topic(topic)
-        partitions = [KafkaPartition(topic, number) for number in names]
-        consumer.assign(partitions)
-        await consumer.seek_to_beginning()
-        ends = await consumer.end_offsets(partitions)
-        found: dict[tuple[int, bytes], bytes] = {}
-        while any([await consumer.position(at) < end for at, end in ends.items()]):
-            for at, batch in (await consumer.getmany(timeout_ms=100)).items():
-                for record in batch:
-                    found.pop((at.partition, record.key), None)
-                    if record.value is not None:
-                        found[at.partition, record.key] = record.value
-        return found
-    finally:
-        await consumer.stop()
+    found: dict[tuple[int, bytes], bytes] = {}
+    for record in await read_all(client, topic):
+        found.pop((record.partition, record.key), None)
+        if record.value is not None:
+            found[record.partition, record.key] = record.value
+    return found
 
 
 def _encoded(row: Row) -> bytes:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
+from copy import deepcopy
 
 import pytest
 import pytest_asyncio
 
-from integrity.core.batch import TopicPartition
+from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.keys import Key
 from integrity.core.outcome import Applied
 from integrity.core.rules.model import Action, Cascade, Nullify, SetDefault
 from integrity.ports import Deadline
 from integrity.stores.mongo import MongoStore
-from tests.contract.world import TOPIC, Events, rule
+from tests.contract.harness_mongo import MongoHarness
+from tests.contract.world import AT_MS, TOPIC, Events, rule, rules_of
 from tests.integration.mongo_shop import Shop, apply, apply_until_applied
+from tests.property.histories import TOPIC as HISTORY_TOPIC
+from tests.property.histories import random_history
+from tests.property.test_fold_equals_one_by_one import differences, initial_rows, one_by_one
+from tests.property.test_fold_equals_one_by_one import rules_of as every_pair_of_actions
 
 pytestmark = pytest.mark.servers
 
@@ -103,3 +111,40 @@ async def test_batches_of_different_keys_do_not_collide(shop: Shop) -> None:
         results = await asyncio.gather(apply(first, left.batch()), apply(second, right.batch()))
         assert all(isinstance(result, Applied) for result in results), results
     assert await shop.ids() == []
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_random_history_by_one_process_a_partition_ends_where_one_event_at_a_time_ends(
+    request: pytest.FixtureRequest, seed: int
+) -> None:
+    """Every partition has its own process, at its own pace; all actions, chains, swaps and defaults included."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    width = 1 + seed % 2
+    pool: list[Key] = [(number,) if width == 1 else (number % 2, number // 2) for number in range(5)]
+    chosen = every_pair_of_actions(width)
+    history = random_history(rng, keys=pool, steps=30)
+    rows = initial_rows(chosen, pool, rng)
+    expected = deepcopy(rows)
+    one_by_one(history.truth, chosen, expected)
+    harness = MongoHarness(request)
+    await harness.open(rules_of(*chosen), rows)
+
+    async def process(partition: int) -> None:
+        store = await harness.another()
+        records, at = history.partitions[partition], 0
+        while at < len(records):
+            size = random.Random(f"{seed} {partition} {at}").randint(1, 4)
+            taken = records[at : at + size]
+            spans = {TopicPartition(HISTORY_TOPIC, partition): Span(at, at + len(taken))}
+            await apply_until_applied(store, Batch(tuple(taken), spans, at_ms=AT_MS), tries_max=2000)
+            at += len(taken)
+
+    try:
+        await asyncio.gather(*(process(partition) for partition in range(len(history.partitions))))
+        found = {name: await harness.rows(name) for name in expected}
+        columns = list(next(row for table in rows.values() for row in table))
+        found = {name: [{c: row[c] for c in columns} for row in table] for name, table in found.items()}
+        assert differences(expected, found) == []
+    finally:
+        await harness.close()

@@ -76,14 +76,14 @@ class Shop:
             await store.progress(SOURCE, Deadline.after(20))
         return store
 
-    async def records(self, topic: str = "") -> list[ConsumerRecord]:
+    async def records(self, topic: str = "", *, end: str = "read_uncommitted") -> list[ConsumerRecord]:
         """Every record of a topic that a committed reader sees, in the order of each partition."""
-        return await read_all(self.client, topic or self.topic)
+        return await read_all(self.client, topic or self.topic, end=end)
 
-    async def rows(self) -> dict[tuple[int, bytes], bytes]:
+    async def rows(self, *, end: str = "read_uncommitted") -> dict[tuple[int, bytes], bytes]:
         """(partition, key) -> value, as compaction leaves them."""
         found: dict[tuple[int, bytes], bytes] = {}
-        for record in await self.records():
+        for record in await self.records(end=end):
             found.pop((record.partition, record.key), None)
             if record.value is not None:
                 found[record.partition, record.key] = record.value
@@ -103,16 +103,20 @@ async def shop(
     finally:
         for store in made.stores:
             await store.close()
-        await owner.stop()
+        await made.owner.stop()
 
 
-async def read_all(client: Mapping[str, Any], topic: str) -> list[ConsumerRecord]:
+async def read_all(client: Mapping[str, Any], topic: str, *, end: str = "read_uncommitted") -> list[ConsumerRecord]:
+    """Every committed record, up to the end as that isolation level has it: the true one, for which a transaction that
+    has just been committed is waited for, or (read_committed) the one before the first open transaction."""
     consumer = AIOKafkaConsumer(topic, **client, isolation_level="read_committed", auto_offset_reset="earliest")
+    asking = AIOKafkaConsumer(**client, isolation_level=end)
     await consumer.start()
+    await asking.start()
     try:
         partitions = [KafkaPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
         assert partitions, "the topic exists"
-        ends = await consumer.end_offsets(partitions)
+        ends = await asking.end_offsets(partitions)
         found: list[ConsumerRecord] = []
         while any([await consumer.position(at) < end for at, end in ends.items()]):
             for batch in (await consumer.getmany(timeout_ms=100)).values():
@@ -120,3 +124,4 @@ async def read_all(client: Mapping[str, Any], topic: str) -> list[ConsumerRecord
         return found
     finally:
         await consumer.stop()
+        await asking.stop()

@@ -170,12 +170,13 @@ def _database_of(store: str, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme == "mongodb":
             parse_uri(url)
-    except (InvalidURI, ConfigurationError, ValueError) as exc:
+    except (InvalidURI, ConfigurationError, ValueError):
+        # Without its cause, which may quote the password.
         raise SettingsError(
             f"The URL of store {store} is no MongoDB URL.", hint="Write mongodb://HOST:PORT/DATABASE?replicaSet=NAME."
-        ) from exc
+        ) from None
     name = unquote(parts.path.removeprefix("/"))
-    if parts.scheme not in ("mongodb", "mongodb+srv") or not name or "/" in name:
+    if parts.scheme not in ("mongodb", "mongodb+srv") or not name or set(name) & set("/."):
         raise SettingsError(
             f"The URL of store {store} names no database.", hint="Write mongodb://HOST:PORT/DATABASE?replicaSet=NAME."
         )

@@ -72,7 +72,7 @@ class Sessions:
                         statement_cache_size=500,
                         reset=_keep,
                     )
-                except (ValueError, asyncpg.ClientConfigurationError) as exc:
+                except ValueError as exc:
                     raise self._bad_address() from exc
             return self._pool
 
@@ -88,7 +88,7 @@ class Sessions:
         pool = await self._opened()
         try:
             connection = await pool.acquire(timeout=max(0.001, deadline.remaining_s()))
-        except asyncpg.ClientConfigurationError as exc:
+        except ValueError as exc:  # the driver reads the address when it connects
             raise self._bad_address() from exc
         try:
             async with asyncio.timeout(deadline.remaining_s()):

@@ -16,9 +16,9 @@ CLIENT_ERRORS: Final = (
     errors.ConsumerStoppedError,
     TimeoutError,
     OSError,
-    # What the client says of itself once a producer has failed for good.
-    AssertionError,
 )
+# The client asserts its own state, which is wrong once a producer has failed for good.
+PRODUCER_ERRORS: Final = (*CLIENT_ERRORS, AssertionError)
 
 
 class Unsent(Exception):

@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 
 from integrity.core.batch import TopicPartition
 from integrity.stores.topic import clients
-from integrity.stores.topic.faults import CLIENT_ERRORS, Unsent
+from integrity.stores.topic.faults import PRODUCER_ERRORS, Unsent
 from integrity.stores.topic.records import Write
 
 BATCH_BYTES: Final = 128 * 1024
@@ -37,7 +37,10 @@ class Writer:
         await self._producer.start()
 
     async def begin(self) -> None:
-        await self._producer.begin_transaction()
+        try:
+            await self._producer.begin_transaction()
+        except PRODUCER_ERRORS as exc:
+            raise Unsent(None) from (self._verdict() or exc)
         self._open = True
         self._sent.clear()
 
@@ -56,15 +59,19 @@ class Writer:
         for at, count, dependent, future in self._sent:
             try:
                 first = (await future).offset
-            except CLIENT_ERRORS as exc:
-                raise Unsent(dependent) from exc
+            except PRODUCER_ERRORS as exc:
+                raise Unsent(dependent) from (self._verdict() or exc)
             ranges.setdefault(at, []).append((first, first + count - 1))
         self._sent.clear()
         return ranges
 
     async def commit(self) -> None:
-        """Make the transaction's records visible, all at once. After an exception it is unknown whether they are."""
-        await self._producer.commit_transaction()
+        """Make the transaction's records visible, all at once. After an exception it is unknown whether they are.
+        Raises Unsent."""
+        try:
+            await self._producer.commit_transaction()
+        except PRODUCER_ERRORS as exc:
+            raise Unsent(None) from (self._verdict() or exc)
         self._open = False
 
     async def discard(self) -> None:
@@ -76,9 +83,18 @@ class Writer:
             try:
                 async with asyncio.timeout(_ABORT_S):
                     await self._producer.abort_transaction()
-            except CLIENT_ERRORS:
+            except PRODUCER_ERRORS:
                 _log.debug("A transaction is left to the next owner, or its timeout, to abort.")
         await self._producer.stop()
+        self._verdict()  # seen; it would be logged as never retrieved
+
+    def _verdict(self) -> BaseException | None:
+        """What ended the transaction. Once a producer has failed, its calls say only that it is in no transaction."""
+        ended = self._producer._txn_manager.wait_for_transaction_end()
+        if ended is None or not ended.done() or ended.cancelled():
+            return None
+        verdict: BaseException | None = ended.exception()
+        return verdict
 
     async def _send_to(self, at: TopicPartition, writes: Sequence[Write]) -> None:
         left = list(writes)
@@ -94,7 +110,7 @@ class Writer:
             builder.close()
             try:
                 future = await self._producer.send_batch(builder, at.topic, partition=at.partition)
-            except CLIENT_ERRORS as exc:
-                raise Unsent(left[0].dependent) from exc
+            except PRODUCER_ERRORS as exc:
+                raise Unsent(left[0].dependent) from (self._verdict() or exc)
             self._sent.append((at, count, left[0].dependent, future))
             del left[:count]

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from integrity.api.http import HttpAddress, HttpServer, application, is_loopback
+from integrity.api.http import HttpAddress, HttpServer, application
 from integrity.errors import SettingsError
+from integrity.settings import is_loopback
 from integrity.telemetry import Metrics
 
 

@@ -221,6 +221,20 @@ def test_settings_faults_are_told_all_at_once(
     assert err.endswith("2 faults to mend. Nothing has started.\n")
 
 
+def test_world_readable_secret_is_a_warning_that_quiet_leaves_out(
+    register: Register, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("INTEGRITY_GROUP").write_text("a")
+    Path("INTEGRITY_GROUP").chmod(0o644)
+    monkeypatch.setattr("integrity.logs.setup_logging", lambda *arguments, **keywords: None)
+    register(click.pass_obj(lambda options, json: start(options).group and None), reads_settings=True)
+    assert main(["probe", "--secrets-dir", "."]) == 0
+    assert capsys.readouterr().err.startswith("warning: INTEGRITY_GROUP: may be read by every user of this machine")
+    assert main(["-q", "probe", "--secrets-dir", "."]) == 0
+    assert capsys.readouterr().err == ""
+
+
 # --- the end ---------------------------------------------------------------------------------------------------
 
 

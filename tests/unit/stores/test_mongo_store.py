@@ -18,6 +18,7 @@ from tests.contract.world import rule, rules_of
         "mongodb://app:s3cret@db.example:27017",
         "mongodb://app:s3cret@db.example:27017/",
         "mongodb://app:s3cret@db.example:27017/a/b",
+        "mongodb://app:s3cret@db.example:27017/a.b",
         "mongodb://app:s3cret@db.example:port/shop",
         "mongodb://app:s3c:r@et@db.example/shop",
         "mongodb:///shop",
@@ -31,10 +32,10 @@ def test_wrong_url_is_a_settings_error_without_its_credentials(url: str) -> None
 
 
 def test_commands_are_for_the_database_and_schema_of_the_settings() -> None:
-    url = "mongodb://a.example:1,b.example:2/my%20shop?replicaSet=rs0"
+    url = "mongodb://a.example:1,b.example:2/my%2Dshop?replicaSet=rs0"
     store = MongoStore("s", url, rules_of(rule(Cascade())), lane="integrity.s", schema="guard")
     lines = store.ddl().splitlines()
-    assert lines[0] == 'use("my shop");'
+    assert lines[0] == 'use("my-shop");'
     assert 'db.createCollection("guard.keys");' in lines
     assert all(line.endswith(";") for line in lines)
 

@@ -1,0 +1,477 @@
+"""The PostgreSQL store against real tables: types, names, partitions, triggers, plans, round trips, what it records."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from integrity.core.change import Version
+from integrity.core.keys import Key, KeySpec, KeyType
+from integrity.core.outcome import Applied, Outcome, Rejected
+from integrity.core.rules.model import Cascade, EventValue, Nullify, SetDefault, Tombstone
+from integrity.errors import Reason
+from integrity.ports import Deadline
+from integrity.stores.postgres import PostgresStore
+from integrity.stores.postgres.catalog import resolve
+from integrity.stores.postgres.effects import Effects
+from tests.contract.world import COMPOSITE, MARK, Events, apply, rule, rules_of
+from tests.integration.pg_shop import codes, fetch, run, store_of, wire_to
+
+pytestmark = pytest.mark.servers
+
+ORDERS = "create table orders (id bigint primary key, customer_id bigint)"
+INDEX = "create index on orders (customer_id)"
+
+
+def spec_of(kind: KeyType) -> KeySpec:
+    return KeySpec((("id", kind),))
+
+
+MOMENT = datetime(2024, 5, 6, 7, 8, 9, 123456, UTC)
+KINDS: list[tuple[KeyType, str, Key, Key]] = [
+    (KeyType.INT32, "integer", (1,), (2,)),
+    (KeyType.INT64, "smallint", (1,), (2,)),
+    (KeyType.INT64, "integer", (1,), (2,)),
+    (KeyType.INT64, "bigint", (2**62,), (2**62 + 1,)),
+    (KeyType.INT64, "numeric", (1,), (2,)),
+    (KeyType.NUMERIC, "numeric", (Decimal("1.5"),), (Decimal("123456789012345678901234567890.5"),)),
+    (KeyType.NUMERIC, "bigint", (Decimal(1),), (Decimal(2),)),
+    (KeyType.STRING, "text", ("ä'\"\\",), ("",)),
+    (KeyType.STRING, "varchar(5)", ("abc",), ("abc ",)),
+    (KeyType.UUID, "uuid", (UUID(int=1),), (UUID(int=2**127),)),
+    (KeyType.BOOL, "boolean", (True,), (False,)),
+    (KeyType.DATE, "date", (date(1, 1, 1),), (date(9999, 12, 31),)),
+    (KeyType.TIMESTAMP, "timestamptz", (MOMENT,), (datetime(1969, 1, 1, tzinfo=UTC),)),
+    (KeyType.TIMESTAMP, "timestamp", (MOMENT,), (datetime(1969, 1, 1, tzinfo=UTC),)),
+    (KeyType.BYTES, "bytea", (b"\x00\xff",), (b"",)),
+    (KeyType.OBJECTID, "text", ("0" * 24,), ("f" * 24,)),
+    (KeyType.INT64, "amount", (1,), (2,)),
+]
+
+
+@pytest.mark.parametrize(("kind", "column", "one", "two"), KINDS, ids=[f"{k.value}-{c}" for k, c, _, _ in KINDS])
+async def test_every_key_type_moves_and_deletes_in_the_columns_it_goes_with(
+    pg_database: str, kind: KeyType, column: str, one: Key, two: Key
+) -> None:
+    await run(
+        pg_database,
+        "create domain public.amount as bigint check (value < 100)",
+        f"create table public.orders (id bigint primary key, customer_id {column.replace('amount', 'public.amount')})",
+        INDEX,
+    )
+    connection = await asyncpg.connect(pg_database)
+    for id, [key] in ((1, one), (2, two)):
+        bound = key.replace(tzinfo=None) if column == "timestamp" and isinstance(key, datetime) else key
+        await connection.execute("insert into orders values ($1, $2)", id, bound)
+    await connection.close()
+    async with store_of(pg_database, rule(Cascade(), spec=spec_of(kind))) as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.deleted(two, 10)
+        events.moved(one, two, 20)
+        assert [e.rows for e in await apply(store, events.batch())] == [1, 1]
+        assert await fetch(pg_database, "select id from orders") == [(1,)]
+        events.arrived(two, 20)
+        events.deleted(two, 30)
+        assert [e.rows for e in await apply(store, events.batch())] == [1]
+        assert await fetch(pg_database, "select count(*) from orders") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "held", "key"),
+    [
+        (KeyType.INT64, "integer", 1, 2**32 + 1),
+        (KeyType.INT64, "smallint", 0, 2**16),
+        (KeyType.NUMERIC, "integer", Decimal(5), Decimal("5.7")),
+        (KeyType.NUMERIC, "bigint", Decimal(0), Decimal(10) ** 30),
+        (KeyType.NUMERIC, "numeric(10,2)", Decimal("5.78"), Decimal("5.777")),
+        (KeyType.STRING, "varchar(3)", "abc", "abc "),
+        (KeyType.STRING, "text", "a", "a\0"),
+        (KeyType.TIMESTAMP, "timestamptz(3)", MOMENT.replace(microsecond=123000), MOMENT),
+    ],
+)
+async def test_key_that_the_column_cannot_hold_matches_no_row_and_is_never_written_as_another(
+    pg_database: str, kind: KeyType, column: str, held: object, key: object
+) -> None:
+    await run(pg_database, f"create table orders (id bigint primary key, customer_id {column})", INDEX)
+    connection = await asyncpg.connect(pg_database)
+    stored = int(held) if isinstance(held, Decimal) and "numeric" not in column else held
+    await connection.execute("insert into orders values (1, $1)", stored)
+    await connection.close()
+    before = await fetch(pg_database, "select * from orders")
+    async with store_of(pg_database, rule(Cascade(), spec=spec_of(kind))) as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.deleted((key,), 10)  # type: ignore[arg-type]
+        assert [e.rows for e in await apply(store, events.batch())] == [0]
+        events.moved((held,), (key,), 20)  # type: ignore[arg-type]
+        result = await store.apply(events.batch(), Deadline.after(10))
+        assert isinstance(result, Rejected)
+        assert (result.dependent, result.reason) == ("customer.orders", Reason.VALUE_REJECTED)
+    assert await fetch(pg_database, "select * from orders") == before
+
+
+async def test_names_are_taken_as_written_and_quoted(pg_database: str) -> None:
+    await run(
+        pg_database,
+        'create schema "Sales Data"',
+        'create table "Sales Data"."Order" ("Id" int primary key, "Customer Id" int, "select" text,'
+        ' "Gone At" timestamptz)',
+        'create index on "Sales Data"."Order" ("Customer Id")',
+        """insert into "Sales Data"."Order" values (1, 1, 'it''s', null), (2, 1, 'x', null)""",
+    )
+    rules = rule(
+        Tombstone({"Gone At": EventValue.NOW}),
+        target="Sales Data.Order",
+        columns=("Customer Id",),
+        where={"select": "it's"},
+    )
+    async with store_of(pg_database, rules, schema="Our Ledger") as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.moved((1,), (2,), 10)
+        events.deleted((2,), 20)
+        assert [e.rows for e in await apply(store, events.batch())] == [1, 1]
+    found = await fetch(
+        pg_database, 'select "Id", "Customer Id", "Gone At" is null from "Sales Data"."Order" order by 1'
+    )
+    assert found == [(1, 2, False), (2, 1, True)]
+
+
+async def test_rows_of_a_partitioned_table_move_between_its_partitions(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create table orders (id bigint, customer_id bigint, primary key (id, customer_id))"
+        " partition by list (customer_id)",
+        "create table orders_odd partition of orders for values in (1, 3)",
+        "create table orders_even partition of orders for values in (2, 4)",
+        INDEX,
+        "insert into orders values (1, 1), (2, 2), (3, 3)",
+    )
+    async with store_of(pg_database, rule(Cascade())) as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.moved((1,), (4,), 10)
+        events.deleted((3,), 11)
+        assert [e.rows for e in await apply(store, events.batch())] == [1, 1]
+        assert await fetch(pg_database, "select tableoid::regclass::text, id from orders order by id") == [
+            ("orders_even", 1),
+            ("orders_even", 2),
+        ]
+        events.deleted((4,), 5, partition=1)  # older than the arrival
+        assert [e.rows for e in await apply(store, events.batch())] == [0]
+        assert await fetch(pg_database, "select count(*) from orders") == [(2,)]
+
+
+async def test_where_takes_columns_of_any_type(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create type kind as enum ('Customer', 'Supplier')",
+        "create table orders (id bigint primary key, customer_id bigint, kind kind, level smallint, open boolean,"
+        " ratio float8, since date, code char(3))",
+        INDEX,
+        "insert into orders select n, 1, 'Customer', 2, true, 0.5, '2024-01-02', 'ab' from generate_series(1, 8) n",
+        "update orders set kind = 'Supplier' where id = 1",
+        "update orders set level = 3 where id = 2",
+        "update orders set open = false where id = 3",
+        "update orders set ratio = 0.25 where id = 4",
+        "update orders set since = null where id = 5",
+        "update orders set code = 'abc' where id = 6",
+    )
+    where = {"kind": ("Customer",), "level": (1, 2), "open": True, "ratio": 0.5, "since": "2024-01-02", "code": "ab"}
+    async with store_of(pg_database, rule(Cascade(), where=where)) as store:  # type: ignore[arg-type]
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.deleted((1,), 10)
+        assert [e.rows for e in await apply(store, events.batch())] == [2]
+    assert await fetch(pg_database, "select id from orders order by id") == [(n,) for n in range(1, 7)]
+
+
+async def test_tombstone_sets_columns_of_many_types(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create type state as enum ('open', 'closed')",
+        "create table orders (id bigint primary key, customer_id bigint, at timestamptz, local timestamp, day date,"
+        " at_text text, event text, state state, level smallint, open boolean, note text, now timestamptz)",
+        INDEX,
+        "insert into orders values (1, 1), (2, 2)",
+        "update orders set note = 'x', open = true",
+    )
+    settings = {
+        "at": EventValue.TIME,
+        "local": EventValue.TIME,
+        "day": EventValue.TIME,
+        "at_text": EventValue.TIME,
+        "event": EventValue.ID,
+        "state": "closed",
+        "level": 7,
+        "open": False,
+        "note": None,
+        "now": EventValue.NOW,
+    }
+    async with store_of(pg_database, rule(Tombstone(settings))) as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        change = events.deleted((1,), 10)
+        batch = events.batch()
+        assert [e.rows for e in await apply(store, batch)] == [1]
+    at = datetime.fromtimestamp(change.occurred_ms / 1000, UTC)
+    now = datetime.fromtimestamp(batch.at_ms / 1000, UTC)
+    listed = ", ".join(settings)
+    assert await fetch(pg_database, f"select {listed} from orders where id = 1") == [
+        (
+            at,
+            at.replace(tzinfo=None),
+            at.date(),
+            at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            change.origin.event_id,
+            "closed",
+            7,
+            False,
+            None,
+            now,
+        )
+    ]
+    assert await fetch(pg_database, "select at, note, open from orders where id = 2") == [(None, "x", True)]
+
+
+async def test_ledger_records_rows_times_and_trace_of_every_fate(pg_database: str) -> None:
+    await run(pg_database, ORDERS, INDEX, "insert into orders values (1, 1), (2, 1), (3, 5)")
+    async with store_of(pg_database, rule(Cascade())) as store:
+        events = Events()
+        first = events.moved((1,), (2,), 10)
+        events.alive((1,), 15)
+        second = events.deleted((1,), 20)
+        third = events.deleted((5,), 21)
+        await apply(store, events.batch())
+    sql = (
+        "select fate, fate_kind, moved_to, event, occurred_ms, rows, extract(epoch from enforced_at)::bigint, trace_id"
+    )
+    trace = "0" * 31 + "1"
+    assert await fetch(pg_database, f"{sql} from integrity.fates") == [
+        (
+            [0, 10],
+            "moved",
+            "[2]",
+            first.origin.event_id,
+            first.occurred_ms,
+            '{"customer.orders": 2}',
+            1_700_000_000,
+            trace,
+        )
+    ]
+    found = await fetch(
+        pg_database, f"{sql}, key, entity, older_fates from integrity.keys where fate is not null order by key"
+    )
+    assert [row[:4] + row[8:] for row in found] == [
+        ([0, 20], "deleted", None, second.origin.event_id, "[1]", "customer", 1),
+        ([0, 21], "deleted", None, third.origin.event_id, "[5]", "customer", 0),
+    ]
+    assert [json.loads(str(row[5])) for row in found] == [{"customer.orders": 0}, {"customer.orders": 1}]
+
+
+async def test_long_key_is_cut_for_reading_only(pg_database: str) -> None:
+    await run(pg_database, "create table orders (id bigint primary key, customer_id text)", INDEX)
+    long = "ä" * 4096
+    await run(pg_database, "insert into orders values (1, 'a')")
+    async with store_of(pg_database, rule(Cascade(), spec=spec_of(KeyType.STRING))) as store:
+        events = Events()
+        events.moved((long,), ("z" * 4000,), 20)
+        await apply(store, events.batch())
+        events.moved(("a",), (long,), 10, partition=1)
+        [effect] = await apply(store, events.batch())
+        assert effect.outcome is Outcome.APPLIED
+    assert await fetch(pg_database, "select customer_id from orders") == [("z" * 4000,)]
+    assert await fetch(pg_database, "select max(length(key)) from integrity.keys") == [(1000,)]
+
+
+async def test_lanes_share_the_fence_but_not_their_progress(pg_database: str) -> None:
+    await run(pg_database, ORDERS, INDEX, "insert into orders values (1, 1)")
+    events = Events()
+    events.deleted((1,), 10)
+    batch = events.batch()
+    async with store_of(pg_database, rule(Cascade())) as one, store_of(pg_database, rule(Cascade()), lane="b") as other:
+        assert [e.outcome for e in await apply(one, batch)] == [Outcome.APPLIED]
+        assert await other.progress(list(batch.spans), Deadline.after(5)) == {}
+        assert [e.outcome for e in await apply(other, batch)] == [Outcome.DUPLICATE]
+        assert list((await other.progress(list(batch.spans), Deadline.after(5))).values()) == [1]
+
+
+async def test_rows_of_an_identifying_reference_stay_arrivals_under_their_new_key(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create table items (customer_id bigint, line int, primary key (customer_id, line))",
+        "insert into items values (1, 1), (1, 2), (2, 3)",
+    )
+    async with store_of(pg_database, rule(Cascade(), name="items")) as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.moved((1,), (2,), 20)
+        await apply(store, events.batch())
+        events.deleted((2,), 10, partition=1)
+        assert [e.rows for e in await apply(store, events.batch())] == [1]
+    assert await fetch(pg_database, "select * from items order by line") == [(2, 1), (2, 2)]
+
+
+async def test_deletions_of_2000_new_keys_take_at_most_ten_round_trips(pg_database: str) -> None:
+    await run(pg_database, ORDERS, "insert into orders select n, n / 10 from generate_series(10, 61000) n", INDEX)
+    async with wire_to(pg_database) as wire, store_of(wire.url, rule(Cascade())) as store:
+        assert await codes(store) == []
+        events = Events()
+        turns = []
+        for first in range(1, 6001, 2000):
+            for key in range(first, first + 2000):
+                events.deleted((key,), key)
+            before = wire.turns
+            assert sum(e.rows for e in await apply(store, events.batch())) == 20_000
+            turns.append(wire.turns - before)
+        # The first two prepare statements, too.
+        assert turns[1] <= 10
+        assert turns[2] == 7  # begin, progress, heads, delete, heads, progress, commit
+
+
+async def test_batch_of_alive_records_reads_the_ledger_once_and_writes_only_the_progress(pg_database: str) -> None:
+    await run(pg_database, ORDERS, INDEX)
+    async with wire_to(pg_database) as wire, store_of(wire.url, rule(Cascade())) as store:
+        assert await codes(store) == []
+        events = Events()
+        for _ in range(3):
+            for key in range(100):
+                events.alive((key,), key)
+            before = wire.turns
+            assert await apply(store, events.batch()) == []
+        assert wire.turns - before == 5  # begin, progress, heads, progress, commit
+    assert await fetch(pg_database, "select count(*) from integrity.keys") == [(0,)]
+
+
+@pytest.mark.parametrize("kind", ["remove listed", "remove", "mark", "refer"])
+@pytest.mark.parametrize("width", [1, 2])
+async def test_every_statement_finds_its_rows_by_the_index(pg_database: str, kind: str, width: int) -> None:
+    if kind == "remove listed" and width == 2:
+        kind = "remove"
+    columns = "customer_tenant text, customer_code bigint" if width == 2 else "customer_id bigint"
+    values = "'t' || n % 3, n / 10" if width == 2 else "n / 10"
+    await run(
+        pg_database,
+        f"create table orders (id bigint primary key, {columns}, deleted_at timestamptz, deleted_by text)",
+        f"insert into orders select n, {values} from generate_series(1, 50000) n",
+        f"create index on orders ({'customer_tenant, customer_code' if width == 2 else 'customer_id'})",
+        "analyze orders",
+    )
+    chosen = rule(MARK if kind == "mark" else Cascade(), **({"spec": COMPOSITE} if width == 2 else {}))
+    async with store_of(pg_database, chosen) as store:
+        assert await codes(store) == []
+        async with store._sessions.connection(Deadline.after(30)) as connection:
+            resolved = await resolve(connection, [chosen], "integrity")
+            effects = Effects(resolved.tables[chosen.id], "integrity.arrivals")
+            for split in (False,) if kind == "remove listed" else (False, True):
+                for extra in (False, True) if kind in ("mark", "refer") else (False,):
+                    sql = effects.sql(kind, split=split, extra=extra)
+                    count = max(
+                        int(part[: len(part) - len(part.lstrip("0123456789"))] or 0) for part in sql.split("$")[1:]
+                    )
+                    await connection.execute(f"prepare p as {sql}")
+                    nulls = ", ".join(["null"] * count)
+                    plan = "\n".join(row[0] for row in await connection.fetch(f"explain execute p({nulls})"))
+                    await connection.execute("deallocate p")
+                    assert "orders_customer" in plan, plan
+                    assert "Seq Scan on orders" not in plan, plan
+
+
+async def test_refused_row_leaves_everything_as_it_was(pg_database: str) -> None:
+    await run(
+        pg_database,
+        ORDERS,
+        INDEX,
+        "insert into orders values (1, 1), (2, 2)",
+        "create function public.refuse() returns trigger language plpgsql as"
+        " $$ begin raise exception 'order % is secret', old.id; end $$",
+        "create trigger refuse before delete on orders for each row when (old.id = 2) execute function public.refuse()",
+    )
+    async with store_of(pg_database, rule(Cascade())) as store:
+        assert await codes(store) == []
+        events = Events()
+        events.deleted((1,), 10)
+        events.deleted((2,), 11)
+        result = await store.apply(events.batch(), Deadline.after(10))
+        assert isinstance(result, Rejected)
+        assert (result.dependent, result.reason) == ("customer.orders", Reason.STORE_REJECTED)
+        assert "P0001" in result.message and "secret" not in result.message
+    assert await fetch(pg_database, "select count(*) from orders") == [(2,)]
+    for table in ("keys", "progress"):
+        assert await fetch(pg_database, f"select count(*) from integrity.{table}") == [(0,)]
+
+
+@pytest.mark.parametrize("deferred", ["", " deferrable initially deferred"])
+async def test_foreign_key_in_the_store_refuses_without_telling_row_values(pg_database: str, deferred: str) -> None:
+    await run(
+        pg_database,
+        ORDERS,
+        INDEX,
+        "create table notes (id bigint primary key, customer_id bigint)",
+        "create index on notes (customer_id)",
+        f"create table parcels (order_id bigint constraint parcel_order references orders{deferred})",
+        "insert into orders values (424242, 1)",
+        "insert into parcels values (424242)",
+    )
+    async with store_of(pg_database, rule(Cascade(), name="notes"), rule(Cascade())) as store:
+        assert await codes(store) == []
+        events = Events()
+        events.deleted((1,), 10)
+        batch = events.batch()
+        result = await store.apply(batch, Deadline.after(10))
+        if deferred:  # it tells at the commit, and not for whom: the next attempt asks after each dependent
+            result = await store.apply(batch, Deadline.after(10))
+        assert isinstance(result, Rejected)
+        assert (result.dependent, result.reason) == ("customer.orders", Reason.CONSTRAINT_VIOLATION)
+        assert "23503" in result.message and "parcel_order" in result.message and "424242" not in result.message
+        await run(pg_database, "delete from parcels")
+        assert isinstance(await store.apply(batch, Deadline.after(10)), Applied)
+
+
+async def test_unique_violation_of_a_swap_is_settled_one_event_at_a_time(pg_database: str) -> None:
+    """Unique checks are made row by row: where the reference is unique, only bisecting gets a swap through."""
+    await run(
+        pg_database,
+        "create table orders (id bigint primary key, customer_id bigint unique)",
+        "insert into orders values (1, 1), (2, 2)",
+    )
+    async with store_of(pg_database, rule(Cascade())) as store:
+        assert await codes(store) == []
+        events = Events()
+        changes = [events.moved((1,), (9,), 10), events.moved((2,), (1,), 11), events.moved((9,), (2,), 12)]
+        whole = events.batch()
+        result = await store.apply(whole, Deadline.after(10))
+        assert isinstance(result, Rejected) and result.reason is Reason.CONSTRAINT_VIOLATION
+        again = Events()
+        for change in changes:
+            assert change.to is not None and isinstance(change.version, Version)
+            again.moved(change.key, change.to, change.version.position[0])
+            await apply(store, again.batch())
+    assert await fetch(pg_database, "select id, customer_id from orders order by id") == [(1, 2), (2, 1)]
+
+
+async def test_default_key_beyond_the_column_is_rejected_for_its_dependent_only(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create table orders (id bigint primary key, customer_id smallint)",
+        INDEX,
+        "insert into orders values (1, 1)",
+    )
+    async with store_of(pg_database, rule(SetDefault({"customer_id": 100_000}), Nullify(("customer_id",)))) as store:
+        events = Events()
+        events.deleted((1,), 10)
+        result = await store.apply(events.batch(), Deadline.after(10))
+        assert isinstance(result, Rejected) and result.reason is Reason.VALUE_REJECTED
+        assert "22003" in result.message
+
+
+async def test_store_connects_to_nothing_before_its_first_call(unique_name: object) -> None:
+    store = PostgresStore("shop", "postgresql://127.0.0.1:1/none", rules_of(rule(Cascade())), lane="l")
+    assert "create table" in store.ddl()
+    await store.close()

@@ -1,0 +1,383 @@
+"""What `check` finds in a live PostgreSQL, each with the statement that mends it; and the ledger's own life."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from integrity.core.keys import KeySpec, KeyType
+from integrity.core.rules.model import Action, Cascade, EventValue, Ignore, Nullify, SetDefault, Tombstone
+from integrity.errors import LedgerError
+from integrity.ports import Deadline
+from integrity.stores.postgres import PostgresStore
+from tests.contract.world import COMPOSITE, MARK, rule, rules_of
+from tests.integration.pg_shop import LANE, codes, fetch, run, store_of
+
+pytestmark = pytest.mark.servers
+
+ORDERS = "create table orders (id bigint primary key, customer_id bigint)"
+INDEX = "create index on orders (customer_id)"
+TEXT_KEY = KeySpec((("id", KeyType.STRING),))
+
+CASES: Mapping[str, tuple[tuple[str, ...], Action, Action, dict[str, object], list[str]]] = {
+    "sound": ((ORDERS, INDEX), Cascade(), Cascade(), {}, []),
+    "no table": ((), Cascade(), Cascade(), {}, ["table_missing"]),
+    "two tables": (
+        ("create schema a", "create schema b", "create table a.orders (id int)", "create table b.orders (id int)"),
+        Cascade(),
+        Cascade(),
+        {},
+        ["table_ambiguous"],
+    ),
+    "a view": (
+        (ORDERS, "create view o as select * from orders"),
+        Cascade(),
+        Cascade(),
+        {"target": "o"},
+        ["not_a_table"],
+    ),
+    "no column": (
+        ("create table orders (id bigint primary key, customer bigint)",),
+        Cascade(),
+        Cascade(),
+        {},
+        ["column_missing"],
+    ),
+    "another type": ((ORDERS, INDEX), Cascade(), Cascade(), {"spec": TEXT_KEY}, ["column_type"]),
+    "char(n), which ignores spaces": (
+        ("create table orders (id bigint primary key, customer_id char(5))", INDEX),
+        Cascade(),
+        Cascade(),
+        {"spec": TEXT_KEY},
+        ["column_type"],
+    ),
+    "a collation that calls a and A equal": (
+        (
+            # A real one needs a server built with ICU.
+            "create collation ci (provider = libc, locale = 'C')",
+            "create table orders (id bigint primary key, customer_id text collate ci)",
+            INDEX,
+            "set allow_system_table_mods = on;"
+            " update pg_collation set collisdeterministic = false where collname = 'ci'",
+        ),
+        Cascade(),
+        Cascade(),
+        {"spec": TEXT_KEY},
+        ["column_collation"],
+    ),
+    "nullify of a not null column": (
+        ("create table orders (id bigint primary key, customer_id bigint not null)", INDEX),
+        Nullify(("customer_id",)),
+        Cascade(),
+        {},
+        ["column_not_null"],
+    ),
+    "nullify of another column than the not null one": (
+        (
+            "create table orders (id bigint primary key, customer_tenant text not null, customer_code bigint)",
+            "create index on orders (customer_tenant)",
+        ),
+        Nullify(("customer_code",)),
+        Ignore(),
+        {"spec": COMPOSITE},
+        [],
+    ),
+    "a not null domain": (
+        (
+            "create domain k as bigint not null",
+            "create table orders (id bigint primary key, customer_id k)",
+            INDEX,
+        ),
+        Nullify(("customer_id",)),
+        Cascade(),
+        {},
+        ["column_not_null"],
+    ),
+    "a generated column": (
+        (
+            "create table orders (id bigint primary key, n int, customer_id bigint generated always as (n + 1) stored)",
+            INDEX,
+        ),
+        Cascade(),
+        Cascade(),
+        {},
+        ["column_generated"],
+    ),
+    "a generated column that is only read": (
+        (
+            "create table orders (id bigint primary key, n int, customer_id bigint generated always as (n + 1) stored)",
+            INDEX,
+        ),
+        Cascade(),
+        Ignore(),
+        {},
+        [],
+    ),
+    "no primary key": (
+        ("create table orders (customer_id bigint)", INDEX),
+        Cascade(),
+        Cascade(),
+        {},
+        ["primary_key_missing"],
+    ),
+    "no primary key where no row ever arrives": (
+        ("create table orders (customer_id bigint)", INDEX),
+        Cascade(),
+        Ignore(),
+        {},
+        [],
+    ),
+    "no primary key with a default": (
+        ("create table orders (customer_id bigint)", INDEX),
+        SetDefault({"customer_id": 0}),
+        Ignore(),
+        {},
+        ["primary_key_missing"],
+    ),
+    "no index": ((ORDERS,), Cascade(), Cascade(), {}, ["index_missing"]),
+    "an index that the column does not lead": (
+        (ORDERS, "create index on orders (id, customer_id)"),
+        Cascade(),
+        Cascade(),
+        {},
+        ["index_missing"],
+    ),
+    "an index for some rows only": (
+        (ORDERS, "create index on orders (customer_id) where id > 5"),
+        Cascade(),
+        Cascade(),
+        {},
+        ["index_missing"],
+    ),
+    "an index for rows with a reference": (
+        (ORDERS, "create index on orders (customer_id) where customer_id is not null"),
+        Cascade(),
+        Cascade(),
+        {},
+        [],
+    ),
+    "an index for unmarked rows": (
+        (
+            "create table orders (id bigint primary key, customer_id bigint, deleted_at date, deleted_by text)",
+            "create index on orders (customer_id) where deleted_at is null",
+        ),
+        MARK,
+        Cascade(),
+        {},
+        [],
+    ),
+    "an index on one column of two": (
+        (
+            "create table orders (id bigint primary key, customer_tenant text, customer_code bigint)",
+            "create index on orders (customer_code)",
+        ),
+        Cascade(),
+        Cascade(),
+        {"spec": COMPOSITE},
+        [],
+    ),
+    "a marker that is never null": (
+        ("create table orders (id bigint primary key, customer_id bigint, gone_at date not null)", INDEX),
+        Tombstone({"gone_at": EventValue.TIME}),
+        Cascade(),
+        {},
+        ["column_not_null"],
+    ),
+    "a marker of a type without times": (
+        ("create table orders (id bigint primary key, customer_id bigint, gone boolean)", INDEX),
+        Tombstone({"gone": EventValue.TIME}),
+        Cascade(),
+        {},
+        ["literal_type"],
+    ),
+    "a literal of another type": (
+        ("create table orders (id bigint primary key, customer_id bigint, gone boolean)", INDEX),
+        Tombstone({"gone": "yes"}),
+        Cascade(),
+        {},
+        ["literal_type"],
+    ),
+    "a literal beyond the column": (
+        ("create table orders (id bigint primary key, customer_id bigint, level smallint)", INDEX),
+        Cascade(),
+        Cascade(),
+        {"where": {"level": 70_000}},
+        ["literal_type"],
+    ),
+    "a word that the enum does not have": (
+        (
+            "create type kind as enum ('a')",
+            "create table orders (id bigint primary key, customer_id bigint, kind kind)",
+            INDEX,
+        ),
+        Cascade(),
+        Cascade(),
+        {"where": {"kind": ("a", "b")}},
+        ["literal_type"],
+    ),
+    "text that looks like a number": (
+        ("create table orders (id bigint primary key, customer_id bigint, level int)", INDEX),
+        Cascade(),
+        Cascade(),
+        {"where": {"level": "5"}},
+        ["literal_type"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_check_finds(pg_database: str, case: str) -> None:
+    statements, on_delete, on_update, more, expected = CASES[case]
+    await run(pg_database, *statements)
+    async with store_of(pg_database, rule(on_delete, on_update, **more)) as store:  # type: ignore[arg-type]
+        findings = await store.check(Deadline.after(10))
+        assert [finding.code for finding in findings] == expected
+        assert all(finding.hint and finding.file == "test.yaml" and finding.line == 1 for finding in findings)
+
+
+async def test_missing_index_is_mended_by_the_statement_of_the_finding(pg_database: str) -> None:
+    await run(
+        pg_database,
+        'create table "Orders" (id bigint primary key, customer_id bigint)',
+        "create table parts (id bigint, customer_id bigint, primary key (id, customer_id))"
+        " partition by hash (customer_id)",
+    )
+    async with store_of(pg_database, rule(Cascade(), target="Orders"), rule(Cascade(), name="parts")) as store:
+        findings = await store.check(Deadline.after(10))
+        assert [finding.hint for finding in findings] == [
+            'CREATE INDEX CONCURRENTLY ON "public"."Orders" ("customer_id");',
+            'CREATE INDEX ON "public"."parts" ("customer_id");',
+        ]
+        for finding in findings:
+            await run(pg_database, finding.hint)
+        assert await store.check(Deadline.after(10)) == []
+
+
+async def test_grants_of_the_findings_are_all_that_a_role_needs(pg_database: str) -> None:
+    role = pg_database.rpartition("/")[2] + "_role"
+    await run(
+        pg_database,
+        f"create role {role} login",
+        "create schema app",
+        "create table app.orders (id bigint primary key, customer_id bigint, region text, secret text)",
+        "create index on app.orders (customer_id)",
+        "create table app.notes (id bigint primary key, customer_id bigint, deleted_at date, deleted_by text)",
+        "create index on app.notes (customer_id)",
+        "insert into app.orders values (1, 1, 'eu', 'x'), (2, 2, 'eu', 'x')",
+        "insert into app.notes values (1, 1)",
+    )
+    rules = rules_of(rule(Cascade(), target="app.orders", where={"region": "eu"}), rule(MARK, name="notes"))
+    owner = PostgresStore("shop", pg_database, rules, lane=LANE)
+    await owner.migrate(Deadline.after(10))
+    await owner.close()
+    store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules, lane=LANE)
+    try:
+        for _ in range(20):
+            findings = await store.check(Deadline.after(10))
+            if not findings:
+                break
+            assert {finding.code for finding in findings} <= {"ledger_privilege", "privilege_missing"}
+            await run(pg_database, *(finding.hint for finding in findings))
+        assert findings == []
+        granted = await fetch(
+            pg_database,
+            "select table_name, privilege_type from information_schema.table_privileges where grantee = $1"
+            " and table_schema = 'app'",
+            role,
+        )
+        assert granted == [("orders", "DELETE")]
+        from tests.contract.world import Events, apply
+
+        events = Events()
+        events.moved((2,), (1,), 20)
+        assert [e.rows for e in await apply(store, events.batch())] == [1, 0]
+        events.deleted((1,), 10, partition=1)
+        assert sorted(e.rows for e in await apply(store, events.batch())) == [1, 1]
+        events.alive((1,), 20, partition=1)
+        events.deleted((1,), 30, partition=1)
+        await apply(store, events.batch())
+    finally:
+        await store.close()
+        await run(pg_database, f"drop owned by {role}", f"drop role {role}")
+
+
+async def test_row_level_security_that_hides_rows_is_found(pg_database: str) -> None:
+    role = pg_database.rpartition("/")[2] + "_role"
+    await run(
+        pg_database,
+        f"create role {role} login",
+        ORDERS,
+        INDEX,
+        "alter table orders enable row level security",
+        f"grant all on orders to {role}",
+    )
+    owner = PostgresStore("shop", pg_database, {}, lane=LANE)
+    await owner.migrate(Deadline.after(10))
+    await owner.close()
+    await run(
+        pg_database,
+        f"grant usage on schema integrity to {role}",
+        f"grant all on all tables in schema integrity to {role}",
+    )
+    store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules_of(rule(Cascade())), lane=LANE)
+    try:
+        assert await codes(store) == ["row_security"]
+    finally:
+        await store.close()
+        await run(pg_database, f"drop owned by {role}", f"drop role {role}")
+
+
+async def test_missing_ledger_is_the_one_finding_until_it_is_migrated(pg_database: str) -> None:
+    await run(pg_database, ORDERS, INDEX)
+    store = PostgresStore("shop", pg_database, rules_of(rule(Cascade())), lane=LANE, schema="my ledger")
+    try:
+        assert await codes(store) == ["ledger_missing"]
+        await store.migrate(Deadline.after(10))
+        assert await codes(store) == []
+    finally:
+        await store.close()
+
+
+async def test_ledger_of_another_version_is_found_and_a_newer_one_left_alone(pg_database: str) -> None:
+    async with store_of(pg_database) as store:
+        await run(pg_database, "update integrity.meta set version = 0")
+        assert await codes(store) == ["ledger_older"]
+        await run(pg_database, "update integrity.meta set version = 2")
+        assert await codes(store) == ["ledger_newer"]
+        with pytest.raises(LedgerError, match="version 2"):
+            await store.migrate(Deadline.after(10))
+
+
+async def test_migrations_at_once_and_repeated_make_one_ledger(pg_database: str) -> None:
+    stores = [PostgresStore("shop", pg_database, {}, lane=LANE) for _ in range(4)]
+    try:
+        await asyncio.gather(*(store.migrate(Deadline.after(30)) for store in stores))
+        await stores[0].migrate(Deadline.after(30))
+        assert await codes(stores[0]) == []
+        assert await fetch(pg_database, "select version from integrity.meta") == [(1,)]
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def test_ddl_run_by_hand_is_the_ledger(pg_database: str) -> None:
+    store = PostgresStore("shop", pg_database, {}, lane=LANE)
+    try:
+        await run(pg_database, store.ddl())
+        assert await codes(store) == []
+    finally:
+        await store.close()
+
+
+async def test_role_that_may_not_create_is_told_what_to_run(pg_database: str) -> None:
+    role = pg_database.rpartition("/")[2] + "_role"
+    await run(pg_database, f"create role {role} login")
+    store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), {}, lane=LANE)
+    try:
+        with pytest.raises(LedgerError, match="migrate --print"):
+            await store.migrate(Deadline.after(10))
+    finally:
+        await store.close()
+        await run(pg_database, f"drop role {role}")
