@@ -31,19 +31,20 @@ async def _run(options: Options, stores: tuple[str, ...], migrate: bool, exit_at
     from integrity.api.serving import serving
     from integrity.rules_files import load_rules
     from integrity.service.signals import stop_on_signals
+    from integrity.service.supervisor import unless
     from integrity.wiring import chosen_stores, require_topics, service
 
     rules = load_rules(settings.rules)
     chosen = chosen_stores(settings, rules, stores)
     stop = asyncio.Event()
     with stop_on_signals(stop):
-        await require_topics(settings, rules, chosen)
+        await unless(stop, require_topics(settings, rules, chosen))
         async with (
             service(settings, rules, stores, migrate=migrate) as wired,
             serving(wired, settings.http) as port,
         ):
-            await wired.supervisor.check()
-            where = f"{settings.http.host}:{port}"
-            log.info("enforcing", extra={"stores": ",".join(chosen), "rules": rules.hash, "http": where})
-            await wired.supervisor.run(stop, to_end=exit_at_end)
+            if await wired.supervisor.check(stop):
+                where = f"{settings.http.host}:{port}"
+                log.info("enforcing", extra={"stores": ",".join(chosen), "rules": rules.hash, "http": where})
+                await wired.supervisor.run(stop, to_end=exit_at_end)
     log.info("stopped")

@@ -58,7 +58,7 @@ class Report:
 
     def dead_lettered(self, store: str, letter: DeadLetter) -> None:
         self._metrics.count_dead_letter(letter.reason, letter.dependent)
-        # That of a single dependent is audited with its batch.
+        # That of a single dependent is audited with its batch. This one has none yet, hence no trace.
         if self._audit is not None and letter.dependent == ANY_DEPENDENT:
             self._audit.write_dead_letters([letter])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, UnfitStoreError, UnreachableError
@@ -16,6 +17,25 @@ from integrity.service.lane import Lane
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 30.0
+GIVE_UP_TIMEOUT_S = 1.0
+"""How long something that is cancelled may take to end before it is left alone."""
+
+_Result = TypeVar("_Result")
+
+
+async def unless(stop: asyncio.Event, work: Awaitable[_Result]) -> _Result | None:
+    """What `work` gives or raises; None when `stop` is set before, and then `work` is cancelled."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working}, timeout=GIVE_UP_TIMEOUT_S)
+            if working.done() and not working.cancelled():
+                working.exception()  # what it failed with while it was given up concerns nobody
 
 
 async def fit(store: Store, *, migrate: bool) -> Sequence[Finding]:
@@ -48,9 +68,16 @@ class Member:
 class Supervisor:
     """Runs lanes until they are stopped, or one of them fails in a way that only a person can mend."""
 
-    def __init__(self, members: Sequence[Member], *, migrate: bool = False) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        migrate: bool = False,
+        backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+    ) -> None:
         self._members = members
         self._migrate = migrate
+        self._backoff = backoff
 
     def ready(self) -> Mapping[str, str]:
         """Store -> why its lane does not get on; empty when all do."""
@@ -60,11 +87,20 @@ class Supervisor:
         }
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
-    async def check(self) -> None:
-        """Look at every store once. Raises UnfitStoreError or LedgerError with what a person must mend; a store that
-        does not answer is looked at again by `run`."""
-        found = await asyncio.gather(*(self._check(member) for member in self._members), return_exceptions=True)
+    async def check(self, stop: asyncio.Event | None = None) -> bool:
+        """Look at every store once; False when `stop` is set, which ends the wait for stores that do not answer. Such
+        a store is looked at again by `run`.
+
+        Raises what a person must mend: an UnfitStoreError of all findings in all stores, or the LedgerError of a
+        store; an ExceptionGroup of them when there are several.
+        """
+        stop = stop or asyncio.Event()
+        checks = asyncio.gather(*(self._check(member) for member in self._members), return_exceptions=True)
+        found = await unless(stop, checks)
+        if found is None:
+            return False
         findings: list[Finding] = []
+        faults: list[Exception] = []
         for member, result in zip(self._members, found, strict=True):
             if isinstance(result, UnreachableError):
                 log.warning(
@@ -72,12 +108,21 @@ class Supervisor:
                     extra={"store": member.store.name, "error": result.message},
                 )
                 member.trouble = result.message
+            elif isinstance(result, Exception):
+                faults.append(result)
             elif isinstance(result, BaseException):
                 raise result
             else:
                 findings += result
         if findings:
-            raise UnfitStoreError(findings)
+            faults.append(UnfitStoreError(findings))
+        match faults:
+            case []:
+                return not stop.is_set()
+            case [fault]:
+                raise fault
+            case _:
+                raise ExceptionGroup("stores are not fit", faults)
 
     async def _check(self, member: Member) -> Sequence[Finding]:
         findings = await fit(member.store, migrate=self._migrate)
@@ -102,15 +147,15 @@ class Supervisor:
             passing.cancel()
 
     async def _run(self, member: Member, stop: asyncio.Event, to_end: bool) -> None:
-        backoff, attempt = Backoff(), 0
+        attempt = 0
         while not member.fit and not stop.is_set():
             try:
-                findings = await self._check(member)
+                findings = await unless(stop, self._check(member))
             except UnreachableError as exc:
                 attempt += 1
                 member.trouble = exc.message
                 try:
-                    async with asyncio.timeout(backoff.delay_s(attempt, random.random())):
+                    async with asyncio.timeout(self._backoff.delay_s(attempt, random.random())):
                         await stop.wait()
                 except TimeoutError:
                     continue

@@ -63,7 +63,7 @@ class Metrics:
         self._lane_paused = Gauge("integrity_lane_paused", "1 when the lane is paused.", ["store"], registry=registry)
         self._halted = Gauge(
             "integrity_dependent_halted",
-            "1 when the dependent's rule does not fit its store.",
+            "1 when the dependent's rule does not fit its store; the store's whole lane waits.",
             ["dependent"],
             registry=registry,
         )
@@ -121,7 +121,8 @@ class Metrics:
         self._lane_paused.labels(store).set(paused)
 
     def set_dependent_halted(self, dependent: str, *, halted: bool) -> None:
-        """Whether the dependent is left out since its rule does not fit its store."""
+        """Whether the dependent's rule does not fit its store any more. Nothing is left out: the whole lane of that
+        store waits, and tries again until the rule fits."""
         self._halted.labels(dependent).set(halted)
 
     def observe_enforcement(self, store: str, seconds: Iterable[float]) -> None:

@@ -20,7 +20,7 @@ KILLS = 20
 POISON = [
     (b'{"id":1}', b"not json"),
     (b'{"id":"1"}', b'{"op":"d"}'),
-    (None, None),
+    (None, b'{"before":null,"after":null,"source":{"connector":"postgresql","lsn":1},"op":"d"}'),
     (b'{"id":2}', b""),
 ]
 

@@ -345,11 +345,16 @@ COUNTS: Mapping[str, Mapping[str, int]] = {
         "alive": 50, "arrived": 15, "deleted": 30, "moved": 15, "gone": 45, "u": 13, "t": 3, "r": 5,
         "m": 2, "heartbeat": 6, "transaction": 148, "null_key": 4, "type_mismatch": 6,
     },
-    "pg_env_double": {"alive": 9, "arrived": 2, "deleted": 6, "moved": 2, "gone": 8, "u": 2, "m": 2, "type_mismatch": 6},
-    "pg_env_schemas": {
-        "alive": 18, "arrived": 4, "deleted": 6, "moved": 4, "gone": 10, "u": 4, "t": 2, "m": 2, "heartbeat": 3, "transaction": 40,
+    "pg_env_double": {
+        "alive": 9, "arrived": 2, "deleted": 6, "moved": 2, "gone": 8, "u": 2, "m": 2, "type_mismatch": 6,
     },
-    "pg_env_strings": {"alive": 7, "arrived": 2, "deleted": 4, "moved": 2, "gone": 6, "u": 2, "m": 2, "type_mismatch": 21},
+    "pg_env_schemas": {
+        "alive": 18, "arrived": 4, "deleted": 6, "moved": 4, "gone": 10, "u": 4, "t": 2, "m": 2,
+        "heartbeat": 3, "transaction": 40,
+    },
+    "pg_env_strings": {
+        "alive": 7, "arrived": 2, "deleted": 4, "moved": 2, "gone": 6, "u": 2, "m": 2, "type_mismatch": 21,
+    },
     "pg_keychange": {"alive": 7, "arrived": 19, "moved": 19, "gone": 19, "type_mismatch": 4},
     "pg_keychange_jsonheaders": {"alive": 7, "arrived": 19, "moved": 19, "gone": 19, "type_mismatch": 4},
     "pg_keychange_schemas": {"alive": 2, "arrived": 4, "moved": 4, "gone": 4},

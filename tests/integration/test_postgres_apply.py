@@ -471,7 +471,7 @@ async def test_default_key_beyond_the_column_is_rejected_for_its_dependent_only(
         assert "22003" in result.message
 
 
-async def test_store_connects_to_nothing_before_its_first_call(unique_name: object) -> None:
+async def test_store_connects_to_nothing_before_its_first_call() -> None:
     store = PostgresStore("shop", "postgresql://127.0.0.1:1/none", rules_of(rule(Cascade())), lane="l")
     assert "create table" in store.ddl()
     await store.close()

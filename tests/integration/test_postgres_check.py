@@ -12,7 +12,7 @@ from integrity.core.rules.model import Action, Cascade, EventValue, Ignore, Null
 from integrity.errors import LedgerError
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
-from tests.contract.world import COMPOSITE, MARK, rule, rules_of
+from tests.contract.world import COMPOSITE, MARK, Events, apply, rule, rules_of
 from tests.integration.pg_shop import LANE, codes, fetch, run, store_of
 
 pytestmark = pytest.mark.servers
@@ -288,8 +288,6 @@ async def test_grants_of_the_findings_are_all_that_a_role_needs(pg_database: str
             role,
         )
         assert granted == [("orders", "DELETE")]
-        from tests.contract.world import Events, apply
-
         events = Events()
         events.moved((2,), (1,), 20)
         assert [e.rows for e in await apply(store, events.batch())] == [1, 0]

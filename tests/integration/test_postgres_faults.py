@@ -79,7 +79,7 @@ async def test_table_changed_while_running_breaks_the_rule_and_blames_no_event(p
     assert await fetch(pg_database, "select count(*) from integrity.keys") == [(1,)]
 
 
-async def test_lost_privilege_breaks_the_rule(pg_database: str, unique_name: object) -> None:
+async def test_lost_privilege_breaks_the_rule(pg_database: str) -> None:
     role = pg_database.rpartition("/")[2] + "_role"
     await run(pg_database, *SHOP, f"create role {role} login")
     owner = PostgresStore("shop", pg_database, rules_of(rule(Cascade())), lane=LANE)

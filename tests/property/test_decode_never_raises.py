@@ -64,16 +64,17 @@ def says_what_it_may(record: Record, decoded: Decoded) -> None:
     match decoded:
         case ParentChange(op=op):
             is_moved = any(name == "__debezium.newkey" for name, _ in record.headers)
+            alive = [Op.ARRIVED if any(name == "__debezium.oldkey" for name, _ in record.headers) else Op.ALIVE]
             if record.value is None:
                 assert op is Op.GONE
                 assert decoded.version is None
             else:
                 said = json.loads(record.value)
                 said = said if "op" in said else said["payload"]
-                allowed = {"c": [Op.ALIVE], "r": [Op.ALIVE], "d": [Op.MOVED if is_moved else Op.DELETED]}
+                allowed = {"c": alive, "r": alive, "d": [Op.MOVED if is_moved else Op.DELETED]}
                 assert op in allowed[said["op"]]
                 assert decoded.version is not None
-            assert (decoded.to is not None) == (is_moved and op is not Op.ALIVE)
+            assert (decoded.to is not None) == (is_moved and op not in alive)
             assert decoded.to != decoded.key
             for key in (decoded.key, decoded.to):
                 if key is not None:

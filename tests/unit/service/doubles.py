@@ -14,7 +14,7 @@ from integrity.core.fold import Follow, Policy, Remove
 from integrity.core.keys import KeySpec, KeyType
 from integrity.core.outcome import ApplyResult, Effect
 from integrity.core.rules.model import Cascade, Dependent, Place, Target, TargetKind
-from integrity.errors import Reason, UnreachableError
+from integrity.errors import Finding, Reason, UnreachableError
 from integrity.kafka.dead_letters import DeadLetter
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 from integrity.service.work import Piece
@@ -85,15 +85,21 @@ class BentStore:
         self.down = False
         self.gate = asyncio.Event()
         self.gate.set()
+        self.findings: Sequence[Finding] = ()
+        self.asked: list[str] = []
 
-    async def check(self, deadline: Deadline) -> Sequence[object]:
-        return ()
+    async def check(self, deadline: Deadline) -> Sequence[Finding]:
+        self.asked.append("check")
+        await self.gate.wait()
+        if self.down:
+            raise UnreachableError("the store does not answer")
+        return self.findings
 
     def ddl(self) -> str:
         return ""
 
     async def migrate(self, deadline: Deadline) -> None:
-        return None
+        self.asked.append("migrate")
 
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         if self.down:
