@@ -36,7 +36,7 @@ class Settled:
     outcomes: list[Outcome | None]
     updates: dict[Key, HeadUpdate]
     fates: dict[Key, tuple[Fate, ...]]
-    seen_before: dict[Key, Version | None]
+    heads: Mapping[Key, Head]
     seen_after: dict[Key, Version | None]
 
 
@@ -49,71 +49,74 @@ def settle(
     partition. A key without a head is unknown to the ledger; being alive is then not worth a row, unless a key
     change leads there.
     """
+    alive_op, arrived, gone = Op.ALIVE, Op.ARRIVED, Op.GONE
+    applied = Outcome.APPLIED
     outcomes: list[Outcome | None] = [None] * len(changes)
     seen_now: dict[Key, Version | None] = {key: head.seen for key, head in heads.items()}
     for change in changes:
-        if change.op is Op.ARRIVED:
+        if change.op is arrived:
             seen_now.setdefault(change.key, None)
         elif change.to is not None:
             seen_now.setdefault(change.to, None)
-    last_now: dict[Key, LastRecord | None] = {key: head.last for key, head in heads.items()}
     new: dict[Key, list[Fate]] = {}
-    touched: dict[Key, LastRecord] = {}
-    for index, change in enumerate(changes):
-        key = change.key
-        if index in done:
-            outcomes[index] = Outcome.DUPLICATE if change.op in (Op.DELETED, Op.MOVED) else None
+    last: dict[Key, tuple[Origin, bool]] = {}
+    for index, (_, op, key, to, version, origin, occurred_ms, _) in enumerate(changes):
+        if done and index in done:
+            outcomes[index] = None if op is alive_op or op is arrived or op is gone else Outcome.DUPLICATE
             continue
         seen = seen_now.get(key)
-        version = change.version
-        if change.op is Op.ALIVE or change.op is Op.ARRIVED:
+        if op is alive_op or op is arrived:
             assert version is not None
             if key in seen_now:
-                touched[key] = last_now[key] = _last(change.origin, alive=True)
+                last[key] = origin, True
                 if seen is None or seen < version:
                     seen_now[key] = version
             continue
-        if change.op is Op.GONE:
-            version = _version_of_tombstone(change, seen, last_now.get(key))
+        if op is gone:
+            version = _version_of_tombstone(origin, seen, last.get(key), heads.get(key))
             if version is None:
                 if key in seen_now:
-                    touched[key] = last_now[key] = _last(change.origin, alive=False)
+                    last[key] = origin, False
                 continue
         assert version is not None
-        touched[key] = last_now[key] = _last(change.origin, alive=False)
+        last[key] = origin, False
         if seen is not None and version <= seen:
             outcomes[index] = Outcome.DUPLICATE if version == seen else Outcome.STALE
-            seen_now.setdefault(key, seen)
             continue
         seen_now[key] = version
-        outcomes[index] = Outcome.APPLIED
-        new.setdefault(key, []).append(Fate(version, change.to, change.origin.event_id, change.occurred_ms, index))
-    return Settled(
-        outcomes=outcomes,
-        updates={key: HeadUpdate(seen_now[key], last, tuple(new.get(key, ()))) for key, last in touched.items()},
-        fates={key: head.fates for key, head in heads.items() if head.fates}
-        | {key: (heads[key].fates if key in heads else ()) + tuple(fates) for key, fates in new.items()},
-        seen_before={key: head.seen for key, head in heads.items()},
-        seen_after=seen_now,
-    )
+        outcomes[index] = applied
+        fate = Fate(version, to, origin.event_id, occurred_ms, index)
+        if key in new:
+            new[key].append(fate)
+        else:
+            new[key] = [fate]
+    fates = {key: head.fates for key, head in heads.items() if head.fates}
+    updates: dict[Key, HeadUpdate] = {}
+    for key, (origin, alive) in last.items():
+        mine = tuple(new.get(key, ()))
+        if mine:
+            fates[key] = fates[key] + mine if key in fates else mine
+        topic, partition, offset, _ = origin
+        updates[key] = HeadUpdate(seen_now[key], LastRecord(topic, partition, offset, alive), mine)
+    return Settled(outcomes, updates, fates, heads, seen_now)
 
 
-def _last(origin: Origin, *, alive: bool) -> LastRecord:
-    return LastRecord(origin.topic, origin.partition, origin.offset, alive)
-
-
-def _version_of_tombstone(change: ParentChange, seen: Version | None, last: LastRecord | None) -> Version | None:
+def _version_of_tombstone(
+    origin: Origin, seen: Version | None, last: tuple[Origin, bool] | None, head: Head | None
+) -> Version | None:
     """The version that a null record acts at, or None when it repeats what is known.
 
     It follows the key's last record at once: after a deletion it is that deletion's duplicate. After a record that
     said the key is alive it is a deletion of its own, just after everything seen of the key; unless it is read
     again, from below that record. Of a key never heard of, it is the oldest event.
     """
-    if last is None:
+    if last is not None:
+        (topic, partition, offset, _), alive = last
+    elif head is not None and head.last is not None:
+        topic, partition, offset, alive = head.last
+    else:
         return Version(0, ()) if seen is None else None
-    origin = change.origin
-    read_again = (last.topic, last.partition) == (origin.topic, origin.partition) and origin.offset <= last.offset
-    if not last.alive or read_again:
+    if not alive or ((topic, partition) == (origin.topic, origin.partition) and origin.offset <= offset):
         return None
     return Version(0, ()) if seen is None else Version(seen.epoch, (*seen.position, 1))
 
@@ -205,6 +208,8 @@ class Referencing:
 
 End = Removed | Marked | Referencing
 
+_REMOVED = Removed()
+
 
 class Group(NamedTuple):
     """The rows that hold `key` when the batch begins, those there `since` (an arrival), or the plain ones (None).
@@ -260,16 +265,19 @@ def trace(
     changes that are dead letters of this dependent: they do not act.
     """
     groups: list[Group] = []
+    heads = settled.heads
     for key, update in settled.updates.items():
         if not update.fates:
             continue
-        plain = _follow(policy, settled, key, settled.seen_before.get(key) or EARLIEST, left_out)
+        head = heads.get(key)
+        plain = _follow(policy, settled, key, head.seen if head is not None and head.seen else EARLIEST, left_out)
         if plain is not None:
             groups.append(Group(key, None, *plain))
-        for since in arrivals.get(key, ()):
-            arrived = _follow(policy, settled, key, since, left_out)
-            if arrived is not None:
-                groups.append(Group(key, since, *arrived))
+        if arrivals:
+            for since in arrivals.get(key, ()):
+                arrived = _follow(policy, settled, key, since, left_out)
+                if arrived is not None:
+                    groups.append(Group(key, since, *arrived))
     return groups
 
 
@@ -296,7 +304,7 @@ def _follow(
             path.append(fate.change)
         match step:
             case Remove():
-                return tuple(path), Removed()
+                return tuple(path), _REMOVED
             case Mark():
                 return tuple(path), Marked(key, fate)
             case Follow():
@@ -312,8 +320,10 @@ def _follow(
 
 
 def _next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], bool]) -> Fate | None:
-    for fate in fates[bisect_right(fates, since, key=_version_of) :] if fates else ():
-        if fate.change < 0 or not left_out(fate.change):
+    # Most keys have one fate, and a search for it costs more than a look.
+    later = fates if len(fates) < 4 else fates[bisect_right(fates, since, key=_version_of) :]
+    for fate in later:
+        if fate.version > since and (fate.change < 0 or not left_out(fate.change)):
             return fate
     return None
 

@@ -74,7 +74,7 @@ class Attempt:
         self, settled: Settled, hash_of: Mapping[Key, bytes], session: AsyncClientSession
     ) -> dict[Key, list[Arrival]]:
         """What came to the batch's own keys, as far as it is kept."""
-        keys = {hash_of[key]: key for key in settled.updates if key in settled.seen_before}
+        keys = {hash_of[key]: key for key in settled.updates if key in settled.heads}
         found: dict[Key, list[Arrival]] = {}
         for arrival in await self._ledger.arrivals(list(keys), session):
             found.setdefault(keys[arrival.key_hash], []).append(arrival)
