@@ -123,6 +123,8 @@ async def play(choice: KafkaChoice, screen: Screen, *, keep: bool) -> Result:
                         await asyncio.Event().wait()
                     except asyncio.CancelledError:
                         screen.say("Stopping.")
+                else:
+                    screen.say("All of it is being removed. With --keep it stays, to look around.")
         return result
 
 

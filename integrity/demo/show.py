@@ -19,7 +19,7 @@ from rich.text import Text
 from integrity.demo.play import RULES, Addresses, Screen
 from integrity.demo.result import FEED_MAX, Happened, Letter, Result, Tally, Work
 from integrity.demo.servers.postgres import psql
-from integrity.demo.shop import CHILDREN, EVENTS_TOPIC
+from integrity.demo.shop import CARTS_TOPIC, CHILDREN, EVENTS_TOPIC
 
 _STORES: Final = {"orders_db": "PostgreSQL", "reviews_db": "MongoDB", "carts": "Kafka topic"}
 _EFFECTS: Final = {
@@ -188,7 +188,7 @@ def _figures(result: Result) -> Table:
     table.add_row("events", f"{sum(result.events.values()):,} in {result.records:,} records: {kinds}")
     letters = Counter(letter.reason for letter in result.letters)
     told = [
-        f"{count} {reason} ({', '.join(letter.store for letter in result.letters if letter.reason == reason)})"
+        f"{count} {reason} ({', '.join(sorted(each.store for each in result.letters if each.reason == reason))})"
         for reason, count in letters.items()
     ]
     table.add_row("dead letters", "; ".join(told) or "0")
@@ -218,20 +218,22 @@ def _addresses(at: Addresses) -> str:
 Everything goes on running. To look around:
 
 rules        {RULES}
-metrics      {at.http}/metrics, {at.http}/readyz
+metrics      {at.http}/metrics and {at.http}/readyz
 PostgreSQL   {orders}
                select * from orders limit 5;
-               select key, fate_kind, moved_to, rows, enforced_at, trace_id from integrity.keys
-                 where fate is not null order by enforced_at desc limit 5;   -- the ledger: what happened to each key
-             {shlex.join([psql(), at.crm_url])}   (customers, and schema native)
+               -- the ledger: what happened to each key
+               select key, fate_kind, moved_to, rows, enforced_at from integrity.keys where fate is not null;
+             {shlex.join([psql(), at.crm_url])}
+               select * from customers limit 5;
 MongoDB      {mongosh}
                db.reviews.find({{customerId: null}}).limit(5)
-               db.getCollection("integrity.keys").find().limit(5)   // the ledger
-Kafka        {at.bootstrap_servers}   topics {EVENTS_TOPIC}, carts, {at.settings.audit.topic},
-             {at.settings.dlq.topic}, {at.settings.dlq.topic}.status, integrity.ledger.carts
-               kcat -b {at.bootstrap_servers} -e -t {at.settings.dlq.topic} -f '%h\\n%s\\n\\n'   # the dead letters
+               db.getCollection("integrity.keys").find().limit(5)
+Kafka        {at.bootstrap_servers}
+               topics: {EVENTS_TOPIC}, {CARTS_TOPIC}, {at.settings.audit.topic},
+               {at.settings.dlq.topic}, {at.settings.dlq.topic}.status, integrity.ledger.carts
+               kcat -b {at.bootstrap_servers} -e -t {at.settings.dlq.topic} -f '%h\\n%s\\n\\n'
 
-Ctrl-C stops everything and removes it.""".strip("\n")
+Ctrl-C stops everything and removes it."""
 
 
 # --- cells -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from integrity.service.lane import Lane
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 30.0
+FIRST_CHECK_TIMEOUT_S = 10.0
+"""The first look is at all stores at once: one that hangs must not keep the lanes of the others waiting for long."""
 GIVE_UP_TIMEOUT_S = 1.0
 """How long something that is cancelled may take to end before it is left alone."""
 
@@ -38,12 +40,12 @@ async def unless(stop: asyncio.Event, work: Awaitable[_Result]) -> _Result | Non
                 working.exception()  # what it failed with while it was given up concerns nobody
 
 
-async def fit(store: Store, *, migrate: bool) -> Sequence[Finding]:
+async def fit(store: Store, timeout_s: float, *, migrate: bool) -> Sequence[Finding]:
     """What keeps the store from being used, after migrating it when asked. Warnings are logged.
 
     Raises UnreachableError, and LedgerError when the ledger is missing or of another version.
     """
-    deadline = Deadline.after(CHECK_TIMEOUT_S)
+    deadline = Deadline.after(timeout_s)
     if migrate:
         await store.migrate(deadline)
     findings = await store.check(deadline)
@@ -95,7 +97,7 @@ class Supervisor:
         store; an ExceptionGroup of them when there are several.
         """
         stop = stop or asyncio.Event()
-        checks = asyncio.gather(*(self._check(member) for member in self._members), return_exceptions=True)
+        checks = asyncio.gather(*(self._check(member, FIRST_CHECK_TIMEOUT_S) for member in self._members), return_exceptions=True)
         found = await unless(stop, checks)
         if found is None:
             return False
@@ -124,8 +126,8 @@ class Supervisor:
             case _:
                 raise ExceptionGroup("stores are not fit", faults)
 
-    async def _check(self, member: Member) -> Sequence[Finding]:
-        findings = await fit(member.store, migrate=self._migrate)
+    async def _check(self, member: Member, timeout_s: float) -> Sequence[Finding]:
+        findings = await fit(member.store, timeout_s, migrate=self._migrate)
         member.fit = not findings
         return findings
 
@@ -150,7 +152,7 @@ class Supervisor:
         attempt = 0
         while not member.fit and not stop.is_set():
             try:
-                findings = await unless(stop, self._check(member))
+                findings = await unless(stop, self._check(member, CHECK_TIMEOUT_S))
             except UnreachableError as exc:
                 attempt += 1
                 member.trouble = exc.message
