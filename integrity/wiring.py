@@ -5,6 +5,7 @@ Everything that is opened is closed in reverse order by one AsyncExitStack.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -151,7 +152,16 @@ async def service(
             stack.push_async_callback(store.close)
             members.append(Member(store, _lane(store, store_settings, settings, rules, letters, report)))
         supervisor = Supervisor(members, migrate=migrate)
+        _spare_the_collector()
         yield Service(supervisor, metrics)
+
+
+def _spare_the_collector() -> None:
+    """What is loaded by now stays, and a batch makes tens of thousands of values that die together, none in cycles: a
+    collection every 700 of them took a third of an event's time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:

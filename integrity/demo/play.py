@@ -224,11 +224,11 @@ class _Stage:
         assert poison is not None, "the poison has been published"
         for name, count in orphaned.items():
             if count:
-                self._trouble.append(f"{count:,} {name} reference customers that do not exist.")
+                self._trouble.append(f"{name}: {count:,} rows reference customers that do not exist.")
         for name, count in differing.items():
             if count:
-                self._trouble.append(f"{count:,} {name} are not what native foreign keys have made of them.")
-        self._trouble += _letter_trouble(letters, poison, set(self._settings.stores))
+                self._trouble.append(f"{name}: {count:,} rows are not what native foreign keys have made of them.")
+        self._trouble += letter_trouble(letters, poison, set(self._settings.stores))
         if self._trouble:
             self._trouble += [f"A lane said: {remark}" for remark in remarks]
         return Result(
@@ -263,12 +263,12 @@ def _letter(record: ConsumerRecord[bytes, bytes]) -> Letter:
     )
 
 
-def _letter_trouble(letters: Sequence[Letter], poison: Place, stores: set[str]) -> Iterator[str]:
+def letter_trouble(letters: Sequence[Letter], poison: Place, stores: set[str]) -> Iterator[str]:
     """The poison is a dead letter of every store that reads it, and nothing else is one."""
     others = [letter for letter in letters if (letter.partition, letter.offset) != poison]
     if others:
         reasons = Counter(letter.reason for letter in others)
-        yield f"{len(others):,} dead letters are not the poison ({', '.join(reasons)})."
+        yield f"Dead letters that are not the poison: {len(others):,} ({', '.join(reasons)})."
     told = [letter.store for letter in letters if letter not in others and letter.reason == _POISON_REASON]
     for store in sorted(stores - set(told)):
         yield f"The poison is no dead letter of {store}."

@@ -97,7 +97,9 @@ class Supervisor:
         store; an ExceptionGroup of them when there are several.
         """
         stop = stop or asyncio.Event()
-        checks = asyncio.gather(*(self._check(member, FIRST_CHECK_TIMEOUT_S) for member in self._members), return_exceptions=True)
+        checks = asyncio.gather(
+            *(self._check(member, FIRST_CHECK_TIMEOUT_S) for member in self._members), return_exceptions=True
+        )
         found = await unless(stop, checks)
         if found is None:
             return False

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from integrity.errors import Finding, SettingsError
 from integrity.settings import (
@@ -66,6 +67,21 @@ def test_nothing_set_gives_the_defaults() -> None:
     assert (settings.dlq.topic, settings.audit.topic) == ("integrity.dlq", "integrity.audit")
     assert (settings.http.host, settings.http.port) == ("127.0.0.1", 8181)
     assert settings == Settings()
+
+
+def test_settings_that_are_made_directly_read_no_environment_and_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INTEGRITY_GROUP", "environment")
+    monkeypatch.setenv("INTEGRITY_NOTHING", "x")
+    written(tmp_path / ".env", "INTEGRITY_DLQ__TOPIC=dotenv\n")
+    settings = Settings(rules=Path("here"))
+    assert (settings.rules, settings.group, settings.dlq.topic) == (Path("here"), "integrity", "integrity.dlq")
+
+
+def test_settings_can_not_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().group = "other"  # type: ignore[misc]
 
 
 def test_earlier_named_source_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

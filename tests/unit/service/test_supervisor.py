@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,9 +11,10 @@ import pytest
 from integrity.core.batch import TopicPartition
 from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, UnfitStoreError
+from integrity.ports import Deadline
 from integrity.service.enforce import Enforcer
 from integrity.service.lane import Lane
-from integrity.service.supervisor import Member, Supervisor, unless
+from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor, unless
 from tests.unit.service.doubles import (
     TOPIC,
     BentStore,
@@ -35,8 +36,8 @@ NO_LEDGER = Finding("ledger_missing", "the ledger is not there", "run integrity 
 class One:
     """A store of two rows with its lane, whose source holds the deletion of both parents."""
 
-    def __init__(self, name: str) -> None:
-        self.store = BentStore(memory_store(2))
+    def __init__(self, name: str, store: type[BentStore] = BentStore) -> None:
+        self.store = store(memory_store(2))
         self.store.name = name
         self.source = ScriptedSource({P0: [deleted(0, 0), deleted(1, 1)]})
         self.watch = Watched()
@@ -167,6 +168,23 @@ async def test_store_that_comes_back_unfit_ends_the_run() -> None:
     (fault,) = caught.value.exceptions
     assert isinstance(fault, UnfitStoreError)
     assert fault.findings == (NO_COLUMN,)
+
+
+async def test_first_look_is_short_since_all_lanes_wait_for_it() -> None:
+    budgets: list[float] = []
+
+    class Hung(BentStore):
+        async def check(self, deadline: Deadline) -> Sequence[Finding]:
+            budgets.append(deadline.remaining_s())
+            return () if len(budgets) == 2 else await super().check(deadline)
+
+    one = One("a", Hung)
+    one.store.down = True
+    supervised = supervisor(one)
+    await supervised.check()
+    async with running(supervised):
+        await until(lambda: one.joined)
+    assert budgets[0] <= FIRST_CHECK_TIMEOUT_S < budgets[1]
 
 
 # --- stopping --------------------------------------------------------------------------------------------------
