@@ -51,13 +51,17 @@ class HeadUpdate(NamedTuple):
     fates: tuple[Fate, ...]
 
 
-def rows_by_fate(effects: Sequence[Effect]) -> dict[int, dict[str, int]]:
-    """For each change (by index): dependent id -> rows, of what was applied."""
-    rows: dict[int, dict[str, int]] = {}
+Done = tuple[str, int]
+"""What a fate did to a dependent: the action and how many rows it was done to."""
+
+
+def done_by_fate(effects: Sequence[Effect]) -> dict[int, dict[str, Done]]:
+    """For each change (by index): dependent id -> action and rows, of what was applied."""
+    found: dict[int, dict[str, Done]] = {}
     for effect in effects:
         if effect.outcome is Outcome.APPLIED:
-            rows.setdefault(effect.change, {})[effect.dependent] = effect.rows
-    return rows
+            found.setdefault(effect.change, {})[effect.dependent] = (effect.action, effect.rows)
+    return found
 
 
 def heads_to_write(

@@ -260,7 +260,7 @@ async def test_ledger_records_rows_times_and_trace_of_every_fate(pg_database: st
             "[2]",
             first.origin.event_id,
             first.occurred_ms,
-            '{"customer.orders": 2}',
+            '{"customer.orders": ["cascade", 2]}',
             1_700_000_000,
             trace,
         )
@@ -272,7 +272,10 @@ async def test_ledger_records_rows_times_and_trace_of_every_fate(pg_database: st
         ([0, 20], "deleted", None, second.origin.event_id, "[1]", "customer", 1),
         ([0, 21], "deleted", None, third.origin.event_id, "[5]", "customer", 0),
     ]
-    assert [json.loads(str(row[5])) for row in found] == [{"customer.orders": 0}, {"customer.orders": 1}]
+    assert [json.loads(str(row[5])) for row in found] == [
+        {"customer.orders": ["cascade", 0]},
+        {"customer.orders": ["cascade", 1]},
+    ]
 
 
 async def test_long_key_is_cut_for_reading_only(pg_database: str) -> None:

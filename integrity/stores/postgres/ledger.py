@@ -19,7 +19,7 @@ from asyncpg.pool import PoolConnectionProxy
 from integrity.core.batch import Batch, Share, TopicPartition
 from integrity.core.change import Version
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
-from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, rows_by_fate
+from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, done_by_fate
 from integrity.core.outcome import Effect
 from integrity.stores.postgres.names import quoted
 
@@ -87,7 +87,7 @@ comment on column {schema}.keys.key is 'The key as JSON, cut to 1000 characters:
 comment on column {schema}.keys.seen is 'The newest version of the key''s own events: epoch, then position.';
 comment on column {schema}.keys.fate is 'The version of the newest deletion or key change; null: there was none.';
 comment on column {schema}.keys.moved_to is 'The key that it changed to, as JSON; null: it was deleted.';
-comment on column {schema}.keys.rows is 'Rows that the fate acted on, per dependent.';
+comment on column {schema}.keys.rows is 'Per dependent: the action and how many rows it was done to.';
 comment on column {schema}.keys.older_fates is 'How many fates of this key are in the table fates.';
 
 create table if not exists {schema}.fates (
@@ -369,12 +369,12 @@ class Ledger:
         """Write what the batch adds to the heads. Raises Collision when a key was unknown and is not any more.
 
         The changes that `effects` and fates name are counted alike."""
-        counted = rows_by_fate(effects)
+        counted = done_by_fate(effects)
         fresh: list[_HeadRow] = []
         replaced: list[_HeadRow] = []
         touched: list[tuple[bytes, str | None, str | None, int | None, int | None, bool | None]] = []
         older: list[tuple[bytes, Fate]] = []
-        places, rows = _Shared[tuple[str, int]](), _Shared[tuple[tuple[str, int], ...]]()
+        places, rows = _Shared[tuple[str, int]](), _Shared[tuple[tuple[str, Done], ...]]()
         for key, update in updates.items():
             hashed, seen, last = read.hashes[key], update.seen, update.last
             if not update.fates:
@@ -498,7 +498,7 @@ _TEXT_COLUMNS: Final = frozenset({0, 1, 5, 6, 7})
 """Which columns of a row of the heads, after its hash, are texts: key, seen, fate, moved_to, event."""
 
 
-def _json(rows: Mapping[str, int]) -> str:
+def _json(rows: Mapping[str, Done]) -> str:
     return msgspec.json.encode(rows).decode()
 
 

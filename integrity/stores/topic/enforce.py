@@ -13,7 +13,7 @@ from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key, canonical, key_hash
-from integrity.core.ledger import Head, HeadUpdate, heads_to_write, rows_by_fate
+from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
 from integrity.core.outcome import Effect
 from integrity.errors import Reason
 from integrity.stores.rule import StoreRule, policies
@@ -174,7 +174,7 @@ class Enforcement:
         effects: Sequence[Effect],
     ) -> list[Write]:
         writes: list[Write] = []
-        rows = rows_by_fate(effects)
+        rows = done_by_fate(effects)
         any_arrivals = self._state.arrivals() > 0
         for key, update in updates.items():
             digest = key_hash(entity, key)

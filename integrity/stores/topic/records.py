@@ -16,7 +16,7 @@ import msgspec
 from integrity.core.batch import TopicPartition
 from integrity.core.change import Version
 from integrity.core.keys import KeySpec, canonical, parse_canonical
-from integrity.core.ledger import Fate, LastRecord
+from integrity.core.ledger import Done, Fate, LastRecord
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -73,18 +73,18 @@ class HeadRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FateRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A fate, with the rows it acted on per dependent, when it was enforced (milliseconds) and the trace it is in."""
+    """A fate, with the action and rows per dependent, when it was enforced (milliseconds) and the trace it is in."""
 
     version: Version
     event: str
     occurred_ms: int
     at_ms: int
     to: str | None = None
-    rows: dict[str, int] = {}
+    rows: dict[str, Done] = {}
     trace: str = ""
 
     @classmethod
-    def of(cls, fate: Fate, rows: dict[str, int], at_ms: int, trace_id: str) -> FateRecord:
+    def of(cls, fate: Fate, rows: dict[str, Done], at_ms: int, trace_id: str) -> FateRecord:
         to = None if fate.to is None else canonical(fate.to)
         return cls(fate.version, fate.event_id, fate.occurred_ms, at_ms, to, rows, trace_id)
 

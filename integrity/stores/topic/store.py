@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from integrity.stores.topic.faults import CLIENT_ERRORS, Unsent, meaning
 from integrity.stores.topic.fitness import Fitness, unreachable
 from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
 from integrity.stores.topic.records import Mark, ReadRecord, Write, WritesRecord
+from integrity.stores.topic.scratch import Scratch
 from integrity.stores.topic.state import State
 from integrity.stores.topic.values import RowRule
 from integrity.stores.topic.writer import BATCH_BYTES, Writer
@@ -90,7 +90,7 @@ class TopicStore:
         self._closer = Closer()
         self._reader = Reader(client, self._take, self._closer)
         self._state: State | None = None
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         # One thread: what is given up waiting for still ends before what comes after it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"view-{name}")
         self._lock = asyncio.Lock()
@@ -179,8 +179,9 @@ class TopicStore:
         if self._state is not None:
             self._state.close()
             self._state = None
-        if self._directory is not None:
-            self._directory.cleanup()
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     def _slow(self, taken: int) -> Retry:
         """Why the time was not enough."""
@@ -259,8 +260,8 @@ class TopicStore:
         if self._state is None:
             directory = self._state_dir
             if directory is None:
-                self._directory = tempfile.TemporaryDirectory(prefix="integrity-view-")
-                directory = Path(self._directory.name)
+                self._scratch = self._scratch or Scratch()
+                directory = self._scratch.path
             file = directory / f"view-{self.name}-{uuid.uuid4().hex}.sqlite"
             self._state = State(file, self._row_rules, lane=self._lane)
         return self._state
