@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -96,13 +96,13 @@ class Source(Protocol):
         """Join the group; the listeners are awaited within rebalances, so they must be quick."""
         ...
 
-    async def poll(self, timeout_s: float, records_max: int, *, hold: bool) -> Fetch:
-        """The next records. Call it all the time: with `hold` it keeps the membership alive and brings nothing.
+    async def poll(self, timeout_s: float, records_max: int, *, hold: Collection[TopicPartition]) -> Fetch:
+        """The next records, none of the partitions in `hold`. Call it all the time: it keeps the membership alive.
         Raises UnreachableError when this member can't go on; then it is stopped and another one made."""
         ...
 
     async def seek(self, places: Mapping[TopicPartition, int]) -> None:
-        """Read on from there."""
+        """Read on from there; partitions that are not named go on where they are."""
         ...
 
     async def bounds(

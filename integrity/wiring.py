@@ -202,21 +202,24 @@ def _lane(
         parent = rules.by_entity[entity]
         decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
-    enforcer = Enforcer(
-        store,
-        letters,
-        report,
-        system=store_settings.kind.value,
-        entities={topic: entity for topic, (entity, _) in decoders.items()},
-        rules_hash=rules.hash,
-        timeout_s=2 * store_settings.timeout,
-    )
+    enforcers = [
+        Enforcer(
+            store,
+            letters,
+            report,
+            system=store_settings.kind.value,
+            entities={topic: entity for topic, (entity, _) in decoders.items()},
+            rules_hash=rules.hash,
+            timeout_s=2 * store_settings.timeout,
+        )
+        for _ in range(1 if store.exclusive else store_settings.pool_size)
+    ]
     return Lane(
         store=store,
         open_source=lambda: Consumer(
             settings.kafka.client, group=settings.lane(store.name), topics=sorted(decoders), assignor=assignor()
         ),
-        enforcer=enforcer,
+        enforcers=enforcers,
         watch=report,
         decoders=decoders,
         batch_size=store_settings.batch_size,

@@ -106,11 +106,8 @@ class Consumer:
         assert self._on_assigned is not None
         await self._on_assigned(partitions)
 
-    async def poll(self, timeout_s: float, records_max: int, *, hold: bool) -> Fetch:
-        if hold:
-            self._pause(self._ready)
-        elif self._ready and (paused := self._consumer.paused() & {KafkaPartition(*p) for p in self._ready}):
-            self._consumer.resume(*paused)
+    async def poll(self, timeout_s: float, records_max: int, *, hold: Collection[TopicPartition]) -> Fetch:
+        self._pause(hold)
         try:
             found = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=records_max)
         except KafkaError as exc:
@@ -126,7 +123,7 @@ class Consumer:
                 Record(topic, number, m.offset, m.timestamp, m.key, m.value, m.headers) for m in messages
             ]
             positions[partition] = self._positions[partition] = messages[-1].offset + 1
-        if not found and not hold:
+        if not found:
             positions |= await self._moved()
         ends = {p: end for p in self._ready if (end := self._consumer.highwater(KafkaPartition(*p))) is not None}
         return Fetch(records, positions, ends)
@@ -143,9 +140,15 @@ class Consumer:
                 moved[partition] = self._positions[partition] = position
         return moved
 
-    def _pause(self, partitions: Collection[TopicPartition]) -> None:
-        assigned = self._consumer.assignment()
-        self._consumer.pause(*(p for p in (KafkaPartition(*q) for q in partitions) if p in assigned))
+    def _pause(self, hold: Collection[TopicPartition]) -> None:
+        """Pause these of the partitions that are being read, and no others."""
+        held = {KafkaPartition(*partition) for partition in hold}
+        read = {KafkaPartition(*partition) for partition in self._ready} & self._consumer.assignment()
+        paused = self._consumer.paused()
+        if pausing := (read & held) - paused:
+            self._consumer.pause(*pausing)
+        if resuming := (read - held) & paused:
+            self._consumer.resume(*resuming)
 
     async def seek(self, places: Mapping[TopicPartition, int]) -> None:
         assigned = self._consumer.assignment()

@@ -1,9 +1,10 @@
 """The loop of one store: poll, decode, enforce, commit.
 
-Two tasks share a buffer. One only polls and decodes, whatever happens to the store: so the group never loses the
-member, and the next batch is ready while the last is in the database. The other takes batches to their end. Each
-assignment of partitions is a *session*: what was read in one is never enforced in the next, and where to read on is
-what the store says was enforced. The committed offset is a copy of that, for tools and for `--exit-at-end`.
+One task only polls and decodes, whatever happens to the store: so the group never loses the member, and the next
+batch is ready while the last is in the database. Others take batches to their end: each assignment is dealt out into
+*sessions*, some partitions each, that work side by side as two processes would, so that one computes while another
+waits for the database. What was read in a session is never enforced in a later one, and where to read on is what the
+store says was enforced. The committed offset is a copy of that, for tools and for `--exit-at-end`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from integrity.service.work import Buffer, Piece, Reader
 log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 0.2
+POLL_RECORDS_MAX = 500
+"""Decoding holds the loop, and with it every answer of the store that has come: some milliseconds at a time."""
 ROOM_TIMEOUT_S = 1.0
 """How long a full buffer is waited for before the fetch is paused, which throws away what was fetched ahead."""
 COMMIT_EVERY_S = 1.0
@@ -48,18 +51,26 @@ class LaneWatch(Protocol):
 
 
 class Session:
-    """One assignment of partitions, from the moment it is given to the moment it is taken away."""
+    """Some partitions of one assignment, from the moment it is given to the moment it is taken away."""
 
-    def __init__(self, partitions: frozenset[TopicPartition], batch_size: int) -> None:
-        self.partitions = partitions
+    def __init__(
+        self, partitions: Sequence[TopicPartition], enforcer: Enforcer, batch_size: int, room: asyncio.Event
+    ) -> None:
+        """`room` is set whenever a batch was taken out of the buffer."""
+        self.partitions = tuple(partitions)
+        self.enforcer = enforcer
         self.buffer = Buffer(batch_size)
         self.next: dict[TopicPartition, int] = {}
         """Where each partition is read on; empty until the session has begun."""
         self.durable: dict[TopicPartition, int] = {}
         self.resets: set[TopicPartition] = set()
         self.changed = asyncio.Event()
-        self.room = asyncio.Event()
+        self.room = room
         self.ending = asyncio.Event()
+
+    @property
+    def trouble(self) -> str:
+        return self.enforcer.trouble.message or ("" if self.next else "is reading its progress")
 
     def put(self, piece: Piece) -> None:
         if piece.spans:
@@ -92,20 +103,21 @@ class Lane:
         *,
         store: Store,
         open_source: Callable[[], Source],
-        enforcer: Enforcer,
+        enforcers: Sequence[Enforcer],
         watch: LaneWatch,
         decoders: Mapping[str, tuple[str, Decoder]],
         batch_size: int,
     ) -> None:
+        """As many sessions work side by side as there are enforcers."""
         self._store = store
         self._open_source = open_source
         self._source: Source | None = None
-        self._enforcer = enforcer
+        self._enforcers = tuple(enforcers)
         self._watch = watch
         self._reader = Reader(decoders)
         self._batch_size = batch_size
-        self._session: Session | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self._sessions: dict[Session, asyncio.Task[None]] = {}
+        self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._committed: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] | None = None
@@ -119,10 +131,7 @@ class Lane:
         """Why the lane does not get on; empty when it does, also when it stands by without a partition."""
         if not self._joined:
             return "has not joined its consumer group yet"
-        session = self._session
-        if session is not None and not session.next:
-            return self._enforcer.trouble.message or "is reading its progress"
-        return self._enforcer.trouble.message
+        return next((session.trouble for session in self._sessions if session.trouble), "")
 
     async def run(self, stop: asyncio.Event, *, to_end: bool = False) -> None:
         """Until `stop` is set; with `to_end`, sets it when this lane has come to the end seen at its first join."""
@@ -151,67 +160,88 @@ class Lane:
                 poll = tasks.create_task(self._poll(source, stop), name=f"{self._store.name}: poll")
                 await self._commit_regularly(stop, to_end)
                 await poll
-                await self._end_session(STOP_GRACE_S)
+                await self._end_sessions(STOP_GRACE_S)
         finally:
             self._joined = False
-            await self._end_session(0)
+            await self._end_sessions(0)
             await source.stop()
 
     # --- the polling side ---------------------------------------------------------------------------------------
 
     async def _poll(self, source: Source, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            session = self._session
-            if session is not None and session.buffer.full:
-                session.room.clear()
-                await _within(session.room.wait(), ROOM_TIMEOUT_S)
-            hold = session is None or not session.next or session.buffer.full
-            fetch = await source.poll(POLL_TIMEOUT_S, self._batch_size, hold=hold)
-            # The session of now, not of before: these records are the first ones that follow its place.
-            if self._session is not None and self._session.next:
-                self._read(self._session, fetch)
+            full = self._full()
+            if full and len(full) == len(self._sessions):
+                self._room.clear()
+                await _within(self._room.wait(), ROOM_TIMEOUT_S)
+                full = self._full()
+            hold = frozenset(partition for session in full for partition in session.partitions)
+            fetch = await source.poll(POLL_TIMEOUT_S, min(POLL_RECORDS_MAX, self._batch_size), hold=hold)
+            # The sessions of now, not of before: these records are the first ones that follow their places.
+            for session in self._sessions:
+                self._read(session, fetch)
+            self._tell(fetch)
+
+    def _full(self) -> list[Session]:
+        return [session for session in self._sessions if session.buffer.full]
 
     def _read(self, session: Session, fetch: Fetch) -> None:
         piece = Piece()
-        for partition, position in fetch.positions.items():
-            start = session.next.get(partition)
-            if start is None or position <= start:
+        for partition, start in session.next.items():
+            position = fetch.positions.get(partition, start)
+            if position <= start:
                 continue
             self._reader.read(partition, fetch.records.get(partition, ()), piece)
             piece.spans[partition] = Span(start, position, reset=partition in session.resets)
             session.resets.discard(partition)
             session.next[partition] = position
-        session.put(piece)
-        self._watch.read(self._store.name, piece)
-        lag = {p: max(0, end - session.durable.get(p, end)) for p, end in fetch.ends.items()}
-        self._watch.position(self._store.name, lag, session.buffer.oldest_ms)
+        if piece.spans:
+            session.put(piece)
+            self._watch.read(self._store.name, piece)
+
+    def _tell(self, fetch: Fetch) -> None:
+        durable = self._durable()
+        lag = {p: max(0, end - durable.get(p, end)) for p, end in fetch.ends.items()}
+        oldest = [at for session in self._sessions if (at := session.buffer.oldest_ms) is not None]
+        self._watch.position(self._store.name, lag, min(oldest, default=None))
+
+    def _durable(self) -> dict[TopicPartition, int]:
+        """What is enforced of each partition, as far as the sessions have begun."""
+        return {p: offset for session in self._sessions for p, offset in session.durable.items()}
 
     # --- the assignment -----------------------------------------------------------------------------------------
 
     async def _on_revoked(self, partitions: frozenset[TopicPartition]) -> None:
-        await self._end_session(REVOKE_GRACE_S)
+        await self._end_sessions(REVOKE_GRACE_S)
 
     async def _on_assigned(self, partitions: frozenset[TopicPartition]) -> None:
-        await self._end_session(REVOKE_GRACE_S)
+        await self._end_sessions(REVOKE_GRACE_S)
         log.info("partitions were assigned", extra={"store": self._store.name, "partitions": len(partitions)})
-        if partitions and self._tasks is not None:
-            self._session = session = Session(partitions, self._batch_size)
-            self._worker = self._tasks.create_task(self._work(session), name=f"{self._store.name}: work")
+        if self._tasks is None:
+            return
+        ordered = sorted(partitions)
+        for number, enforcer in enumerate(self._enforcers):
+            if dealt := ordered[number :: len(self._enforcers)]:
+                session = Session(dealt, enforcer, self._batch_size, self._room)
+                self._sessions[session] = self._tasks.create_task(
+                    self._work(session), name=f"{self._store.name}: work {number}"
+                )
 
-    async def _end_session(self, grace_s: float) -> None:
-        """Let the open batch finish within the grace, else roll it back; then commit what is durable."""
+    async def _end_sessions(self, grace_s: float) -> None:
+        """Let the open batches finish within the grace, else roll them back; then commit what is durable."""
         async with self._turn:
-            session, worker = self._session, self._worker
-            if session is None or worker is None:
+            ended, self._sessions = self._sessions, {}
+            if not ended:
                 return
-            self._session = self._worker = None
-            session.end()
-            await asyncio.wait({worker}, timeout=grace_s)
-            if not worker.done():
+            for session in ended:
+                session.end()
+            _, late = await asyncio.wait(ended.values(), timeout=grace_s)
+            for worker in late:
                 worker.cancel()
-                await asyncio.wait({worker})
-            await self._commit(session)
-            self._watch.forget(self._store.name, tuple(session.partitions))
+            if late:
+                await asyncio.wait(late)
+            await self._commit({p: offset for session in ended for p, offset in session.durable.items()})
+            self._watch.forget(self._store.name, [p for session in ended for p in session.partitions])
 
     # --- the enforcing side -------------------------------------------------------------------------------------
 
@@ -233,11 +263,11 @@ class Lane:
 
     async def _until(self, session: Session, piece: Piece) -> None:
         """Enforce; when the session ends while a failing store is waited for, do not wait on."""
-        enforcing = asyncio.ensure_future(self._enforcer.enforce(piece))
+        enforcing = asyncio.ensure_future(session.enforcer.enforce(piece))
         ending = asyncio.ensure_future(session.ending.wait())
         try:
             await asyncio.wait({enforcing, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not enforcing.done() and self._enforcer.trouble.message:
+            if not enforcing.done() and session.enforcer.trouble.message:
                 enforcing.cancel()
             await enforcing
         finally:
@@ -260,12 +290,12 @@ class Lane:
                 bounds = await self._source.bounds(partitions, deadline)
             except UnreachableError as exc:
                 attempt += 1
-                self._enforcer.trouble.message = exc.message
+                session.enforcer.trouble.message = exc.message
                 log.warning("the progress can't be read yet", extra={"store": self._store.name, "error": exc.message})
                 await _sleep_or(session.ending, self._backoff.delay_s(attempt, random.random()))
             if session.ending.is_set():
                 return
-        self._enforcer.trouble.message = ""
+        session.enforcer.trouble.message = ""
         self._reader.forget()
         places: dict[TopicPartition, int] = {}
         for partition in partitions:
@@ -315,25 +345,24 @@ class Lane:
     async def _commit_regularly(self, stop: asyncio.Event, to_end: bool) -> None:
         while not stop.is_set():
             await _sleep_or(stop, 0.2 if to_end else COMMIT_EVERY_S)
-            if self._session is not None:
-                await self._commit(self._session)
+            await self._commit(self._durable())
             if to_end and await self._at_end():
                 stop.set()
 
-    async def _commit(self, session: Session) -> None:
-        news = {p: offset for p, offset in session.durable.items() if self._committed.get(p) != offset}
+    async def _commit(self, durable: Mapping[TopicPartition, int]) -> None:
+        news = {p: offset for p, offset in durable.items() if self._committed.get(p) != offset}
         if news and self._source is not None and await self._source.commit(news, Deadline.after(COMMIT_TIMEOUT_S)):
             self._committed |= news
 
     async def _at_end(self) -> bool:
         """Is everything up to the ends seen at start enforced, by this process or by another of the group?"""
-        session = self._session
-        durable = session.durable if session is not None and session.next else {}
+        durable = self._durable()
         ends = self._ends or {}
         others = [p for p, end in ends.items() if durable.get(p, -1) < end]
         if not others:
             return True
-        if session is not None and any(partition in session.partitions for partition in others):
+        mine = {partition for session in self._sessions for partition in session.partitions}
+        if not mine.isdisjoint(others):
             return False
         assert self._source is not None
         try:

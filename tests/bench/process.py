@@ -21,6 +21,7 @@ from integrity.service.report import Report
 from integrity.service.work import Piece
 
 times: list[float] = []
+cpu: list[float] = []
 
 
 class TimedReport(Report):
@@ -29,11 +30,13 @@ class TimedReport(Report):
     def read(self, store: str, piece: Piece) -> None:
         if not times and piece.counts:
             times.append(time.perf_counter())
+            cpu.append(time.process_time())
         super().read(store, piece)
 
     def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
         super().applied(store, batch, effects, took_s)
         times.append(time.perf_counter())
+        cpu.append(time.process_time())
 
 
 async def main() -> None:
@@ -44,7 +47,8 @@ async def main() -> None:
         await wired.supervisor.check()
         await wired.supervisor.run(asyncio.Event(), to_end=True)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": times[-1] - times[0], "peak_mb": peak_mb, "batches": len(times) - 1}))
+    figures = {"seconds": times[-1] - times[0], "cpu_seconds": cpu[-1] - cpu[0], "peak_mb": peak_mb}
+    print(json.dumps(figures | {"batches": len(times) - 1}))
 
 
 if __name__ == "__main__":

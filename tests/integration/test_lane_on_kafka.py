@@ -36,16 +36,19 @@ class Member:
                 topics=[topic],
                 assignor=StickyPartitionAssignor,
             ),
-            enforcer=Enforcer(
-                store,  # type: ignore[arg-type]
-                self.letters,
-                self.watch,
-                system="memory",
-                entities={topic: "customer"},
-                rules_hash="abc",
-                timeout_s=5,
-                backoff=Backoff(first_s=0.001, cap_s=0.01),
-            ),
+            enforcers=[
+                Enforcer(
+                    store,  # type: ignore[arg-type]
+                    self.letters,
+                    self.watch,
+                    system="memory",
+                    entities={topic: "customer"},
+                    rules_hash="abc",
+                    timeout_s=5,
+                    backoff=Backoff(first_s=0.001, cap_s=0.01),
+                )
+                for _ in range(2)
+            ],
             watch=self.watch,
             decoders={topic: ("customer", decode)},
             batch_size=50,
@@ -175,7 +178,7 @@ async def test_bounds_name_every_partition_and_commits_are_read_back(
     await consumer.start(on_revoked, on_assigned)
     async with asyncio.timeout(30):
         while not assigned.is_set():
-            fetch = await consumer.poll(0.1, 100, hold=False)
+            fetch = await consumer.poll(0.1, 100, hold=())
             assert not fetch.records, "nothing is read before seek"
     zero, one = TopicPartition(topic, 0), TopicPartition(topic, 1)
     bounds = await consumer.bounds(None, Deadline.after(10))
@@ -184,7 +187,7 @@ async def test_bounds_name_every_partition_and_commits_are_read_back(
     read: list[Record] = []
     async with asyncio.timeout(30):
         while len(read) < 2:
-            fetch = await consumer.poll(0.1, 100, hold=False)
+            fetch = await consumer.poll(0.1, 100, hold=())
             read += [record for records in fetch.records.values() for record in records]
     assert [(record.partition, record.offset) for record in read] == [(0, 3), (0, 4)]
     assert await consumer.commit({zero: 5}, Deadline.after(10))

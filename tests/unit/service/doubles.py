@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from integrity.core.batch import Batch, TopicPartition
@@ -187,12 +187,12 @@ class ScriptedSource:
         await self.on_revoked(frozenset(partitions))
         await self.on_assigned(frozenset(partitions))
 
-    async def poll(self, timeout_s: float, records_max: int, *, hold: bool) -> Fetch:
+    async def poll(self, timeout_s: float, records_max: int, *, hold: Collection[TopicPartition]) -> Fetch:
         await asyncio.sleep(0.001)
         records: dict[TopicPartition, Sequence[Record]] = {}
         positions: dict[TopicPartition, int] = {}
         left = records_max
-        for partition, at in () if hold else tuple(self._at.items()):
+        for partition, at in [(p, at) for p, at in self._at.items() if p not in hold]:
             taken = [r for r in self.log[partition] if r.offset >= at][:left]
             if taken:
                 left -= len(taken)
@@ -204,7 +204,7 @@ class ScriptedSource:
         return max((record.offset + 1 for record in self.log[partition]), default=0)
 
     async def seek(self, places: Mapping[TopicPartition, int]) -> None:
-        self._at = dict(places)
+        self._at |= places
 
     async def bounds(
         self, partitions: Sequence[TopicPartition] | None, deadline: Deadline

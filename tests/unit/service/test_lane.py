@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from integrity.core.batch import Span, TopicPartition
+from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.outcome import Outcome, Retry
 from integrity.core.retry import Backoff
 from integrity.service.enforce import Enforcer
@@ -31,20 +31,23 @@ class Rig:
         self.store, self.source = store, source
         self.letters, self.watch = Letters(), Watched()
         self.stop = asyncio.Event()
-        enforcer = Enforcer(
-            store,  # type: ignore[arg-type]
-            self.letters,
-            self.watch,
-            system="memory",
-            entities={TOPIC: "customer"},
-            rules_hash="abc",
-            timeout_s=5,
-            backoff=Backoff(first_s=0.0001, cap_s=0.001),
-        )
+        enforcers = [
+            Enforcer(
+                store,  # type: ignore[arg-type]
+                self.letters,
+                self.watch,
+                system="memory",
+                entities={TOPIC: "customer"},
+                rules_hash="abc",
+                timeout_s=5,
+                backoff=Backoff(first_s=0.0001, cap_s=0.001),
+            )
+            for _ in range(2)
+        ]
         self.lane = Lane(
             store=store,  # type: ignore[arg-type]
             open_source=lambda: source,
-            enforcer=enforcer,
+            enforcers=enforcers,
             watch=self.watch,
             decoders={TOPIC: ("customer", decode)},
             batch_size=batch_size,
@@ -212,3 +215,23 @@ async def test_stopping_finishes_the_open_batch_and_commits_it() -> None:
     await opening
     assert rig.keys_left() == set()
     assert rig.source.committed == {P0: 5}
+
+
+async def test_a_session_that_waits_holds_up_its_own_partitions_only() -> None:
+    """Two sessions work side by side: the store refuses what is in partition 0 for as long as it likes."""
+
+    def bend(batch: Batch) -> Retry | None:
+        return Retry("a lock is held", contended=True) if P0 in batch.spans else None
+
+    records = {
+        P0: [deleted(key, key) for key in range(0, 100)],
+        P1: [deleted(100 + key, key, partition=1) for key in range(100)],
+    }
+    rig = Rig(BentStore(memory_store(200), bend), ScriptedSource(records), batch_size=5)
+    async with running(rig, P0, P1):
+        await until(lambda: rig.keys_left() == set(range(100)))
+        assert rig.lane.trouble == "a lock is held"
+        await until(lambda: rig.source.committed.get(P1) == 100)
+        assert rig.source.committed.get(P0, 0) == 0
+        rig.store.bend = lambda batch: None
+        await until(lambda: rig.keys_left() == set())

@@ -54,7 +54,7 @@ class One:
         lane = Lane(
             store=self.store,  # type: ignore[arg-type]
             open_source=lambda: self.source,
-            enforcer=enforcer,
+            enforcers=[enforcer],
             watch=self.watch,
             decoders={TOPIC: ("customer", decode)},
             batch_size=10,
