@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from integrity.core.change import Version
+from integrity.core.change import Origin, Version
 from integrity.core.keys import Key
 from integrity.core.outcome import Effect, Outcome
 
@@ -20,9 +20,15 @@ class Fate(NamedTuple):
 
     version: Version
     to: Key | None
-    event_id: str
+    event: Origin | str
+    """Where the event stands, or its name as a ledger keeps it."""
     occurred_ms: int
     change: int = -1
+
+    @property
+    def event_id(self) -> str:
+        """The event's stable name: `$event.id`."""
+        return self.event if isinstance(self.event, str) else self.event.event_id
 
 
 class LastRecord(NamedTuple):

@@ -120,7 +120,8 @@ class Consumer:
                 continue
             topic, number = partition
             records[partition] = [
-                Record(topic, number, m.offset, m.timestamp, m.key, m.value, m.headers) for m in messages
+                tuple.__new__(Record, (topic, number, m.offset, m.timestamp, m.key, m.value, m.headers))
+                for m in messages
             ]
             positions[partition] = self._positions[partition] = messages[-1].offset + 1
         if not found:

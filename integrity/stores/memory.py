@@ -185,6 +185,6 @@ def _write_head(state: _State, entity: str, key: Key, head: Head | None, update:
     before = head.fates if head else ()
     state.heads[entity, key] = Head(
         update.seen,
-        before + tuple(fate._replace(change=-1) for fate in update.fates),
+        before + tuple(fate._replace(event=fate.event_id, change=-1) for fate in update.fates),
         update.last or (head.last if head else None),
     )

@@ -126,15 +126,15 @@ class Effects:
         for indexes, run in ((removed, self._remove), (marked, self._mark), (referencing, self._refer)):
             if indexes:
                 # A key that no row of these columns can hold has no rows.
-                found = [(index, bound) for index in indexes if (bound := self._bound(groups[index].key)) is not None]
-                if found:
-                    chosen = [groups[index] for index, _ in found]
-                    columns = [list(column) for column in zip(*[bound for _, bound in found], strict=True)]
+                places, columns = self._bound([groups[index].key for index in indexes])
+                if places:
+                    found = [indexes[place] for place in places]
+                    chosen = [groups[index] for index in found]
                     if split:
                         columns.append([hashes[group.key] for group in chosen])
                         columns.append([_PLAIN if group.since is None else text(group.since) for group in chosen])
                     for place, count in await run(connection, chosen, columns, at_ms, split):
-                        rows[found[place - 1][0]] = count
+                        rows[found[place - 1]] = count
         return rows
 
     async def _remove(
@@ -173,9 +173,13 @@ class Effects:
             return None
         return key_hash(self._table.rule.entity, tuple(value for value in end.values if value is not None))
 
-    def _bound(self, key: Key) -> list[object] | None:
-        bound = [codec.match(part) for codec, part in zip(self._table.codecs, key, strict=True)]
-        return None if NO_MATCH in bound else bound
+    def _bound(self, keys: Sequence[Key]) -> tuple[Sequence[int], list[list[object]]]:
+        """The places of the keys that some row of these columns can hold, and their parts, column by column."""
+        columns = [[codec.match(key[position]) for key in keys] for position, codec in enumerate(self._table.codecs)]
+        if not any(NO_MATCH in column for column in columns):
+            return range(len(keys)), columns
+        places = [place for place, bound in enumerate(zip(*columns, strict=True)) if NO_MATCH not in bound]
+        return places, [[column[place] for place in places] for column in columns]
 
     def _assigned(self, values: Sequence[Sequence[object]]) -> list[list[object]]:
         codecs = self._table.codecs

@@ -179,7 +179,8 @@ class PostgresStore:
         def left_out(change: int) -> bool:
             return (change, rule.id) in share.exceptions
 
-        groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+        asked = left_out if share.exceptions else None
+        groups = trace(rule.policy, settled, arrivals, left_out=asked)
         rows: list[int] = []
         if groups:
             at.dependent = rule.id
@@ -189,7 +190,7 @@ class PostgresStore:
                 await connection.execute("set constraints all immediate")
                 await connection.execute("set constraints all deferred")
             at.dependent = None
-        return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=left_out)
+        return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=asked)
 
     async def _read(
         self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: set[Key]
