@@ -297,5 +297,6 @@ async def main(parents: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", type=int, default=50_000)
-    gc.set_threshold(50_000, 20, 50)  # as the service does
+    gc.freeze()
+    gc.set_threshold(400_000, 20, 50)  # as the service does
     sys.exit(run_async(main(parser.parse_args().parents)))
