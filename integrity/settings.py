@@ -250,7 +250,12 @@ class StoreSettings(_Section):
         le=50_000,
         description="Events in one transaction at the most; more are faster, and hold locks longer.",
     )
-    pool_size: int = Field(default=2, ge=1, le=64, description="Connections of one process to this store.")
+    pool_size: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Connections of one process to this store, and batches that it applies side by side.",
+    )
     timeout: DurationS = Field(default=30.0, description="How long one statement may take.")
     schema_: str = Field(
         default="integrity",

@@ -82,29 +82,9 @@ def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleS
     url = store.url.get_secret_value()
     match store.kind:
         case StoreKind.POSTGRES:
-            from integrity.stores.postgres import PostgresStore
-
-            return PostgresStore(
-                name,
-                url,
-                found,
-                lane=lane,
-                schema=store.schema_,
-                pool_size=store.pool_size,
-                timeout_s=store.timeout,
-            )
+            from integrity.stores.postgres import PostgresStore as Database
         case StoreKind.MONGO:
-            from integrity.stores.mongo import MongoStore
-
-            return MongoStore(
-                name,
-                url,
-                found,
-                lane=lane,
-                schema=store.schema_,
-                pool_size=store.pool_size,
-                timeout_s=store.timeout,
-            )
+            from integrity.stores.mongo import MongoStore as Database  # type: ignore[assignment]
         case StoreKind.TOPIC:
             from integrity.stores.topic import TopicStore
 
@@ -113,6 +93,9 @@ def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleS
             )
         case _:
             assert_never(store.kind)
+    return Database(
+        name, url, found, lane=lane, schema=store.schema_, pool_size=store.pool_size, timeout_s=store.timeout
+    )
 
 
 @dataclass(frozen=True, slots=True)

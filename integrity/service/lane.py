@@ -37,6 +37,7 @@ COMMIT_TIMEOUT_S = 5.0
 REVOKE_GRACE_S = 3.0
 """A slow member stops the whole group: after this long the open batch is rolled back."""
 STOP_GRACE_S = 10.0
+DIVERGED_PAUSE_S = 1.0
 LOOKUP_TIMEOUT_S = 30.0
 
 
@@ -257,6 +258,8 @@ class Lane:
                 )
                 session.next.clear()
                 session.buffer.clear()
+                # Perhaps another process owns these partitions by now: it is not fought over them while Kafka says so.
+                await _sleep_or(session.ending, DIVERGED_PAUSE_S * random.uniform(0.5, 1.0))
                 await self._begin(session)
             else:
                 session.durable |= {partition: span.next for partition, span in piece.spans.items()}

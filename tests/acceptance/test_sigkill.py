@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
-from integrity.demo.servers import ConnectServer, KafkaServer, MongoServer, PostgresServer
+from tests.acceptance.conftest import OpenWorld
 from tests.acceptance.test_native_foreign_keys import statements
-from tests.acceptance.world import World, a_world
-from tests.conftest import CreateTopic
+from tests.acceptance.world import World
 
 PARENTS = 600
 KILLS = 20
@@ -28,26 +26,8 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-async def world(
-    tmp_path: Path,
-    kafka: KafkaServer,
-    connect: ConnectServer,
-    postgres: PostgresServer,
-    mongo: MongoServer,
-    create_topic: CreateTopic,
-    unique_name: Callable[[str], str],
-) -> AsyncIterator[World]:
-    name = unique_name("kill")
-    async with a_world(
-        tmp_path,
-        kafka=kafka,
-        connect=connect,
-        create_database=postgres.create_database,
-        mongo_url=mongo.url(name),
-        create_topic=create_topic,
-        name=name,
-        parents=PARENTS,
-    ) as made:
+async def world(open_world: OpenWorld) -> AsyncIterator[World]:
+    async with open_world(PARENTS) as made:
         # One row that can't be deleted: its event is poison to one dependent only.
         await made.orders.execute(
             """

@@ -12,15 +12,13 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from integrity.core.batch import TopicPartition
 from integrity.core.decode.record import Record
 from integrity.core.outcome import Outcome, Retry
-from integrity.core.retry import Backoff
 from integrity.demo.servers import KafkaServer
 from integrity.errors import UnreachableError
 from integrity.kafka.consumer import Consumer, existing_topics
 from integrity.ports import Deadline
-from integrity.service.enforce import Enforcer
 from integrity.service.lane import Lane
 from tests.conftest import CreateTopic
-from tests.unit.service.doubles import BentStore, Letters, Watched, decode, memory_store
+from tests.unit.service.doubles import BentStore, Letters, Watched, decode, enforcers_of, memory_store
 
 pytestmark = pytest.mark.servers
 
@@ -36,19 +34,7 @@ class Member:
                 topics=[topic],
                 assignor=StickyPartitionAssignor,
             ),
-            enforcers=[
-                Enforcer(
-                    store,  # type: ignore[arg-type]
-                    self.letters,
-                    self.watch,
-                    system="memory",
-                    entities={topic: "customer"},
-                    rules_hash="abc",
-                    timeout_s=5,
-                    backoff=Backoff(first_s=0.001, cap_s=0.01),
-                )
-                for _ in range(2)
-            ],
+            enforcers=enforcers_of(store, self.letters, self.watch, topic=topic),
             watch=self.watch,
             decoders={topic: ("customer", decode)},
             batch_size=50,

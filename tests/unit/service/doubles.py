@@ -13,10 +13,12 @@ from integrity.core.decode.record import Ignored, Record, Undecodable
 from integrity.core.fold import Follow, Policy, Remove
 from integrity.core.keys import KeySpec, KeyType
 from integrity.core.outcome import ApplyResult, Effect
+from integrity.core.retry import Backoff
 from integrity.core.rules.model import Cascade, Dependent, Place, Target, TargetKind
 from integrity.errors import Finding, Reason, UnreachableError
 from integrity.kafka.dead_letters import DeadLetter
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
+from integrity.service.enforce import Enforcer
 from integrity.service.work import Piece
 from integrity.stores.memory import MemoryStore, Row
 from integrity.stores.rule import StoreRule
@@ -165,6 +167,23 @@ class Watched:
 
     def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None:
         return None
+
+
+def enforcers_of(store: BentStore, letters: Letters, watch: Watched, *, topic: str = TOPIC) -> list[Enforcer]:
+    """Two of them, which wait hardly at all."""
+    return [
+        Enforcer(
+            store,  # type: ignore[arg-type]
+            letters,
+            watch,
+            system="memory",
+            entities={topic: "customer"},
+            rules_hash="abc",
+            timeout_s=5,
+            backoff=Backoff(first_s=0.0005, cap_s=0.005),
+        )
+        for _ in range(2)
+    ]
 
 
 class ScriptedSource:

@@ -8,7 +8,6 @@ import pytest
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.outcome import Broken, Diverged, Outcome, Rejected, Retry
-from integrity.core.retry import Backoff
 from integrity.errors import Reason
 from integrity.service.enforce import DivergedError, Enforcer
 from integrity.service.work import Piece, Reader
@@ -20,6 +19,7 @@ from tests.unit.service.doubles import (
     broken,
     decode,
     deleted,
+    enforcers_of,
     memory_store,
 )
 
@@ -33,16 +33,7 @@ def piece_of(*records: object) -> Piece:
 
 
 def enforcer(store: BentStore, letters: Letters, watch: Watched) -> Enforcer:
-    return Enforcer(
-        store,  # type: ignore[arg-type]
-        letters,
-        watch,
-        system="memory",
-        entities={TOPIC: "customer"},
-        rules_hash="abc",
-        timeout_s=5,
-        backoff=Backoff(first_s=0.0001, cap_s=0.001),
-    )
+    return enforcers_of(store, letters, watch)[0]
 
 
 def keys_left(store: BentStore, table: str = "orders") -> set[object]:

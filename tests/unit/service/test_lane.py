@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.outcome import Outcome, Retry
-from integrity.core.retry import Backoff
-from integrity.service.enforce import Enforcer
 from integrity.service.lane import Lane
 from tests.unit.service.doubles import (
     TOPIC,
@@ -20,6 +18,7 @@ from tests.unit.service.doubles import (
     broken,
     decode,
     deleted,
+    enforcers_of,
     memory_store,
 )
 
@@ -31,23 +30,10 @@ class Rig:
         self.store, self.source = store, source
         self.letters, self.watch = Letters(), Watched()
         self.stop = asyncio.Event()
-        enforcers = [
-            Enforcer(
-                store,  # type: ignore[arg-type]
-                self.letters,
-                self.watch,
-                system="memory",
-                entities={TOPIC: "customer"},
-                rules_hash="abc",
-                timeout_s=5,
-                backoff=Backoff(first_s=0.0001, cap_s=0.001),
-            )
-            for _ in range(2)
-        ]
         self.lane = Lane(
             store=store,  # type: ignore[arg-type]
             open_source=lambda: source,
-            enforcers=enforcers,
+            enforcers=enforcers_of(store, self.letters, self.watch),
             watch=self.watch,
             decoders={TOPIC: ("customer", decode)},
             batch_size=batch_size,
