@@ -6,6 +6,7 @@ Everything that is opened is closed in reverse order by one AsyncExitStack.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -31,6 +32,8 @@ from integrity.service.supervisor import Member, Supervisor
 from integrity.settings import Settings, StoreKind, StoreSettings
 from integrity.stores.rule import store_rules
 from integrity.telemetry import Metrics, open_telemetry
+
+log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -155,7 +158,8 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
     wanted = {topic: parent for parent in parents.values() for topic in parent.events.topics}
     try:
         known = await existing_topics(settings.kafka.client, Deadline.after(CLOSE_TIMEOUT_S))
-    except UnreachableError:
+    except UnreachableError as exc:
+        log.warning("Kafka can't be reached; the lanes wait for it", extra={"error": exc.message})
         return
     findings = [
         Finding(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from integrity.core.change import Op, Origin, ParentChange, Version
 from integrity.core.decode.json import Envelope, JsonFault, check_depth, check_text, parse, parse_envelope, parse_object
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
-from integrity.core.keys import GATES, Bounds, FieldHint, Key, KeyRefused, Scalar
+from integrity.core.keys import GATES, Bounds, FieldHint, Key, KeyRefused, KeyType, Scalar
 from integrity.core.rules.model import Parent, Tombstones
 from integrity.errors import Reason
 
@@ -30,6 +30,7 @@ _UNSUPPORTED: Mapping[str, str] = {
     "mongodb": "Keys of the MongoDB connector are not supported yet",
     "sqlserver": "SQL Server sends key changes as deletions without a mark, which is not supported yet",
 }
+_PLAIN_NAME = re.compile("[A-Za-z0-9_]+", re.ASCII)
 _LSN_MAX = 0x7FFF_FFFF_FFFF_FFFF
 _LSN = re.compile("[0-9]{1,19}")
 _SCALE = re.compile("-?[0-9]{1,9}")
@@ -79,11 +80,17 @@ class _Refused(Exception):
 
 
 class _Debezium:
-    __slots__ = ("_bounds", "_entity", "_fields", "_hints", "_ignores_tombstones", "_limits")
+    __slots__ = ("_bounds", "_entity", "_fields", "_hints", "_ignores_tombstones", "_limits", "_plain_key")
 
     def __init__(self, parent: Parent, limits: Limits) -> None:
         self._entity = parent.entity
         self._fields = tuple((name, GATES[kind]) for name, kind in parent.events.key.fields)
+        # Most keys are one whole number, and that text can be told at sight: nothing in it is left to parse or doubt.
+        [(name, kind), *others] = parent.events.key.fields
+        is_plain = not others and kind is KeyType.INT64 and _PLAIN_NAME.fullmatch(name)
+        self._plain_key = (
+            re.compile(rb'\{"%b":(-?[1-9][0-9]{0,17}|0)\}' % name.encode()).fullmatch if is_plain else None
+        )
         self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
         self._limits = limits
         self._bounds = Bounds(limits.key_text_max, limits.digits_max)
@@ -235,6 +242,8 @@ class _Debezium:
                 "The record has no key: does the table have a primary key, or message.key.columns?",
                 "key",
             )
+        if self._plain_key is not None and (plain := self._plain_key(text)) is not None:
+            return (int(plain[1]),), None
         try:
             return self._read(text, None, None, control_characters=False)
         except (JsonFault, KeyRefused) as fault:

@@ -520,3 +520,24 @@ def test_the_second_half_of_a_key_change_tells_that_the_key_was_reached() -> Non
     arrived = change(decode(created, headers=[("__debezium.oldkey", b'{"id":9}')]))
     assert (arrived.op, arrived.to) == (Op.ARRIVED, None)
     assert change(decode(created)).op is Op.ALIVE
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b'{"id":0}', 0),
+        (b'{"id":-7}', -7),
+        (b'{"id":999999999999999999}', 999_999_999_999_999_999),
+        (b'{"id":9223372036854775807}', 2**63 - 1),
+        (b'{ "id" : 7 }', 7),
+        (b'{"id":-0}', 0),
+        (b'{"id":9223372036854775808}', Reason.OUT_OF_RANGE),
+        (b'{"id":07}', Reason.BAD_JSON),
+        (b'{"id":7}}', Reason.BAD_JSON),
+        (b'{"id":7}\n', 7),
+        (b'{"id":7.0}', Reason.TYPE_MISMATCH),
+    ],
+)
+def test_whole_number_keys_told_at_sight_are_read_as_all_others(text: bytes, expected: object) -> None:
+    decoded = decode(envelope("d"), key=text)
+    assert (decoded.key[0] if isinstance(decoded, ParentChange) else decoded.reason) == expected
