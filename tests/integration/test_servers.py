@@ -59,7 +59,7 @@ async def consume(bootstrap_servers: str, topic: str, count: int) -> list[bytes]
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     # A zombie does no harm: it waits for whoever adopted it.
     return state != "Z"
@@ -73,7 +73,10 @@ def wait_until_gone(pids: list[int], timeout_s: float = 10) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # a server's workers come and go
     return [pid, *(found for child in children for found in descendants(child))]
 
 

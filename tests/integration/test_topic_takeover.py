@@ -315,7 +315,7 @@ async def test_ledger_tells_what_happened_to_a_key(carts: Shop) -> None:
     (fate,) = [value for key, value in ledger.items() if key.startswith("fate|")]
     (head,) = [value for key, value in ledger.items() if key.startswith("head|")]
     assert (head["entity"], head["key"]) == ("customer", "[1]")
-    assert fate["rows"] == {"customer.carts": 1}
+    assert fate["rows"] == {"customer.carts": ["cascade", 1]}
     assert fate["event"] == "shop.public.customers/0/0"
     assert fate["trace"] == "0" * 31 + "1"
     assert ledger[f"progress|{carts.topic}|shop.public.customers|0"] == {"next": 1}
