@@ -5,7 +5,6 @@ Everything that is opened is closed in reverse order by one AsyncExitStack.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -138,17 +137,7 @@ async def service(
             stack.push_async_callback(store.close)
             members.append(Member(store, _lane(store, store_settings, settings, rules, letters, report)))
         supervisor = Supervisor(members, migrate=migrate)
-        _spare_the_collector()
         yield Service(supervisor, metrics)
-
-
-def _spare_the_collector() -> None:
-    """Make Python look for cycles rarely. What is loaded by now stays, and a batch makes tens of thousands of values
-    that die together without one; looking through them over and over took a fifth of an event's time (`make bench`).
-    The threshold is a bound on what may wait in cycles, such as those of exceptions: about 40 MB."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(400_000, 20, 50)
 
 
 async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:

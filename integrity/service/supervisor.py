@@ -12,6 +12,7 @@ from typing import TypeVar
 from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline, Store
+from integrity.service.collector import collect_rarely
 from integrity.service.lane import Lane
 
 log = logging.getLogger(__name__)
@@ -142,13 +143,18 @@ class Supervisor:
             for each in stops:
                 each.set()
 
-        passing = asyncio.create_task(pass_on(), name="stop")
+        aside = [
+            asyncio.create_task(pass_on(), name="stop"),
+            asyncio.create_task(collect_rarely(), name="collector"),
+        ]
         try:
             async with asyncio.TaskGroup() as tasks:
                 for member, ends in zip(self._members, stops, strict=True):
                     tasks.create_task(self._run(member, ends, to_end), name=f"{member.store.name}: lane")
         finally:
-            passing.cancel()
+            for task in aside:
+                task.cancel()
+            await asyncio.wait(aside)
 
     async def _run(self, member: Member, stop: asyncio.Event, to_end: bool) -> None:
         attempt = 0

@@ -35,6 +35,7 @@ from integrity.core.outcome import Applied
 from integrity.core.rules.parse import parse_rules
 from integrity.demo.servers import KafkaServer, PostgresServer
 from integrity.ports import Deadline
+from integrity.service.collector import WAITING_MAX
 from integrity.stores.postgres import PostgresStore
 from integrity.stores.rule import store_rules
 
@@ -298,5 +299,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", type=int, default=50_000)
     gc.freeze()
-    gc.set_threshold(400_000, 20, 50)  # as the service does
+    gc.set_threshold(WAITING_MAX, 10, 10)  # as the service does
     sys.exit(run_async(main(parser.parse_args().parents)))
