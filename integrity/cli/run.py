@@ -31,7 +31,7 @@ async def _run(options: Options, stores: tuple[str, ...], migrate: bool, exit_at
     from integrity.api.serving import serving
     from integrity.rules_files import load_rules
     from integrity.service.signals import stop_on_signals
-    from integrity.service.supervisor import unless
+    from integrity.service.waiting import unless
     from integrity.wiring import chosen_stores, require_topics, service
 
     rules = load_rules(settings.rules)

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from integrity.core.batch import Span, TopicPartition
@@ -22,6 +21,7 @@ from integrity.core.retry import Backoff
 from integrity.errors import UnreachableError
 from integrity.ports import Bounds, Deadline, Fetch, Source, Store
 from integrity.service.enforce import DivergedError, Enforcer
+from integrity.service.waiting import sleep_or, within
 from integrity.service.work import Buffer, Piece, Reader
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,8 @@ class Session:
         return self.enforcer.trouble.message or ("" if self.next else "is reading its progress")
 
     def put(self, piece: Piece) -> None:
-        if piece.spans:
-            self.buffer.put(piece)
-            self.changed.set()
+        self.buffer.put(piece)
+        self.changed.set()
 
     async def take(self) -> Piece | None:
         """The next batch, or None when the session ends."""
@@ -144,7 +143,7 @@ class Lane:
                 failures += 1
                 error = group.exceptions[0]
                 log.warning("Kafka can't be reached", extra={"store": self._store.name, "error": str(error)})
-                await _sleep_or(stop, self._backoff.delay_s(failures, random.random()))
+                await sleep_or(stop, self._backoff.delay_s(failures, random.random()))
 
     async def _membership(self, stop: asyncio.Event, to_end: bool) -> None:
         """One membership in the group, from join to leave. Raises UnreachableError (in a group) when Kafka fails it;
@@ -174,7 +173,7 @@ class Lane:
             full = self._full()
             if full and len(full) == len(self._sessions):
                 self._room.clear()
-                await _within(self._room.wait(), ROOM_TIMEOUT_S)
+                await within(self._room.wait(), ROOM_TIMEOUT_S)
                 full = self._full()
             hold = frozenset(partition for session in full for partition in session.partitions)
             fetch = await source.poll(POLL_TIMEOUT_S, min(POLL_RECORDS_MAX, self._batch_size), hold=hold)
@@ -259,7 +258,7 @@ class Lane:
                 session.next.clear()
                 session.buffer.clear()
                 # Perhaps another process owns these partitions by now: it is not fought over them while Kafka says so.
-                await _sleep_or(session.ending, DIVERGED_PAUSE_S * random.uniform(0.5, 1.0))
+                await sleep_or(session.ending, DIVERGED_PAUSE_S * random.uniform(0.5, 1.0))
                 await self._begin(session)
             else:
                 session.durable |= {partition: span.next for partition, span in piece.spans.items()}
@@ -295,7 +294,7 @@ class Lane:
                 attempt += 1
                 session.enforcer.trouble.message = exc.message
                 log.warning("the progress can't be read yet", extra={"store": self._store.name, "error": exc.message})
-                await _sleep_or(session.ending, self._backoff.delay_s(attempt, random.random()))
+                await sleep_or(session.ending, self._backoff.delay_s(attempt, random.random()))
             if session.ending.is_set():
                 return
         session.enforcer.trouble.message = ""
@@ -347,7 +346,7 @@ class Lane:
 
     async def _commit_regularly(self, stop: asyncio.Event, to_end: bool) -> None:
         while not stop.is_set():
-            await _sleep_or(stop, 0.2 if to_end else COMMIT_EVERY_S)
+            await sleep_or(stop, 0.2 if to_end else COMMIT_EVERY_S)
             await self._commit(self._durable())
             if to_end and await self._at_end():
                 stop.set()
@@ -373,13 +372,3 @@ class Lane:
         except UnreachableError:
             return False
         return all((bounds[p].committed or 0) >= ends[p] for p in others)
-
-
-async def _sleep_or(event: asyncio.Event, seconds: float) -> None:
-    await _within(event.wait(), seconds)
-
-
-async def _within(waiting: Awaitable[object], seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await waiting

@@ -5,40 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline, Store
 from integrity.service.collector import collect_rarely
 from integrity.service.lane import Lane
+from integrity.service.waiting import sleep_or, unless
 
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 30.0
 FIRST_CHECK_TIMEOUT_S = 10.0
 """The first look is at all stores at once: one that hangs must not keep the lanes of the others waiting for long."""
-GIVE_UP_TIMEOUT_S = 1.0
-"""How long something that is cancelled may take to end before it is left alone."""
-
-_Result = TypeVar("_Result")
-
-
-async def unless(stop: asyncio.Event, work: Awaitable[_Result]) -> _Result | None:
-    """What `work` gives or raises; None when `stop` is set before, and then `work` is cancelled."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working}, timeout=GIVE_UP_TIMEOUT_S)
-            if working.done() and not working.cancelled():
-                working.exception()  # what it failed with while it was given up concerns nobody
 
 
 async def fit(store: Store, timeout_s: float, *, migrate: bool) -> Sequence[Finding]:
@@ -164,11 +145,7 @@ class Supervisor:
             except UnreachableError as exc:
                 attempt += 1
                 member.trouble = exc.message
-                try:
-                    async with asyncio.timeout(self._backoff.delay_s(attempt, random.random())):
-                        await stop.wait()
-                except TimeoutError:
-                    continue
+                await sleep_or(stop, self._backoff.delay_s(attempt, random.random()))
             else:
                 if findings:
                     raise UnfitStoreError(findings)

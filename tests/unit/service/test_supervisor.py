@@ -12,9 +12,9 @@ from integrity.core.batch import TopicPartition
 from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, UnfitStoreError
 from integrity.ports import Deadline
-from integrity.service.enforce import Enforcer
 from integrity.service.lane import Lane
-from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor, unless
+from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor
+from integrity.service.waiting import unless
 from tests.unit.service.doubles import (
     TOPIC,
     BentStore,
@@ -23,6 +23,7 @@ from tests.unit.service.doubles import (
     Watched,
     decode,
     deleted,
+    enforcers_of,
     memory_store,
 )
 
@@ -41,20 +42,10 @@ class One:
         self.store.name = name
         self.source = ScriptedSource({P0: [deleted(0, 0), deleted(1, 1)]})
         self.watch = Watched()
-        enforcer = Enforcer(
-            self.store,  # type: ignore[arg-type]
-            Letters(),
-            self.watch,
-            system="memory",
-            entities={TOPIC: "customer"},
-            rules_hash="abc",
-            timeout_s=5,
-            backoff=AT_ONCE,
-        )
         lane = Lane(
             store=self.store,  # type: ignore[arg-type]
             open_source=lambda: self.source,
-            enforcers=[enforcer],
+            enforcers=enforcers_of(self.store, Letters(), self.watch)[:1],
             watch=self.watch,
             decoders={TOPIC: ("customer", decode)},
             batch_size=10,
@@ -266,7 +257,7 @@ async def test_work_is_cancelled_when_the_stop_comes_first() -> None:
 
 
 async def test_work_that_does_not_let_itself_be_cancelled_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("integrity.service.supervisor.GIVE_UP_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("integrity.service.waiting.GIVE_UP_TIMEOUT_S", 0.01)
     stop, go_on = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
