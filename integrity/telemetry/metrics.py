@@ -60,7 +60,6 @@ class Metrics:
             "integrity_oldest_unenforced_seconds", "Age of the oldest event not enforced.", ["store"], registry=registry
         )
         self._store_up = Gauge("integrity_store_up", "1 when the store answers.", ["store"], registry=registry)
-        self._lane_paused = Gauge("integrity_lane_paused", "1 when the lane is paused.", ["store"], registry=registry)
         self._halted = Gauge(
             "integrity_dependent_halted",
             "1 when the dependent's rule does not fit its store; the store's whole lane waits.",
@@ -115,10 +114,6 @@ class Metrics:
     def set_store_up(self, store: str, *, up: bool) -> None:
         """Whether the store answered the last time it was asked."""
         self._store_up.labels(store).set(up)
-
-    def set_lane_paused(self, store: str, *, paused: bool) -> None:
-        """Whether the lane works."""
-        self._lane_paused.labels(store).set(paused)
 
     def set_dependent_halted(self, dependent: str, *, halted: bool) -> None:
         """Whether the dependent's rule does not fit its store any more. Nothing is left out: the whole lane of that

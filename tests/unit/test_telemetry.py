@@ -44,7 +44,6 @@ def used_metrics() -> Metrics:
     metrics.set_lag("orders_db", "customers", 0, 12)
     metrics.set_oldest_unenforced("orders_db", 1.5)
     metrics.set_store_up("orders_db", up=True)
-    metrics.set_lane_paused("orders_db", paused=False)
     metrics.set_dependent_halted("customer.orders", halted=True)
     metrics.observe_enforcement("orders_db", [0.005, 0.03, 1e9])
     metrics.observe_batch("orders_db", 2000)
@@ -64,7 +63,6 @@ def test_every_value_is_shown_under_the_names_of_the_contract() -> None:
         'integrity_lag{partition="0",store="orders_db",topic="customers"} 12.0',
         'integrity_oldest_unenforced_seconds{store="orders_db"} 1.5',
         'integrity_store_up{store="orders_db"} 1.0',
-        'integrity_lane_paused{store="orders_db"} 0.0',
         'integrity_dependent_halted{dependent="customer.orders"} 1.0',
         'integrity_enforcement_seconds_count{store="orders_db"} 3.0',
         'integrity_enforcement_seconds_sum{store="orders_db"} 1.000000000035e+09',

@@ -103,8 +103,3 @@ def meaning(exc: BaseException, dependent: str | None = None) -> ApplyResult:
     if isinstance(exc, errors.KafkaError) and exc.retriable:
         return _unreachable(dependent)
     return _unsure(dependent)
-
-
-def is_refusal(exc: BaseException) -> bool:
-    """The server answered, and said no: as opposed to not being reached."""
-    return not (isinstance(found := meaning(exc), Retry) and found.unreachable)
