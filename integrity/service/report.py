@@ -13,6 +13,7 @@ from integrity.core.outcome import Effect
 from integrity.core.rules.model import RuleSet
 from integrity.kafka.audit import AuditTrail
 from integrity.kafka.dead_letters import ANY_DEPENDENT, DeadLetter
+from integrity.service.stale_alarm import StaleAlarm
 from integrity.service.work import Piece
 from integrity.telemetry import BatchSpan, Metrics, Tracing
 
@@ -35,6 +36,7 @@ class Report:
         self._tracing = tracing
         self._audit = audit
         self._groups = groups
+        self._stale_alarm = StaleAlarm()
         self._formats = {parent.entity: parent.events.format for parent in rules.parents}
 
     def batch(self, store: str, batch: Batch) -> AbstractContextManager[BatchSpan]:
@@ -48,7 +50,7 @@ class Report:
 
     def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
         self._metrics.observe_batch(store, len(batch.changes))
-        self._metrics.count_effects(effects)
+        self._stale_alarm.take(store, self._metrics.count_effects(effects))
         now_ms = time.time() * 1000
         self._metrics.observe_enforcement(
             store, [max(0.0, now_ms - c.occurred_ms) / 1000 for c in batch.changes if c.op in _HAPPENED]

@@ -79,17 +79,20 @@ class Metrics:
         """`op` is a word of the decoder, never text of a record."""
         self._events.labels(entity, format, op).inc(events)
 
-    def count_effects(self, effects: Sequence[Effect]) -> None:
-        """Count what a store reported of a batch, rows included."""
+    def count_effects(self, effects: Sequence[Effect]) -> dict[Outcome, int]:
+        """Count what a store reported of a batch, rows included. Returns how many effects had each outcome."""
         totals: dict[tuple[str, str, Outcome], list[int]] = {}
         for effect in effects:
             total = totals.setdefault((effect.dependent, effect.action, effect.outcome), [0, 0])
             total[0] += 1
             total[1] += effect.rows
+        outcomes = dict.fromkeys(Outcome, 0)
         for (dependent, action, outcome), (count, rows) in totals.items():
+            outcomes[outcome] += count
             self._effects.labels(dependent, action, outcome.value).inc(count)
             if outcome is Outcome.APPLIED:
                 self._rows.labels(dependent, action).inc(rows)
+        return outcomes
 
     def count_dead_letter(self, reason: Reason, dependent: str) -> None:
         """`dependent` is `*` when the record could not be decoded."""

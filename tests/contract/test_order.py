@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from integrity.core.batch import DeadLetterMark
 from integrity.core.change import Version
@@ -32,6 +33,37 @@ async def test_swap_exchanges_the_rows_of_two_parents(harness: Harness) -> None:
     effects = await apply(store, events.batch())
     assert [e.rows for e in effects] == [2, 1, 2]
     assert await references(harness) == {1: 2, 2: 2, 3: 1}
+
+
+async def test_a_raised_epoch_makes_versions_that_count_anew_act_again(harness: Harness) -> None:
+    store = await harness.open(rules_of(rule(Cascade())), orders(1, 2))
+    events = Events()
+    events.deleted((1,), 4000)
+    await apply(store, events.batch())
+    events.alive((1,), 10)
+    events.deleted((2,), 20)
+    batch = events.batch()
+    raised = [
+        change._replace(version=Version(1, change.version.position)) for change in batch.changes if change.version
+    ]
+    effects = await apply(store, replace(batch, changes=tuple(raised)))
+    assert outcomes(effects) == [Outcome.APPLIED]
+    head = await harness.head(ENTITY, (1,))
+    assert head is not None
+    assert head.seen == Version(1, (10,))
+
+
+async def test_a_deletion_just_after_a_key_change_takes_the_rows_that_came_with_it(harness: Harness) -> None:
+    """A row that is marked as deleted by the statement that changes its key: its position continues the change's."""
+    store = await harness.open(rules_of(rule(Cascade())), orders(1, 2, 3))
+    events = Events()
+    events.moved((1,), (2,), 10)
+    batch = events.batch()
+    await apply(store, batch)
+    late = events.deleted((2,), 10)
+    batch = events.batch()
+    await apply(store, replace(batch, changes=(late._replace(version=Version(0, (10, 1))),)))
+    assert await references(harness) == {3: 3}
 
 
 async def test_chain_of_key_changes_is_followed_to_its_end(harness: Harness) -> None:

@@ -2,20 +2,26 @@
 
 The key of a change is the record key, never the row `before`: under PostgreSQL's default replica identity Debezium
 invents every column of it that is not of the key. A `d` with the header `__debezium.newkey` is a key change and never a
-deletion, even when that header cannot be read. A `u` says nothing: a key change is a `d` and a `c`. The position of a
-change is PostgreSQL's `source.lsn`, which goes back within a topic but not for one key; of other connectors, so far,
-the Kafka offset. MongoDB (another key text) and SQL Server (key changes without the header) are refused.
+deletion, even when that header cannot be read. A `u` says nothing, a key change being a `d` and a `c`, unless the rule
+says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives. The
+position of a change is PostgreSQL's `source.lsn`, which goes back within a topic but not for one key; of other
+connectors, so far, the Kafka offset. MongoDB (another key text) and SQL Server (key changes without the header) are
+refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
+
+from msgspec import Raw
 
 from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.condition import Condition, ConditionFault
 from integrity.core.decode.json import Envelope, JsonFault, check_depth, check_text, parse, parse_envelope, parse_object
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
-from integrity.core.keys import GATES, Bounds, FieldHint, Key, KeyRefused, KeyType, Scalar
+from integrity.core.keys import GATES, UNAVAILABLE, Bounds, Exponential, FieldHint, Key, KeyRefused, KeyType, Scalar
 from integrity.core.rules.model import Parent, Tombstones
 from integrity.errors import Reason
 
@@ -80,7 +86,17 @@ class _Refused(Exception):
 
 
 class _Debezium:
-    __slots__ = ("_bounds", "_entity", "_fields", "_hints", "_ignores_tombstones", "_limits", "_plain_key")
+    __slots__ = (
+        "_bounds",
+        "_condition",
+        "_entity",
+        "_epoch",
+        "_fields",
+        "_hints",
+        "_ignores_tombstones",
+        "_limits",
+        "_plain_key",
+    )
 
     def __init__(self, parent: Parent, limits: Limits) -> None:
         self._entity = parent.entity
@@ -91,6 +107,9 @@ class _Debezium:
         self._plain_key = (
             re.compile(rb'\{"%b":(-?[1-9][0-9]{0,17}|0)\}' % name.encode()).fullmatch if is_plain else None
         )
+        deleted_when = parent.events.deleted_when
+        self._condition = None if deleted_when is None else Condition(deleted_when)
+        self._epoch = parent.events.epoch
         self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
         self._limits = limits
         self._bounds = Bounds(limits.key_text_max, limits.digits_max)
@@ -106,11 +125,13 @@ class _Debezium:
             try:
                 envelope, text = self._envelope(value)
                 op = _OPS.get(bytes(envelope.op)) or self._odd_op(record, envelope)
-                if op == "u":
+                if op == "u" and self._condition is None:
                     return _UPDATED
                 check_depth(text, self._limits)
                 if op == "d":
                     return self._gone(record, self._source(envelope))
+                if self._condition is not None and (op == "u" or op == "c"):
+                    return self._judged(record, op, envelope, self._condition)
                 if op == "c" or op == "r":
                     return self._alive(record, op, self._source(envelope))
                 return op if isinstance(op, Ignored) else _WITHOUT_KEY[op]
@@ -128,21 +149,59 @@ class _Debezium:
             to = self._header_key(header, key, hints)
             if to == key:
                 return _SAME_KEY
-        version = _version(record, source)
+        version = self._version(record, source)
         if version is None:
             raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
         return self._change(record, _MOVED if moved else _DELETED, key, to, version, source, traceparent)
 
+    def _judged(self, record: Record, op: str, envelope: Envelope, condition: Condition) -> Decoded:
+        """A create or update where the rule says which rows count as deleted."""
+        source = self._source(envelope)
+        after = self._row(envelope.after)
+        if after is None:
+            return _UPDATED if op == "u" else self._alive(record, op, source)
+        values: dict[str, object] = {"after": after, "op": op}
+        if "before" in condition.names:
+            values["before"] = self._row(envelope.before)
+        if "source" in condition.names:
+            values["source"] = _plain(source)
+        if "headers" in condition.names:
+            values["headers"] = _texts(record.headers)
+        try:
+            if not condition.holds(values):
+                return self._alive(record, op, source)
+        except ConditionFault as fault:
+            message = f"The condition deleted_when has no answer: {fault.message}."
+            raise _Refused(Reason.BAD_ENVELOPE, message, "value") from None
+        version = self._version(record, source)
+        if version is None:
+            raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
+        if _is_arrival(record):
+            # Deleted where the key change has led: just after it, so that it takes the rows that came along.
+            version = version._replace(position=(*version.position, 1))
+        key, _ = self._record_key(record)
+        trace = _headers(record.headers, self._limits)[2]
+        return self._change(record, _DELETED, key, None, version, source, trace)
+
+    def _row(self, text: Raw) -> dict[str, object] | None:
+        """A row's fields, without those that the source did not send; None when there is no row."""
+        if not text or bytes(text) == b"null":
+            return None
+        return {
+            name: _plain(value)
+            for name, value in parse_object(bytes(text), self._limits).items()
+            if value != UNAVAILABLE
+        }
+
     def _alive(self, record: Record, op: str, source: Source) -> Decoded:
-        version = _version(record, source)
+        version = self._version(record, source)
         if version is None:
             if op == "r":
                 return _SNAPSHOT
             raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
         key, _ = self._record_key(record)
-        is_arrival = any(name == OLD_KEY for name, _ in record.headers)
         trace = _headers(record.headers, self._limits)[2]
-        return self._change(record, _ARRIVED if is_arrival else _ALIVE, key, None, version, source, trace)
+        return self._change(record, _ARRIVED if _is_arrival(record) else _ALIVE, key, None, version, source, trace)
 
     def _tombstone(self, record: Record) -> Decoded:
         if record.key is None:
@@ -175,6 +234,17 @@ class _Debezium:
         topic, partition, offset = record[:3]
         origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
         return _tuple(ParentChange, (self._entity, op, key, to, version, origin, occurred_ms, traceparent))
+
+    def _version(self, record: Record, source: Source) -> Version | None:
+        """The place of a change in its source's order; None when a PostgreSQL source does not say it."""
+        if source["connector"] != _POSTGRESQL:
+            return Version(self._epoch, (record.offset,))
+        lsn = source.get("lsn")
+        if type(lsn) is str and _LSN.fullmatch(lsn):
+            lsn = int(lsn)
+        if type(lsn) is int and 0 <= lsn <= _LSN_MAX:
+            return _tuple(Version, (self._epoch, (lsn,)))
+        return None
 
     def _envelope(self, value: bytes) -> tuple[Envelope, bytes]:
         """The envelope and its text, out of the schema wrapper if there is one."""
@@ -339,16 +409,34 @@ def _hint(schema: object) -> FieldHint | None:
     )
 
 
-def _version(record: Record, source: Source) -> Version | None:
-    """The place of a change in its source's order; None when a PostgreSQL source does not say it."""
-    if source["connector"] != _POSTGRESQL:
-        return Version(0, (record.offset,))
-    lsn = source.get("lsn")
-    if type(lsn) is str and _LSN.fullmatch(lsn):
-        lsn = int(lsn)
-    if type(lsn) is int and 0 <= lsn <= _LSN_MAX:
-        return _tuple(Version, (0, (lsn,)))
-    return None
+def _is_arrival(record: Record) -> bool:
+    return any(name == OLD_KEY for name, _ in record.headers)
+
+
+def _plain(value: object) -> object:
+    """The value as conditions take it: a number with a point or exponent is a double there."""
+    match value:
+        case Decimal():
+            return float(value)
+        case Exponential():
+            return float(value.text)
+        case dict():
+            return {name: _plain(part) for name, part in value.items()}
+        case list():
+            return [_plain(part) for part in value]
+        case _:
+            return value
+
+
+def _texts(headers: Headers) -> dict[str, str | None]:
+    """The headers that are UTF-8 text; of several with one name the last."""
+    found: dict[str, str | None] = {}
+    for name, value in headers:
+        try:
+            found[name] = None if value is None else value.decode()
+        except UnicodeDecodeError:
+            found.pop(name, None)
+    return found
 
 
 def _headers(headers: Headers, limits: Limits) -> tuple[bool, bytes | None, str | None]:

@@ -65,6 +65,7 @@ class FindingCode(StrEnum):
     REFERENCE_COLUMN = "reference_column"
     OVERLAPPING_FIELDS = "overlapping_fields"
     NULL_MARKER = "null_marker"
+    BAD_CONDITION = "bad_condition"
     LITERAL_TYPE = "literal_type"
     IMMUTABLE_ID = "immutable_id"
     # over all files

@@ -37,6 +37,8 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         "format": parent.events.format,
         "key": [[name, kind] for name, kind in parent.events.key.fields],
         "tombstones": parent.events.tombstones,
+        "deleted_when": parent.events.deleted_when,
+        "epoch": parent.events.epoch,
         "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
     }
 

@@ -136,12 +136,17 @@ class Tombstones(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Where a parent's events come from. `topics` has at least one; no topic feeds two parents."""
+    """Where a parent's events come from. `topics` has at least one; no topic feeds two parents.
+
+    `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read.
+    """
 
     topics: tuple[str, ...]
     format: str
     key: KeySpec
     tombstones: Tombstones
+    deleted_when: str | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

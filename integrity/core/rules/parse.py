@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from integrity.core import condition
 from integrity.core.keys import KeySpec, KeyType
 from integrity.core.rules import names
 from integrity.core.rules.across import ParentDraft, check_across
@@ -17,6 +18,7 @@ from integrity.core.rules.findings import FindingCode, Report, did_you_mean, sho
 from integrity.core.rules.meaning import hash_of
 from integrity.core.rules.model import Events, Parent, Place, RuleSet, Tombstones
 from integrity.core.rules.vocabulary import (
+    EPOCH_MAX,
     EVENTS_FIELDS,
     EVENTS_LATER,
     FORMATS,
@@ -124,10 +126,34 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
         tombstones = choice_of(report, "tombstones", fields["tombstones"][1], [*Tombstones])
     if "truncate" in fields:
         choice_of(report, "truncate", fields["truncate"][1], TRUNCATES, TRUNCATES_LATER)
+    deleted_when = _deleted_when(report, fields["deleted_when"][1]) if "deleted_when" in fields else None
+    epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
     types = () if key is None else tuple((name, type_) for name, type_ in key.items() if type_ is not None)
     if not topics or kind is None or not types or tombstones is None:
         return topics, key, None
-    return topics, key, Events(tuple(t.value for t in topics), kind, KeySpec(types), Tombstones(tombstones))
+    found = tuple(topic.value for topic in topics)
+    return topics, key, Events(found, kind, KeySpec(types), Tombstones(tombstones), deleted_when, epoch)
+
+
+def _deleted_when(report: Report, node: Node) -> str | None:
+    text = text_of(report, "deleted_when", node)
+    fault = None if text is None else condition.fault_of(text.value)
+    if text is not None and fault is not None:
+        report.add(FindingCode.BAD_CONDITION, f"the condition {fault}", text)
+    return None if text is None else text.value
+
+
+def _epoch(report: Report, node: Node) -> int:
+    match node:
+        case ScalarNode(value=bool()):
+            wrong_type(report, "epoch", "a whole number", node)
+        case ScalarNode(value=int() as value):
+            if 0 <= value <= EPOCH_MAX:
+                return value
+            report.add(FindingCode.NUMBER_RANGE, f"epoch must be from 0 to {EPOCH_MAX}, not {value}", node)
+        case _:
+            wrong_type(report, "epoch", "a whole number", node)
+    return 0
 
 
 def _topics(report: Report, fields: Fields, at: MappingNode) -> tuple[Text, ...]:

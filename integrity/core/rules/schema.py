@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
 from integrity.core.rules.model import EventValue, Tombstones
 from integrity.core.rules.vocabulary import (
     ACTIONS,
     DEPENDENT_FIELDS,
+    EPOCH_MAX,
     EVENTS_FIELDS,
     FORMATS,
     KEY_TYPES,
@@ -88,6 +90,8 @@ def _events() -> Schema:
             },
             "tombstones": {"enum": [str(word) for word in Tombstones], "default": Tombstones.DELETE.value},
             "truncate": {"enum": list(TRUNCATES), "default": TRUNCATES[0]},
+            "deleted_when": {"type": "string", "minLength": 1, "maxLength": EXPRESSION_CHARACTERS_MAX},
+            "epoch": {"type": "integer", "minimum": 0, "maximum": EPOCH_MAX, "default": 0},
         },
         required=("format", "key"),
     )

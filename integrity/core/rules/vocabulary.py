@@ -26,14 +26,15 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "key": "The parent's key fields, in order, each with its type: {id: int64}. Found by name in the record key.",
     "tombstones": "What a null record without a deletion before it says: delete (the default) or ignore.",
     "truncate": "What a truncate of the parent's table does: ignore (the default) only reports it.",
+    "deleted_when": "A CEL condition over before, after, source, op and headers: a create or update that fulfils it "
+    "is a deletion.",
+    "epoch": "Raise it by one when the source begins to count its versions anew. The default is 0.",
 }
 EVENTS_LATER = (
     "pattern",
     "tenant",
-    "deleted_when",
     "types",
     "version",
-    "epoch",
     "pair_by",
     "key_from",
     "source",
@@ -76,6 +77,7 @@ MATCHES = ("simple",)
 MATCHES_LATER = ("full",)
 TRUNCATES = ("ignore",)
 TRUNCATES_LATER = ("delete_all",)
+EPOCH_MAX = 1_000_000
 
 KEY_TYPES: Mapping[str, str] = {
     KeyType.INT32: "A whole number of 32 bits.",

@@ -185,10 +185,8 @@ LATER_DEPENDENT = [
 LATER_EVENTS = [
     "pattern: x",
     "tenant: {header: X}",
-    "deleted_when: x",
     "types: {deleted: [x]}",
     "version: lsn",
-    "epoch: x",
     "truncate: delete_all",
     "pair_by: x",
     "key_from: x",
