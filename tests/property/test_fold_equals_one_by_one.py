@@ -155,6 +155,7 @@ def differences(expected: dict[str, list[Row]], found: dict[str, list[Row]]) -> 
     return lines
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**63), width=st.sampled_from([1, 2]), steps=st.integers(1, 40), keys=st.integers(2, 7))
 def test_any_batching_and_delay_ends_where_one_event_at_a_time_ends(
