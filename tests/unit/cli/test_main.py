@@ -240,7 +240,8 @@ def test_world_readable_secret_is_a_warning_that_quiet_leaves_out(
 
 def test_interrupt_ends_a_command_quietly() -> None:
     code = """
-import asyncio, sys, types, click
+import asyncio, signal, sys, types, click
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born deaf to it
 from integrity.cli import main, shell
 from integrity.cli.base import run_async
 async def wait():
@@ -256,7 +257,10 @@ sys.exit(main(["probe"]))
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 130
+        try:
+            assert process.wait(timeout=20) == 130
+        finally:
+            process.kill()
         assert process.stderr.read() == ""
 
 
