@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from integrity.core.change import ParentChange
+from integrity.core.outcome import Outcome
 from integrity.errors import Reason
+
+ANY_DEPENDENT: Final = "*"
+"""The dependent of a dead letter that stands for all dependents of a store: it could not even be decoded."""
 
 
 class TopicPartition(NamedTuple):
@@ -28,10 +32,34 @@ class Span(NamedTuple):
 
 
 class DeadLetterMark(NamedTuple):
-    """Why an event is not enforced on a dependent, and the id of its dead letter."""
+    """Why an event is not enforced on a dependent, the id of its dead letter, and what came of it thereby."""
 
     reason: Reason
     id: str
+    outcome: Outcome = Outcome.DEAD_LETTERED
+
+
+class Redrive(NamedTuple):
+    """A change that comes back from a dead letter, to act on that letter's dependent alone (`*`: on all).
+
+    The change keeps its own origin; `at` and `offset` are where it was read this time. `retries` counts redrives, this
+    one included. `approved`: it was held for its size, and somebody has allowed it.
+    """
+
+    letter: str
+    dependent: str
+    at: TopicPartition
+    offset: int
+    retries: int = 1
+    approved: bool = False
+
+
+class Discard(NamedTuple):
+    """A dead letter that somebody has given up: the effect that it stands for is never to happen."""
+
+    letter: str
+    dependent: str
+    event: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +67,10 @@ class Batch:
     """Changes in the order of arrival (per partition: by offset), and how far they take each partition.
 
     `exceptions` maps (index of the change, dependent id) to the dead letter that stands for the effect: the store
-    leaves that effect out and records it beside the ledger row. `at_ms` is the wall clock, in milliseconds since the
-    epoch: for `$now` and the ledger's times, never for a decision. `trace_id` is 32 hex digits, or "".
+    leaves that effect out and records it beside the ledger row. `redrives` maps the index of a change to the dead
+    letter that it comes back from; of the `discards` the store forgets that they were left out. `at_ms` is the wall
+    clock, in milliseconds since the epoch: for `$now` and the ledger's times, never for a decision. `trace_id` is 32
+    hex digits, or "".
     """
 
     changes: tuple[ParentChange, ...]
@@ -48,18 +78,33 @@ class Batch:
     at_ms: int
     trace_id: str = ""
     exceptions: Mapping[tuple[int, str], DeadLetterMark] = field(default_factory=dict)
+    redrives: Mapping[int, Redrive] = field(default_factory=dict)
+    discards: tuple[Discard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The part of a batch that concerns one entity. `indexes[i]` is the index in the batch of `changes[i]`; `done`
-    and `exceptions` count within the share."""
+    """The part of a batch that concerns one entity. `indexes[i]` is the index in the batch of `changes[i]`; `done`,
+    `exceptions` and `redrives` count within the share."""
 
     entity: str
     indexes: tuple[int, ...]
     changes: tuple[ParentChange, ...]
     done: frozenset[int]
     exceptions: Mapping[tuple[int, str], DeadLetterMark]
+    redrives: Mapping[int, Redrive] = field(default_factory=dict)
+
+    def left_out(self, dependent: str) -> Callable[[int], Outcome | None] | None:
+        """Tells of a change what it is, when it is left out for this dependent; None when none of the share is."""
+        exceptions = self.exceptions
+        if not exceptions:
+            return None
+
+        def what(change: int) -> Outcome | None:
+            mark = exceptions.get((change, dependent))
+            return None if mark is None else mark.outcome
+
+        return what
 
 
 def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Collection[str]) -> list[Share]:
@@ -74,9 +119,14 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
         if progress:
             for local, index in enumerate(chosen):
                 origin = batch.changes[index].origin
-                if origin.offset < progress.get(TopicPartition(origin.topic, origin.partition), 0):
+                redrive = batch.redrives.get(index) if batch.redrives else None
+                if redrive is not None:
+                    at, offset = redrive.at, redrive.offset
+                else:
+                    at, offset = TopicPartition(origin.topic, origin.partition), origin.offset
+                if offset < progress.get(at, 0):
                     done.add(local)
-        local_of = {index: local for local, index in enumerate(chosen)} if batch.exceptions else {}
+        local_of = {index: local for local, index in enumerate(chosen)} if batch.exceptions or batch.redrives else {}
         found.append(
             Share(
                 entity,
@@ -84,6 +134,7 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
                 tuple([batch.changes[index] for index in chosen]),
                 frozenset(done),
                 {(local_of[i], d): mark for (i, d), mark in batch.exceptions.items() if i in local_of},
+                {local_of[i]: redrive for i, redrive in batch.redrives.items() if i in local_of},
             )
         )
     return found

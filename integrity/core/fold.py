@@ -259,7 +259,7 @@ def trace(
     settled: Settled,
     arrivals: Mapping[Key, Collection[Version]] = MappingProxyType({}),
     *,
-    left_out: Callable[[int], bool] | None = None,
+    left_out: Callable[[int], object] | None = None,
 ) -> list[Group]:
     """Where the rows of one dependent end, as disjoint groups; groups that stay as they are are left out.
 
@@ -273,25 +273,33 @@ def trace(
         if not update.fates:
             continue
         head = heads.get(key)
-        plain = _follow(policy, settled, key, head.seen if head is not None and head.seen else EARLIEST, left_out)
+        plain = follow(policy, settled, key, head.seen if head is not None and head.seen else EARLIEST, left_out)
         if plain is not None:
             groups.append(new_tuple(Group, (key, None, *plain)))
         if arrivals:
             for since in arrivals.get(key, ()):
-                arrived = _follow(policy, settled, key, since, left_out)
+                arrived = follow(policy, settled, key, since, left_out)
                 if arrived is not None:
                     groups.append(Group(key, since, *arrived))
     return groups
 
 
-def _follow(
-    policy: Policy, settled: Settled, key: Key, since: Version, left_out: Callable[[int], bool] | None
+def follow(
+    policy: Policy,
+    settled: Settled,
+    key: Key,
+    since: Version,
+    left_out: Callable[[int], object] | None,
+    *,
+    first: Fate | None = None,
 ) -> tuple[tuple[int, ...], End] | None:
-    """The path and end of the rows at `key` since `since`; None when no event acts on them."""
+    """The path and end of the rows at `key` since `since`; None when no event acts on them. `first` is a fate that
+    acts on them whatever is known of the key."""
     path: list[int] = []
     acted = False
     while True:
-        fate = _next_fate(settled.fates.get(key, ()), since, left_out)
+        fate = first or _next_fate(settled.fates.get(key, ()), since, left_out)
+        first = None
         if fate is None:
             if not acted:
                 return None
@@ -322,7 +330,7 @@ def _follow(
                 assert_never(step)
 
 
-def _next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], bool] | None) -> Fate | None:
+def _next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], object] | None) -> Fate | None:
     # Most keys have one fate, and a search for it costs more than a look.
     later = fates if len(fates) < 4 else fates[bisect_right(fates, since, key=_version_of) :]
     for fate in later:
@@ -342,23 +350,25 @@ def credit(
     groups: Sequence[Group],
     rows: Sequence[int],
     *,
-    left_out: Callable[[int], bool] | None = None,
+    left_out: Callable[[int], Outcome | None] | None = None,
+    only: Mapping[int, str] = MappingProxyType({}),
 ) -> list[Effect]:
     """One Effect for each audited change: `rows[i]` rows of `groups[i]` count for every change on its path, as they
-    would if the changes were applied one at a time."""
+    would if the changes were applied one at a time. `left_out` tells what a change is instead of applied; `only` the
+    one dependent that a change is about."""
     counted = [0] * len(changes)
     for group, count in zip(groups, rows, strict=True):
         for change in group.path:
             counted[change] += count
     effects: list[Effect] = []
     for index, outcome in enumerate(outcomes):
-        if outcome is None:
+        if outcome is None or (only and only.get(index, policy.dependent) != policy.dependent):
             continue
         deleted = changes[index].to is None
         action = policy.on_delete_action if deleted else policy.on_update_action
         if outcome is Outcome.APPLIED:
-            if left_out is not None and left_out(index):
-                outcome = Outcome.DEAD_LETTERED
+            if left_out is not None and (instead := left_out(index)):
+                outcome = instead
             elif isinstance(policy.on_delete if deleted else policy.on_update, Leave):
                 outcome = Outcome.SKIPPED
         effects.append(tuple.__new__(Effect, (index, policy.dependent, action, outcome, counted[index])))

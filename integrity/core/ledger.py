@@ -57,6 +57,16 @@ class HeadUpdate(NamedTuple):
     fates: tuple[Fate, ...]
 
 
+class Pending(NamedTuple):
+    """An effect that was left out and that a dead letter stands for: an exception beside the fate of its event."""
+
+    dependent: str
+    event: str
+    version: Version
+    letter: str
+    reason: str
+
+
 Done = tuple[str, int]
 """What a fate did to a dependent: the action and how many rows it was done to."""
 

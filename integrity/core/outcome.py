@@ -22,6 +22,8 @@ class Outcome(StrEnum):
     """Older than what the ledger has seen of the key: never acts."""
     SKIPPED = "skipped"
     """A deliberate no-op, such as `ignore`."""
+    HELD = "held"
+    """More rows than the rule allows for one event: nothing is changed until somebody approves it."""
     DEAD_LETTERED = "dead_lettered"
 
 
@@ -67,6 +69,14 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Nothing was changed: some event of the batch has more rows of this dependent than `max_rows` allows."""
+
+    dependent: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """Nothing was changed: a rule does not fit its store any more (column gone, privilege revoked).
 
@@ -85,4 +95,4 @@ class Diverged:
     message: str
 
 
-ApplyResult = Applied | Retry | Rejected | Broken | Diverged
+ApplyResult = Applied | Retry | Rejected | Held | Broken | Diverged

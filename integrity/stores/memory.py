@@ -5,7 +5,7 @@ Small enough to be read as the definition of `apply`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,8 +15,9 @@ from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.keys import Key
-from integrity.core.ledger import Fate, Head, HeadUpdate, heads_to_write
-from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect
+from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, heads_to_write
+from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Rejected
+from integrity.core.redrive import admit, aside, keys_in_question, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
 from integrity.ports import Deadline
@@ -32,7 +33,8 @@ class _State:
     arrivals: dict[tuple[str, Key], list[tuple[Version, Row]]] = field(default_factory=dict)
     """(dependent id, key) -> rows that came there, and since when."""
     progress: dict[TopicPartition, int] = field(default_factory=dict)
-    exceptions: list[tuple[str, Key, Version | None, str]] = field(default_factory=list)
+    exceptions: dict[tuple[str, Key, str, str], Pending] = field(default_factory=dict)
+    """(entity, key, dependent id, event) -> the dead letter."""
 
 
 class MemoryStore:
@@ -78,13 +80,17 @@ class MemoryStore:
         effects: list[Effect] = []
         draft = deepcopy(self._state)
         for share in shares(batch, counts, self._rules.keys()):
-            effects += self._enforce(draft, share, batch)
+            found = self._enforce(draft, share, batch)
+            if isinstance(found, Rejected):
+                return found
+            effects += found
+        _forget(draft, [(discard.dependent, discard.event) for discard in batch.discards])
         for partition, span in batch.spans.items():
             draft.progress[partition] = max(span.next, counts.get(partition, 0))
         self._state = draft
         return Applied(effects)
 
-    def _enforce(self, state: _State, share: Share, batch: Batch) -> list[Effect]:
+    def _enforce(self, state: _State, share: Share, batch: Batch) -> list[Effect] | Rejected:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         read: set[Key] = set()
@@ -92,17 +98,23 @@ class MemoryStore:
         while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
             read |= missing
             heads |= {key: head for key in missing if (head := state.heads.get((entity, key)))}
-        settled = settle(changes, heads, done=share.done)
+        settled = settle(changes, heads, done=aside(share, heads))
+        asked = keys_in_question(share, settled)
+        pending: dict[Key, list[Pending]] = {}
+        for (of_entity, key, _, _), each in state.exceptions.items():
+            if of_entity == entity and key in asked:
+                pending.setdefault(key, []).append(each)
+        admitted = admit(share, settled, policies(rules), pending)
+        if isinstance(admitted, Rejected):
+            return admitted
         effects: list[Effect] = []
         for rule in rules:
-
-            def left_out(change: int, dependent: str = rule.id) -> bool:
-                return (change, dependent) in share.exceptions
-
+            left_out = share.left_out(rule.id)
             arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
             groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+            groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             rows = self._execute(state, rule, groups, batch)
-            found = credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out)
+            found = credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
             effects += [effect._replace(change=share.indexes[effect.change]) for effect in found]
         own = {change.key for change in changes}
         for key, update in heads_to_write(read, own, heads, settled.updates).items():
@@ -112,9 +124,12 @@ class MemoryStore:
                     kept = [a for a in state.arrivals.pop((rule.id, key), []) if a[0] > update.seen]
                     if kept:
                         state.arrivals[rule.id, key] = kept
-        for local, dependent in share.exceptions:
-            change = changes[local]
-            state.exceptions.append((entity, change.key, change.version, dependent))
+        _forget(state, admitted.over)
+        for change, dependent, mark, version in admitted.left_out:
+            event = change.origin.event_id
+            state.exceptions[entity, change.key, dependent, event] = Pending(
+                dependent, event, version, mark.id, mark.reason.value
+            )
         return effects
 
     def _execute(self, state: _State, rule: StoreRule, groups: Sequence[Group], batch: Batch) -> list[int]:
@@ -175,6 +190,12 @@ def mark_values(action: Tombstone, fate: Fate, at_ms: int) -> Row:
             case _:
                 values[column] = value
     return values
+
+
+def _forget(state: _State, over: Iterable[tuple[str, str]]) -> None:
+    """Exceptions (dependent, event) that are none any more."""
+    if gone := set(over):
+        state.exceptions = {at: each for at, each in state.exceptions.items() if at[2:] not in gone}
 
 
 def _fits(value: object, wanted: Literal | tuple[Literal, ...]) -> bool:

@@ -42,7 +42,7 @@ class MemoryHarness:
         return self._store.arrivals()
 
     async def exceptions(self, entity: str, key: Key) -> set[str]:
-        return {d for e, k, _, d in self._store._state.exceptions if (e, k) == (entity, key)}
+        return {d for e, k, d, _ in self._store._state.exceptions if (e, k) == (entity, key)}
 
     async def close(self) -> None:
         return None

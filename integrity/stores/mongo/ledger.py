@@ -24,11 +24,12 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 
-from integrity.core.batch import Batch, Share, Span, TopicPartition
-from integrity.core.change import Version
+from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
-from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord
+from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outcome import Effect, Outcome
+from integrity.core.redrive import LeftOut
 
 Document = dict[str, Any]
 T = TypeVar("T")
@@ -243,16 +244,37 @@ class Ledger:
         if documents:
             await self.collection("arrivals").insert_many(documents, session=session)
 
+    async def pending(self, hashes: Mapping[bytes, Key], session: AsyncClientSession) -> dict[Key, list[Pending]]:
+        """The effects that were left out of these keys."""
+        found: dict[Key, list[Pending]] = {}
+        for chunk in chunks(list(hashes), _LOOKUP_KEYS_MAX):
+            cursor = self.collection("exceptions").find({"key_hash": {"$in": chunk}}, session=session)
+            async for document in cursor:
+                found.setdefault(hashes[bytes(document["key_hash"])], []).append(
+                    Pending(
+                        document["dependent"],
+                        document["event"],
+                        _version(document["version"]) or EARLIEST,
+                        document["_id"],
+                        document["reason"],
+                    )
+                )
+        return found
+
     async def write_exceptions(
-        self, share: Share, hash_of: Mapping[Key, bytes], at_ms: int, session: AsyncClientSession
+        self,
+        entity: str,
+        left_out: Sequence[LeftOut],
+        hash_of: Mapping[Key, bytes],
+        at_ms: int,
+        session: AsyncClientSession,
     ) -> None:
         writes: list[InsertOne[Document] | UpdateOne] = []
-        for (local, dependent), mark in share.exceptions.items():
-            change = share.changes[local]
+        for change, dependent, mark, version in left_out:
             values = {
-                "entity": share.entity,
+                "entity": entity,
                 "key_hash": hash_of[change.key],
-                "version": _array(change.version),
+                "version": _array(version),
                 "event": change.origin.event_id,
                 "dependent": dependent,
                 "reason": mark.reason.value,
@@ -261,6 +283,11 @@ class Ledger:
             writes.append(UpdateOne({"_id": mark.id}, {"$set": values}, upsert=True))
         if writes:
             await self.collection("exceptions").bulk_write(writes, session=session)
+
+    async def clear_exceptions(self, over: Iterable[tuple[str, str]], session: AsyncClientSession) -> None:
+        """Forget exceptions (dependent, event): they were made up for, or given up. There are few of them."""
+        if names := [{"dependent": dependent, "event": event} for dependent, event in over]:
+            await self.collection("exceptions").delete_many({"$or": names}, session=session)
 
 
 def commands(database: str, schema: str) -> str:

@@ -16,11 +16,12 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from integrity.core.batch import Batch, Share, TopicPartition
-from integrity.core.change import Version
+from integrity.core.batch import Batch, TopicPartition
+from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
-from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, done_by_fate
+from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outcome import Effect
+from integrity.core.redrive import LeftOut
 from integrity.stores.postgres.names import quoted
 
 LEDGER_VERSION: Final = 1
@@ -145,7 +146,7 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "keys": ("SELECT", "INSERT", "UPDATE"),
     "fates": ("SELECT", "INSERT"),
     "arrivals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "exceptions": ("SELECT", "INSERT", "UPDATE"),
+    "exceptions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 """What the service needs of each table."""
 
@@ -268,6 +269,15 @@ class Ledger:
             " u(key_hash, dependent, event, fate, dead_letter, reason)"
             " on conflict (key_hash, dependent, event) do update"
             " set dead_letter = excluded.dead_letter, reason = excluded.reason, at = excluded.at"
+        )
+        self._pending_sql = (
+            f"select key_hash, dependent, event, fate, dead_letter, reason from {at}.exceptions"
+            " where key_hash = any($1::bytea[])"
+        )
+        # There are few exceptions: those given up are looked for by name.
+        self._exceptions_clear_sql = (
+            f"delete from {at}.exceptions e using unnest($1::text[], $2::text[]) u(dependent, event)"
+            " where e.dependent = u.dependent and e.event = u.event"
         )
 
     async def progress(
@@ -441,21 +451,38 @@ class Ledger:
                 trace_id,
             )
 
+    async def read_pending(
+        self, connection: Connection, keys: Collection[Key], hashes: Mapping[Key, bytes]
+    ) -> dict[Key, list[Pending]]:
+        """The effects that were left out of these keys. Whoever writes them holds the lock of the key's head."""
+        key_of = {hashes[key]: key for key in keys}
+        found: dict[Key, list[Pending]] = {}
+        for hashed, dependent, event, fate, letter, reason in await connection.fetch(self._pending_sql, list(key_of)):
+            version = EARLIEST if fate is None else version_of(fate)
+            found.setdefault(key_of[hashed], []).append(Pending(dependent, event, version, letter, reason))
+        return found
+
     async def write_exceptions(
-        self, connection: Connection, share: Share, hashes: Mapping[Key, bytes], at_ms: int
+        self, connection: Connection, found: Sequence[LeftOut], hashes: Mapping[Key, bytes], at_ms: int
     ) -> None:
         """Record the effects that dead letters stand for."""
-        found = [(share.changes[local], dependent, mark) for (local, dependent), mark in share.exceptions.items()]
         if found:
             await connection.execute(
                 self._exceptions_sql,
-                [hashes[change.key] for change, _, _ in found],
-                [dependent for _, dependent, _ in found],
-                [change.origin.event_id for change, _, _ in found],
-                [None if change.version is None else text(change.version) for change, _, _ in found],
-                [mark.id for _, _, mark in found],
-                [mark.reason.value for _, _, mark in found],
+                [hashes[each.change.key] for each in found],
+                [each.dependent for each in found],
+                [each.change.origin.event_id for each in found],
+                [text(each.version) for each in found],
+                [each.mark.id for each in found],
+                [each.mark.reason.value for each in found],
                 moment(at_ms),
+            )
+
+    async def clear_exceptions(self, connection: Connection, over: Collection[tuple[str, str]]) -> None:
+        """Forget exceptions (dependent, event): they were made up for, or given up."""
+        if over:
+            await connection.execute(
+                self._exceptions_clear_sql, [dependent for dependent, _ in over], [event for _, event in over]
             )
 
 

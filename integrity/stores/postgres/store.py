@@ -17,6 +17,7 @@ from integrity.core.fold import Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
+from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
 from integrity.errors import Finding, LedgerError, Reason, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.postgres.catalog import ledger_findings, resolve
@@ -130,7 +131,12 @@ class PostgresStore:
             return Diverged(counts)
         effects: list[Effect] = []
         for share in shares(batch, counts, self._rules.keys()):
-            effects += await self._enforce(connection, share, batch, at)
+            done = await self._enforce(connection, share, batch, at)
+            if isinstance(done, Rejected):
+                await connection.execute("rollback")
+                return done
+            effects += done
+        await self._ledger.clear_exceptions(connection, [(each.dependent, each.event) for each in batch.discards])
         offsets = {partition: max(span.next, counts.get(partition, 0)) for partition, span in batch.spans.items()}
         await self._ledger.write_progress(connection, offsets, found.keys(), batch.at_ms)
         at.committing = True
@@ -138,17 +144,23 @@ class PostgresStore:
         self._constraints_at_once = False
         return Applied(effects)
 
-    async def _enforce(self, connection: Connection, share: Share, batch: Batch, at: _Place) -> list[Effect]:
+    async def _enforce(self, connection: Connection, share: Share, batch: Batch, at: _Place) -> list[Effect] | Rejected:
         rules = self._rules[share.entity]
         own = {change.key for change in share.changes}
         read, keys = await self._read(connection, share, rules, own)
-        settled = settle(share.changes, read.heads, done=share.done)
+        settled = settle(share.changes, read.heads, done=aside(share, read.heads))
+        asked = keys_in_question(share, settled)
+        pending = await self._ledger.read_pending(connection, asked, read.hashes) if asked else {}
+        admitted = admit(share, settled, policies(rules), pending)
+        if isinstance(admitted, Rejected):
+            return admitted
         ids = [rule.id for rule in rules]
-        known = [key for key in settled.updates if key in read.heads]
+        known = [key for key in {**settled.updates, **dict.fromkeys(admitted.keys)} if key in read.heads]
         arrivals = await self._ledger.read_arrivals(connection, known, read.hashes, ids) if known else {}
         effects: list[Effect] = []
         for rule in rules:
-            effects += await self._act(connection, rule, share, settled, read, arrivals.get(rule.id, {}), batch, at)
+            mine = arrivals.get(rule.id, {})
+            effects += await self._act(connection, rule, share, settled, admitted, read, mine, batch, at)
         await self._ledger.write_heads(
             connection, share.entity, heads_to_write(keys, own, read.heads, settled.updates), read, effects, batch
         )
@@ -156,11 +168,12 @@ class PostgresStore:
             read.hashes[key]: seen
             for of_key in arrivals.values()
             for key, since in of_key.items()
-            if (seen := settled.updates[key].seen) is not None and min(since) <= seen
+            if key in settled.updates and (seen := settled.updates[key].seen) is not None and min(since) <= seen
         }
         if reached:
             await self._ledger.clear_arrivals(connection, reached, ids)
-        await self._ledger.write_exceptions(connection, share, read.hashes, batch.at_ms)
+        await self._ledger.clear_exceptions(connection, admitted.over)
+        await self._ledger.write_exceptions(connection, admitted.left_out, read.hashes, batch.at_ms)
         if all(index == local for local, index in enumerate(share.indexes)):
             return effects
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
@@ -171,16 +184,15 @@ class PostgresStore:
         rule: StoreRule,
         share: Share,
         settled: Settled,
+        admitted: Admitted,
         read: Heads,
         arrivals: Mapping[Key, Collection[Version]],
         batch: Batch,
         at: _Place,
     ) -> list[Effect]:
-        def left_out(change: int) -> bool:
-            return (change, rule.id) in share.exceptions
-
-        asked = left_out if share.exceptions else None
-        groups = trace(rule.policy, settled, arrivals, left_out=asked)
+        left_out = share.left_out(rule.id)
+        groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+        groups += retrace(rule.policy, settled, admitted, left_out=left_out)
         rows: list[int] = []
         if groups:
             at.dependent = rule.id
@@ -190,7 +202,7 @@ class PostgresStore:
                 await connection.execute("set constraints all immediate")
                 await connection.execute("set constraints all deferred")
             at.dependent = None
-        return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=asked)
+        return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
 
     async def _read(
         self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: set[Key]

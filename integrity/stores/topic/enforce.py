@@ -14,7 +14,8 @@ from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
-from integrity.core.outcome import Effect
+from integrity.core.outcome import Effect, Rejected
+from integrity.core.redrive import LeftOut, admit, aside, keys_in_question, retrace
 from integrity.errors import Reason
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
@@ -66,6 +67,7 @@ class Enforcement:
         effects: list[Effect] = []
         for share in shares(self._batch, self._counts, self._rules.keys()):
             effects += yield from self._share(share)
+        yield self._forget([(discard.dependent, discard.event) for discard in self._batch.discards])
         progress: list[Write] = []
         for at, span in self._batch.spans.items():
             reached = max(span.next, self._counts.get(at, 0))
@@ -83,21 +85,30 @@ class Enforcement:
         while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
             read |= missing
             heads |= {key: head for key in missing if (head := self._state.head(key_hash(entity, key), spec))}
-        settled = settle(changes, heads, done=share.done)
+        settled = settle(changes, heads, done=aside(share, heads))
+        pending = {
+            key: found
+            for key in keys_in_question(share, settled)
+            if (found := self._state.pending(key_hash(entity, key)))
+        }
+        admitted = admit(share, settled, policies(rules), pending)
+        if isinstance(admitted, Rejected):
+            raise Refused(admitted.dependent, admitted.reason, admitted.message)
         effects: list[Effect] = []
         for rule in rules:
-
-            def left_out(change: int, dependent: str = rule.id) -> bool:
-                return (change, dependent) in share.exceptions
-
+            left_out = share.left_out(rule.id)
             number = self._state.number(rule.id)
             assert number is not None, "the state knows every rule of the store"
             groups = trace(rule.policy, settled, self._arrivals(number, entity, settled), left_out=left_out)
+            groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             rows = yield from self._execute(number, rule, groups)
-            effects += credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out)
+            effects += credit(
+                rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
+            )
         own = {change.key for change in changes}
         yield self._heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
-        yield self._exceptions(share)
+        yield self._forget(admitted.over)
+        yield self._exceptions(entity, admitted.left_out)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
 
     def _arrivals(self, number: int, entity: str, settled: Settled) -> dict[Key, set[Version]]:
@@ -205,16 +216,26 @@ class Enforcement:
                     writes.append(self._record(name, None))
         return writes
 
-    def _exceptions(self, share: Share) -> list[Write]:
+    def _exceptions(self, entity: str, left_out: Sequence[LeftOut]) -> list[Write]:
         writes: list[Write] = []
-        for (local, dependent), mark in share.exceptions.items():
-            change = share.changes[local]
+        for change, dependent, mark, version in left_out:
             event = change.origin.event_id
-            text = records.clear_key(canonical(change.key))
-            value = ExceptionRecord(
-                share.entity, text, event, dependent, mark.reason.value, mark.id, self._batch.at_ms, change.version
-            )
-            writes.append(self._record(records.exception_key(dependent, event), records.encode(value)))
+            key, text = records.exception_key(dependent, event), records.clear_key(canonical(change.key))
+            digest = key_hash(entity, change.key).hex()
+            at_ms = self._batch.at_ms
+            record = ExceptionRecord(digest, entity, text, event, dependent, mark.reason.value, mark.id, at_ms, version)
+            value = records.encode(record)
+            self._state.put_exception(key, value)
+            writes.append(self._record(key, value))
+        return writes
+
+    def _forget(self, over: Sequence[tuple[str, str]]) -> list[Write]:
+        """Exceptions (dependent, event) that are none any more."""
+        writes: list[Write] = []
+        for dependent, event in over:
+            key = records.exception_key(dependent, event)
+            self._state.put_exception(key, None)
+            writes.append(self._record(key, None))
         return writes
 
     def _record(self, key: bytes, value: bytes | None) -> Write:

@@ -117,8 +117,9 @@ class ArrivalRecord(msgspec.Struct, frozen=True):
 
 
 class ExceptionRecord(msgspec.Struct, frozen=True):
-    """An event that a dead letter stands for, on one dependent."""
+    """An event that a dead letter stands for, on one dependent. `at` is the hash of the key."""
 
+    at: str
     entity: str
     key: str
     event: str
@@ -140,6 +141,7 @@ decode_head = msgspec.json.Decoder(HeadRecord).decode
 decode_fate = msgspec.json.Decoder(FateRecord).decode
 decode_progress = msgspec.json.Decoder(ProgressRecord).decode
 decode_arrival = msgspec.json.Decoder(ArrivalRecord).decode
+decode_exception = msgspec.json.Decoder(ExceptionRecord).decode
 decode_writes = msgspec.json.Decoder(WritesRecord).decode
 decode_version = msgspec.json.Decoder(Version).decode
 _decode_mark = msgspec.json.Decoder(Mark).decode

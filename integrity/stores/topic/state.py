@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from integrity.core.batch import TopicPartition
-from integrity.core.change import Version
+from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, key_hash
-from integrity.core.ledger import Fate, Head
+from integrity.core.ledger import Fate, Head, Pending
 from integrity.stores.topic import records
 from integrity.stores.topic.records import ArrivalRecord, ChildKey, Headers, Mark, ReadRecord
 from integrity.stores.topic.values import NoRow, RowRule, read_document
@@ -38,12 +38,15 @@ CREATE TABLE arrival (
 CREATE INDEX arrival_hash ON arrival (rule, hash);
 CREATE INDEX arrival_child ON arrival (rule, topic, partition, key);
 CREATE TABLE progress (topic TEXT, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY (topic, partition));
+CREATE TABLE exception (
+    name BLOB PRIMARY KEY, hash BLOB NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX exception_hash ON exception (hash);
 CREATE TABLE grave (
     topic TEXT, partition INTEGER, key BLOB, offset INTEGER NOT NULL,
     PRIMARY KEY (topic, partition, key)) WITHOUT ROWID;
 CREATE TEMP TABLE chosen (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, child INTEGER NOT NULL);
 """
-_TABLES: Final = ("child", "reference", "head", "fate", "arrival", "progress", "grave")
+_TABLES: Final = ("child", "reference", "head", "fate", "arrival", "exception", "progress", "grave")
 # It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
 _PRAGMAS: Final = (
     "PRAGMA locking_mode=EXCLUSIVE",
@@ -228,8 +231,10 @@ class State:
                 topic, partition = rest.split("|")
                 if value is not None:
                     self.set_ours(TopicPartition(topic, int(partition)), records.decode_writes(value).ranges)
+            case "exception":
+                self.put_exception(key, value)
             case _:
-                pass  # exceptions are for redrive and history, which read the topic
+                pass
 
     def _take_arrival(self, name: bytes, value: bytes | None) -> None:
         self.remove_arrival(name)
@@ -358,6 +363,20 @@ class State:
 
     def put_fate(self, key_hash: bytes, version: Version, data: bytes) -> None:
         self._put("fate", (key_hash, records.version_text(version)), data)
+
+    def pending(self, key_hash: bytes) -> list[Pending]:
+        """The effects that were left out of a key."""
+        rows = self._db.execute("SELECT data FROM exception WHERE hash = ?", (key_hash,)).fetchall()
+        found = [records.decode_exception(data) for (data,) in rows]
+        return [Pending(each.dependent, each.event, each.version or EARLIEST, each.id, each.reason) for each in found]
+
+    def put_exception(self, name: bytes, data: bytes | None) -> None:
+        """Note an effect that was left out; None: it is no exception any more."""
+        if data is None:
+            self._db.execute("DELETE FROM exception WHERE name = ?", (name,))
+        else:
+            digest = bytes.fromhex(records.decode_exception(data).at)
+            self._db.execute("INSERT OR REPLACE INTO exception VALUES (?, ?, ?)", (name, digest, data))
 
     def progress(self) -> Mapping[TopicPartition, int]:
         rows = self._db.execute("SELECT topic, partition, next FROM progress")

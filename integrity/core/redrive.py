@@ -1,0 +1,217 @@
+"""What a dead letter may still do when it comes back, and what has to wait for one that has not.
+
+The ledger's head has seen the version of an event whose effect on one dependent was left out; the exception beside it
+says so, and lets that one effect happen after all. It acts on the rows that are there since before it, as it would
+have: when nothing else was heard of the key since, these are all rows that hold it (arrivals excepted, which are told
+apart). When the key was in use again, no row tells whose it was, and nothing is done. From there the rows go on through
+the later fates of the keys they come to, as always.
+
+Until then nothing later of the same key acts on that dependent: the order of a key is kept. A deletion that overtook a
+key change would remove rows that had left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from integrity.core.batch import ANY_DEPENDENT, DeadLetterMark, Share
+from integrity.core.change import EARLIEST, Op, ParentChange, Version
+from integrity.core.fold import Group, Leave, Policy, Settled, follow
+from integrity.core.keys import Key
+from integrity.core.ledger import Fate, Head, Pending
+from integrity.core.outcome import Outcome, Rejected
+from integrity.errors import Reason
+
+_HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
+
+
+def aside(share: Share, heads: Mapping[Key, Head]) -> frozenset[int]:
+    """The changes that `settle` must not look at: those done, redrives of one dependent (`admit` decides on them), and
+    redrives that are no news of their key, which must not pass for its last record."""
+    if not share.redrives:
+        return share.done
+    found = set(share.done)
+    for index, redrive in share.redrives.items():
+        change = share.changes[index]
+        head = heads.get(change.key)
+        if redrive.dependent != ANY_DEPENDENT:
+            found.add(index)
+        elif head is not None and change.version is not None:
+            if head.seen is not None and change.version <= head.seen:
+                found.add(index)
+        elif head is not None and head.last is not None:
+            topic, partition, offset, _ = head.last
+            if (topic, partition) == (change.origin.topic, change.origin.partition) and change.origin.offset <= offset:
+                found.add(index)
+    return frozenset(found)
+
+
+def keys_in_question(share: Share, settled: Settled) -> set[Key]:
+    """The keys whose exceptions `admit` has to know: of redrives, and of keys that have a new fate and a past."""
+    found = {key for key, update in settled.updates.items() if update.fates and key in settled.heads}
+    found.update(share.changes[index].key for index in share.redrives if index not in share.done)
+    return found
+
+
+class LeftOut(NamedTuple):
+    """An exception to record: a change that does not act on one dependent, and the version that it has."""
+
+    change: ParentChange
+    dependent: str
+    mark: DeadLetterMark
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """`starts` are the fates that act after all, by dependent; `only` names the one dependent that a change is about;
+    `over` are exceptions (dependent, event) that are none any more; `left_out` are those to record."""
+
+    starts: Mapping[str, Sequence[tuple[Key, Fate]]] = field(default_factory=dict)
+    only: Mapping[int, str] = field(default_factory=dict)
+    over: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[LeftOut] = ()
+
+    @property
+    def keys(self) -> set[Key]:
+        """The keys whose rows are acted on after all."""
+        return {key for of_dependent in self.starts.values() for key, _ in of_dependent}
+
+
+_NOTHING = Admitted()
+
+
+def admit(
+    share: Share, settled: Settled, policies: Sequence[Policy], pending: Mapping[Key, Sequence[Pending]]
+) -> Admitted | Rejected:
+    """Which redrives act, once `settle` has decided on the rest. Sets the outcomes of redrives in `settled`.
+
+    Rejected names the dependent for which an event of the share has to wait for a dead letter, or can't act."""
+    if not pending and not share.redrives and not share.exceptions:
+        return _NOTHING
+    outcomes = settled.outcomes
+    starts: dict[str, list[tuple[Key, Fate]]] = {}
+    only: dict[int, str] = {}
+    over: list[tuple[str, str]] = []
+    for index, redrive in share.redrives.items():
+        change = share.changes[index]
+        if index in share.done:
+            only |= _about(index, redrive.dependent)
+            continue
+        if redrive.dependent == ANY_DEPENDENT:
+            if outcomes[index] is Outcome.DUPLICATE and _is_older(settled.heads.get(change.key), share, index):
+                outcomes[index] = Outcome.STALE
+            continue
+        only[index] = redrive.dependent
+        if change.op not in _HAPPENED:
+            outcomes[index] = None
+            continue
+        outcomes[index] = Outcome.DUPLICATE
+        event = change.origin.event_id
+        mine = _of(pending, change.key, redrive.dependent)
+        if (redrive.dependent, event) in over or all(each.event != event for each in mine):
+            continue
+        outcomes[index] = Outcome.APPLIED
+        if (index, redrive.dependent) in share.exceptions:
+            continue
+        if mine[0].event != event:
+            return _behind(mine[0])
+        fate = _last_fate(settled, change.key, event)
+        if fate is None:
+            return _in_use_again(mine[0])
+        starts.setdefault(redrive.dependent, []).append((change.key, fate._replace(event=change.origin, change=index)))
+        over.append((redrive.dependent, event))
+    if pending and (behind := _waiting(share, settled, policies, pending, only)):
+        return behind
+    left_out = [
+        LeftOut(share.changes[index], dependent, mark, _version_of(share, settled, index))
+        for (index, dependent), mark in share.exceptions.items()
+        if outcomes[index] is Outcome.APPLIED
+    ]
+    return Admitted(starts, only, over, left_out)
+
+
+def _about(index: int, dependent: str) -> dict[int, str]:
+    return {} if dependent == ANY_DEPENDENT else {index: dependent}
+
+
+def _is_older(head: Head | None, share: Share, index: int) -> bool:
+    version = share.changes[index].version
+    return head is not None and head.seen is not None and version is not None and version < head.seen
+
+
+def _last_fate(settled: Settled, key: Key, event: str) -> Fate | None:
+    """The fate that this event is, if it is the last thing that was heard of the key."""
+    fates = settled.fates.get(key, ())
+    if fates and fates[-1].event_id == event and fates[-1].version == settled.seen_after.get(key):
+        return fates[-1]
+    return None
+
+
+def _waiting(
+    share: Share,
+    settled: Settled,
+    policies: Sequence[Policy],
+    pending: Mapping[Key, Sequence[Pending]],
+    only: Mapping[int, str],
+) -> Rejected | None:
+    """An event that would overtake a dead letter of its key on some dependent."""
+    for index, outcome in enumerate(settled.outcomes):
+        change = share.changes[index]
+        if outcome is not Outcome.APPLIED or index in only or change.key not in pending:
+            continue
+        for policy in policies:
+            step = policy.on_delete if change.to is None else policy.on_update
+            if isinstance(step, Leave) or (index, policy.dependent) in share.exceptions:
+                continue
+            if mine := _of(pending, change.key, policy.dependent):
+                return _behind(mine[0])
+    return None
+
+
+def _of(pending: Mapping[Key, Sequence[Pending]], key: Key, dependent: str) -> list[Pending]:
+    """What is left out of one key on one dependent, the oldest first."""
+    return sorted([each for each in pending.get(key, ()) if each.dependent == dependent], key=lambda each: each.version)
+
+
+def _behind(first: Pending) -> Rejected:
+    return Rejected(
+        first.dependent,
+        Reason(first.reason),
+        f"An earlier event of the same key is a dead letter of this dependent: retry or discard {first.letter} first.",
+    )
+
+
+def _in_use_again(pending: Pending) -> Rejected:
+    return Rejected(
+        pending.dependent,
+        Reason(pending.reason),
+        "The key was in use again since, and no row tells whose it was: mend the rows by hand, and discard this.",
+    )
+
+
+def _version_of(share: Share, settled: Settled, index: int) -> Version:
+    """The version that a change has; of a null record, that of its fate."""
+    change = share.changes[index]
+    if change.version is not None:
+        return change.version
+    event = change.origin.event_id
+    return next((fate.version for fate in settled.fates.get(change.key, ()) if fate.event_id == event), EARLIEST)
+
+
+def retrace(
+    policy: Policy,
+    settled: Settled,
+    admitted: Admitted,
+    *,
+    left_out: Callable[[int], object] | None = None,
+) -> list[Group]:
+    """Where the rows of one dependent end that redrives act on, as `trace` has it for those of other events."""
+    groups: list[Group] = []
+    for key, fate in admitted.starts.get(policy.dependent, ()):
+        found = follow(policy, settled, key, EARLIEST, left_out, first=fate)
+        if found is not None:
+            groups.append(Group(key, None, *found))
+    return groups
