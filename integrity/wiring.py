@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import assert_never
@@ -23,11 +23,16 @@ from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
 from integrity.kafka.consumer import Consumer, existing_topics
 from integrity.kafka.dead_letters import DeadLetters
+from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
+from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
+from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.ports import Deadline, Store
 from integrity.service.enforce import Enforcer
 from integrity.service.lane import Lane
+from integrity.service.redrive import Person, Redriver
 from integrity.service.report import Report
 from integrity.service.supervisor import Member, Supervisor
+from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
 from integrity.stores.rule import store_rules
 from integrity.telemetry import Metrics, open_telemetry
@@ -35,6 +40,7 @@ from integrity.telemetry import Metrics, open_telemetry
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 15.0
 
 _TARGETS = {
     StoreKind.POSTGRES: TargetKind.TABLE,
@@ -121,12 +127,8 @@ async def service(
         stack.push_async_callback(lambda: telemetry.close(Deadline.after(CLOSE_TIMEOUT_S)))
         letters = DeadLetters(client, topic=settings.dlq.topic, group=settings.group)
         stack.push_async_callback(lambda: letters.close(Deadline.after(CLOSE_TIMEOUT_S)))
-        audit: AuditTrail | None = None
-        if settings.audit.topic:
-            secret = settings.audit.hmac_key.get_secret_value().encode() if settings.audit.hash_keys else None
-            audit = AuditTrail(
-                client, rules, topic=settings.audit.topic, on_dropped=metrics.count_audit_dropped, hmac_key=secret
-            )
+        audit = _audit(settings, rules, metrics.count_audit_dropped)
+        if audit is not None:
             audit.start()
             trail = audit
             stack.push_async_callback(lambda: trail.close(Deadline.after(CLOSE_TIMEOUT_S)))
@@ -138,6 +140,58 @@ async def service(
             members.append(Member(store, _lane(store, store_settings, settings, rules, letters, report)))
         supervisor = Supervisor(members, migrate=migrate)
         yield Service(supervisor, metrics)
+
+
+@asynccontextmanager
+async def dead_letters(settings: Settings) -> AsyncIterator[tuple[LetterReader, LetterIndex]]:
+    """The dead letters as they are now."""
+    deadline = Deadline.after(CONNECT_TIMEOUT_S)
+    async with open_letters(settings.kafka.client, settings.dlq.topic, deadline) as reader:
+        index = await reader.index()
+        try:
+            yield reader, index
+        finally:
+            index.close()
+
+
+@asynccontextmanager
+async def redriver(
+    settings: Settings, rules: RuleSet, reader: LetterReader, index: LetterIndex, person: Person
+) -> AsyncIterator[Redriver]:
+    """What sends dead letters back to the lanes of these settings, or gives them up."""
+    client = settings.kafka.client
+    topic = redrive_topic(settings.group)
+    async with AsyncExitStack() as stack:
+        facts = (await ensure_topics(client, [wanted(topic)], Deadline.after(CONNECT_TIMEOUT_S)))[topic]
+        letters = DeadLetters(client, topic=settings.dlq.topic, group=settings.group)
+        stack.push_async_callback(lambda: letters.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        producer = Producer(
+            client, client_id=f"{settings.group}-redrive", batch_bytes_max=min(BATCH_BYTES_MAX, facts.bytes_max)
+        )
+        stack.push_async_callback(lambda: producer.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        audit = _audit(settings, rules, lambda count: log.warning("audit records were dropped", extra={"count": count}))
+        if audit is not None:
+            audit.start()
+            trail = audit
+            stack.push_async_callback(lambda: trail.close(Deadline.after(CONNECT_TIMEOUT_S)))
+        yield Redriver(
+            reader,
+            index,
+            marks=letters,
+            sends=producer,
+            audit=audit,
+            topic=topic,
+            bytes_max=facts.bytes_max,
+            rules=rules,
+            person=person,
+        )
+
+
+def _audit(settings: Settings, rules: RuleSet, on_dropped: Callable[[int], None]) -> AuditTrail | None:
+    if not settings.audit.topic:
+        return None
+    secret = settings.audit.hmac_key.get_secret_value().encode() if settings.audit.hash_keys else None
+    return AuditTrail(settings.kafka.client, rules, topic=settings.audit.topic, on_dropped=on_dropped, hmac_key=secret)
 
 
 async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:
@@ -178,6 +232,8 @@ def _lane(
     for entity in rules.of_store(store.name):
         parent = rules.by_entity[entity]
         decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
+    redrives = redrive_topic(settings.group)
+    dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
     enforcers = [
         Enforcer(
@@ -185,7 +241,6 @@ def _lane(
             letters,
             report,
             system=store_settings.kind.value,
-            entities={topic: entity for topic, (entity, _) in decoders.items()},
             rules_hash=rules.hash,
             timeout_s=2 * store_settings.timeout,
         )
@@ -194,10 +249,15 @@ def _lane(
     return Lane(
         store=store,
         open_source=lambda: Consumer(
-            settings.kafka.client, group=settings.lane(store.name), topics=sorted(decoders), assignor=assignor()
+            settings.kafka.client,
+            group=settings.lane(store.name),
+            topics=sorted(decoders),
+            assignor=assignor(),
+            made=[wanted(redrives)],
         ),
         enforcers=enforcers,
         watch=report,
         decoders=decoders,
         batch_size=store_settings.batch_size,
+        returning=Returning(redrives, store.name, dependents),
     )

@@ -49,6 +49,11 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Create or upgrade the ledger in every store that the rules use.",
         reads_settings=True,
     ),
+    "dlq": Entry(
+        "integrity.cli.dlq",
+        "List dead letters, send them back, or give them up.",
+        reads_settings=True,
+    ),
     "schema": Entry("integrity.cli.schema", "Print the JSON Schema (draft-07) of a rule file."),
     "demo": Entry("integrity.cli.demo", "Show a small shop on embedded servers, end to end."),
     "version": Entry("integrity.cli.version", "Print the version."),
@@ -56,7 +61,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 
 _LATER: Final = frozenset(
     (
-        *("doctor", "grants", "graph", "plan", "scan", "dlq", "undo", "history", "why", "status", "pause", "resume"),
+        *("doctor", "grants", "graph", "plan", "scan", "undo", "history", "why", "status", "pause", "resume"),
         *("init", "diff", "config", "explain", "bundle", "completion", "top"),
     )
 )
@@ -74,10 +79,7 @@ class _Shell(click.Group):
         if entry is None:
             return None
         command: click.Command = importlib.import_module(entry.module).command
-        if entry.reads_settings:
-            command = copy.copy(command)
-            command.params = [*command.params, *(_after_command(option) for option in _settings_options())]
-        return command
+        return _with_settings(command) if entry.reads_settings else command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -111,6 +113,16 @@ def _settings_options() -> Iterator[click.Option]:
     yield click.Option(["--rules"], type=path, metavar="PATH", help="Rule file or directory, over INTEGRITY_RULES.")
     yield click.Option(["--verbose", "-v"], is_flag=True, help="Log more (level DEBUG).")
     yield click.Option(["--quiet", "-q"], is_flag=True, help="Log errors only.")
+
+
+def _with_settings(command: click.Command) -> click.Command:
+    """The command, and every command below it, with the options of the settings."""
+    command = copy.copy(command)
+    if isinstance(command, click.Group):
+        command.commands = {name: _with_settings(below) for name, below in command.commands.items()}
+    else:
+        command.params = [*command.params, *(_after_command(option) for option in _settings_options())]
+    return command
 
 
 def _after_command(option: click.Option) -> click.Option:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -73,6 +73,24 @@ class AuditRecord(msgspec.Struct, frozen=True, gc=False):
     took_ms: float
     trace_id: str
     rules: str
+    actor: str | UnsetType = UNSET
+    note: str | UnsetType = UNSET
+
+
+class ByHand(NamedTuple):
+    """What a person did to a dead letter: `retried` or `discarded`."""
+
+    id: str
+    entity: str
+    dependent: str
+    store: str
+    topic: str
+    partition: int
+    offset: int
+    outcome: str
+    at_ms: int
+    actor: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +104,11 @@ class _Enforced:
 class _Undecoded:
     letters: Sequence[DeadLetter]
     trace_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _ByHand:
+    done: Sequence[ByHand]
 
 
 class AuditTrail:
@@ -108,7 +131,7 @@ class AuditTrail:
         self._on_dropped = on_dropped
         self._encoder = AuditEncoder(rules, topic, hmac_key)
         self._queue_records_max = queue_records_max
-        self._queue: deque[_Enforced | _Undecoded] = deque()
+        self._queue: deque[_Enforced | _Undecoded | _ByHand] = deque()
         self._waiting = 0
         self._wakeup = asyncio.Event()
         self._closing = asyncio.Event()
@@ -130,6 +153,10 @@ class AuditTrail:
         """Take note of records that could not be decoded; a dead letter of an effect is among the effects."""
         self._take(_Undecoded(letters, trace_id), len(letters))
 
+    def write_by_hand(self, done: Sequence[ByHand]) -> None:
+        """Take note of what a person did."""
+        self._take(_ByHand(done), len(done))
+
     async def close(self, deadline: Deadline) -> None:
         """Send what waits, as far as the deadline allows; drop and count the rest."""
         self._closing.set()
@@ -145,7 +172,7 @@ class AuditTrail:
         if self._producer is not None:
             await self._producer.close(deadline)
 
-    def _take(self, entry: _Enforced | _Undecoded, records: int) -> None:
+    def _take(self, entry: _Enforced | _Undecoded | _ByHand, records: int) -> None:
         if not records:
             return
         # A batch larger than the queue is taken by an empty one: else it never could be.
@@ -191,6 +218,8 @@ class AuditTrail:
                     yield from self._encoder.enforced(batch, effects, took_ms, self._partitions)
                 case _Undecoded(letters, trace_id):
                     yield from self._encoder.undecoded(letters, trace_id, self._partitions)
+                case _ByHand(done):
+                    yield from self._encoder.by_hand(done, self._partitions)
                 case _:
                     assert_never(entry)
 
@@ -327,6 +356,33 @@ class AuditEncoder:
                 letter.rules,
             )
             yield self._outgoing(self._digest(record.key or b""), value, letter.failed_at_ms, partitions)
+
+    def by_hand(self, done: Sequence[ByHand], partitions: int) -> Iterator[OutgoingRecord]:
+        """One record for each letter; of its event only the place is known."""
+        for id_, entity, dependent, store, topic, partition, offset, outcome, at_ms, actor, note in done:
+            value = AuditRecord(
+                id_,
+                rfc3339(at_ms),
+                entity,
+                None,
+                None if self._hmac_key is None else UNSET,
+                UNSET if self._hmac_key is None else None,
+                None,
+                topic,
+                partition,
+                offset,
+                dependent,
+                store,
+                None,
+                outcome,
+                0,
+                0.0,
+                "",
+                self._rules,
+                actor,
+                note or UNSET,
+            )
+            yield self._outgoing(self._digest(id_.encode()), value, at_ms, partitions)
 
     def _describe(self, entity: str, key: Key, version: Version | None) -> _Described:
         text = self._key_text(self._names[entity], key)

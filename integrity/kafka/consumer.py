@@ -20,10 +20,12 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from integrity.core.batch import TopicPartition
 from integrity.core.decode.record import Record
 from integrity.errors import UnreachableError
+from integrity.kafka.producer import WantedTopic, ensure_topics
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 
 log = logging.getLogger(__name__)
 
+START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
 """How long a stop is waited for; a frozen broker keeps it for one request timeout, and it then ends alone."""
 
@@ -66,10 +68,13 @@ class Consumer:
         group: str,
         topics: Sequence[str],
         assignor: type[AbstractPartitionAssignor] | AbstractPartitionAssignor,
+        made: Sequence[WantedTopic] = (),
     ) -> None:
+        """`made` are topics to read as well, which are created where they are missing."""
         self._client = client
         self._group = group
-        self._topics = tuple(topics)
+        self._topics = (*topics, *(topic.name for topic in made))
+        self._made = tuple(made)
         self._consumer = AIOKafkaConsumer(
             **client, **CONSUMER_SETTINGS, group_id=group, partition_assignment_strategy=(assignor,)
         )
@@ -80,8 +85,10 @@ class Consumer:
         self._on_assigned: AssignmentListener | None = None
 
     async def start(self, on_revoked: AssignmentListener, on_assigned: AssignmentListener) -> None:
-        """Raises UnreachableError when no broker answers."""
+        """Raises UnreachableError when no broker answers, PublishError when a topic is missing and can't be made."""
         self._on_assigned = on_assigned
+        if self._made:
+            await ensure_topics(self._client, self._made, Deadline.after(START_TIMEOUT_S))
 
         async def revoked(partitions: frozenset[TopicPartition]) -> None:
             self._ready.clear()

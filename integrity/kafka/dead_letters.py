@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -32,9 +32,6 @@ from integrity.kafka.producer import (
 )
 from integrity.ports import Deadline
 
-ANY_DEPENDENT: Final = "*"
-"""The dependent of a dead letter that could not even be decoded."""
-
 _MESSAGE_CHARACTERS_MAX: Final = 1_000
 _KEY_BYTES_KEPT: Final = 16_384
 _HEAD_BYTES: Final = 4_096
@@ -43,6 +40,32 @@ _LETTERS_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete", "retent
 # Since Kafka 4.0 a time stamp more than an hour ahead is refused by default; before 3.6 the setting is not known.
 _LETTERS_CONFIG_IF_KNOWN: Final[Mapping[str, str]] = {"message.timestamp.after.max.ms": str(2**63 - 1)}
 _STATUS_CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "compact"}
+
+
+class Status(StrEnum):
+    """What became of a dead letter (contract 6)."""
+
+    OPEN = "open"
+    HELD = "held"
+    """Its event has more rows than the rule allows: it waits for an approval."""
+    RETRIED = "retried"
+    """On its way back to the lanes."""
+    RESOLVED = "resolved"
+    """Came back, and what it asked for is done."""
+    DISCARDED = "discarded"
+
+
+class StatusChange(NamedTuple):
+    """A new status of a dead letter. `actor` and `note` are of the person who did it, empty where a lane did."""
+
+    id: str
+    status: Status
+    at_ms: int
+    dependent: str
+    store: str
+    reason: str = ""
+    actor: str = ""
+    note: str = ""
 
 
 class Stage(StrEnum):
@@ -100,6 +123,7 @@ class DeadLetter:
     failed_at_ms: int
     traceparent: str | None = None
     retries: int = 0
+    status: Status = Status.OPEN
 
     @property
     def id(self) -> str:
@@ -116,7 +140,7 @@ class DeadLetters:
         the store it stands where Kafka Connect's tools look for a connector's name."""
         self._client = client
         self._topic = topic
-        self._status_topic = f"{topic}.status"
+        self._status_topic = status_topic(topic)
         self._group = group
         self._turn = asyncio.Lock()
         self._producer: Producer | None = None
@@ -131,7 +155,7 @@ class DeadLetters:
             await self._ready(deadline)
 
     async def publish(self, letters: Sequence[DeadLetter], deadline: Deadline) -> None:
-        """Return when every letter is acknowledged, its status `open` too.
+        """Return when every letter is acknowledged, its status too.
 
         Raises UnreachableError or PublishError when one is not: then nothing may count as dead-lettered. Publishing
         the same letters again is safe.
@@ -144,6 +168,18 @@ class DeadLetters:
                 await self._publish(producer, letters, deadline)
             except PublishError:
                 # Perhaps a topic has been removed or changed: look again next time.
+                await self._close_producer(deadline)
+                raise
+
+    async def mark(self, changes: Sequence[StatusChange], deadline: Deadline) -> None:
+        """Return when the new statuses are acknowledged. Raises as `publish` does."""
+        if not changes:
+            return
+        async with in_turn(self._turn, deadline):
+            producer = await self._ready(deadline)
+            try:
+                await producer.send_all([self._status(change) for change in changes], deadline)
+            except PublishError:
                 await self._close_producer(deadline)
                 raise
 
@@ -190,7 +226,7 @@ class DeadLetters:
                 alone.append(letter)
             else:
                 together.append(letter)
-                records += (record, self._status(letter))
+                records += (record, self._status_of(letter))
         try:
             await producer.send_all(records, deadline)
         except RecordRefusedError:
@@ -200,7 +236,7 @@ class DeadLetters:
             await self._publish_alone(producer, letter, deadline)
 
     async def _publish_alone(self, producer: Producer, letter: DeadLetter, deadline: Deadline) -> None:
-        status = self._status(letter)
+        status = self._status_of(letter)
         refused: RecordRefusedError | None = None
         for record in self._forms(letter):
             try:
@@ -289,15 +325,24 @@ class DeadLetters:
             Header.CONNECT_CONNECTOR: f"{self._group}.{letter.store}",
         }
 
-    def _status(self, letter: DeadLetter) -> OutgoingRecord:
-        value = {
-            "status": "open",
-            "at": rfc3339(letter.failed_at_ms),
-            "reason": letter.reason,
-            "dependent": letter.dependent,
-            "store": letter.store,
+    def _status_of(self, letter: DeadLetter) -> OutgoingRecord:
+        return self._status(
+            StatusChange(
+                letter.id, letter.status, letter.failed_at_ms, letter.dependent, letter.store, letter.reason.value
+            )
+        )
+
+    def _status(self, change: StatusChange) -> OutgoingRecord:
+        value = {"status": change.status, "at": rfc3339(change.at_ms)}
+        told = {
+            name: text for name in ("reason", "dependent", "store", "actor", "note") if (text := getattr(change, name))
         }
-        return OutgoingRecord(self._status_topic, letter.id.encode(), msgspec.json.encode(value))
+        return OutgoingRecord(self._status_topic, change.id.encode(), msgspec.json.encode(value | told))
+
+
+def status_topic(topic: str) -> str:
+    """Where the statuses of a topic's dead letters are."""
+    return f"{topic}.status"
 
 
 def rfc3339(at_ms: int) -> str:

@@ -39,6 +39,9 @@ class Header(StrEnum):
 TRUNCATED: Final = "integrity.truncated"
 """`true` on a dead letter whose value describes the record instead of being it."""
 
+REDRIVE: Final = "integrity.redrive"
+"""On a record of the topic of redrives: what is asked for (`retry`, `approve` or `discard`)."""
+
 TIMESTAMP: Final = "integrity.timestamp"
 """The record's own time stamp, in milliseconds since the epoch, where the topic of dead letters refuses it."""
 
@@ -48,6 +51,14 @@ def merged(original: Headers, ours: Mapping[str, str]) -> list[tuple[str, bytes 
     kept = [header for header in original if header[0] not in ours]
     # aiokafka takes no subclass of str. A message may quote a lone surrogate, which UTF-8 does not have.
     return kept + [(str(name), text.encode("utf-8", "backslashreplace")) for name, text in ours.items()]
+
+
+def without_ours(headers: Headers) -> list[tuple[str, bytes | None]]:
+    """The headers as they came to us, as far as a dead letter keeps them: without those that it added."""
+    return [header for header in headers if header[0] not in _OURS]
+
+
+_OURS: Final = frozenset({*(str(name) for name in Header if name != Header.TRACEPARENT), TRUNCATED, TIMESTAMP, REDRIVE})
 
 
 def last_text(headers: Headers, name: str) -> str | None:

@@ -12,19 +12,19 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
-from integrity.core.batch import Batch, DeadLetterMark
-from integrity.core.decode.record import Record, Undecodable
-from integrity.core.outcome import Applied, Broken, Diverged, Effect, Rejected, Retry
+from integrity.core.batch import ANY_DEPENDENT, Batch, DeadLetterMark
+from integrity.core.decode.record import Record
+from integrity.core.outcome import Applied, Broken, Diverged, Effect, Held, Outcome, Rejected, Retry
 from integrity.core.retry import CONTENDED_ATTEMPTS_MAX, Backoff
 from integrity.errors import OperationError, Reason
-from integrity.kafka.dead_letters import DeadLetter, Stage
+from integrity.kafka.dead_letters import DeadLetter, Stage, Status, StatusChange
 from integrity.ports import Deadline, Store
-from integrity.service.work import Piece, halves
+from integrity.service.work import Piece, Refused, halves
 from integrity.telemetry import BatchSpan
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ PUBLISH_TIMEOUT_S = 15.0
 class DeadLetterSink(Protocol):
     async def publish(self, letters: Sequence[DeadLetter], deadline: Deadline) -> None:
         """Returns when every letter is acknowledged. Raises OperationError when not."""
+        ...
+
+    async def mark(self, changes: Sequence[StatusChange], deadline: Deadline) -> None:
+        """Returns when the new statuses are acknowledged. Raises OperationError when not."""
         ...
 
 
@@ -75,18 +79,15 @@ class Enforcer:
         watch: Watch,
         *,
         system: str,
-        entities: Mapping[str, str],
         rules_hash: str,
         timeout_s: float,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
-        """`system` is what the store is in traces: postgresql, mongodb or kafka. `entities` maps a topic to its
-        parent's entity; `timeout_s` bounds one attempt."""
+        """`system` is what the store is in traces: postgresql, mongodb or kafka. `timeout_s` bounds one attempt."""
         self._store = store
         self._dead_letters = dead_letters
         self._watch = watch
         self._system = system
-        self._entities = entities
         self._rules_hash = rules_hash
         self._timeout_s = timeout_s
         self._backoff = backoff
@@ -96,14 +97,22 @@ class Enforcer:
     async def enforce(self, piece: Piece) -> None:
         """Returns when everything in the piece is durable. Raises DivergedError; never gives up otherwise."""
         if piece.refused:
-            await self._publish([self._refused(record, why) for record, why in piece.refused])
+            await self._publish([self._refused(refused) for refused in piece.refused])
         await self._enforce(piece)
 
     async def _enforce(self, piece: Piece) -> None:
         exceptions: dict[tuple[int, str], DeadLetterMark] = {}
         attempt = contended = 0
         while True:
-            batch = Batch(tuple(piece.changes), piece.spans, int(time.time() * 1000), "", exceptions)
+            batch = Batch(
+                tuple(piece.changes),
+                piece.spans,
+                int(time.time() * 1000),
+                "",
+                exceptions,
+                piece.redrives,
+                tuple(piece.discards),
+            )
             began = time.monotonic()
             with self._watch.batch(self._store.name, batch) as span:
                 batch = replace(batch, trace_id=span.trace_id)
@@ -115,6 +124,8 @@ class Enforcer:
                 case Applied(effects):
                     self._well()
                     self._watch.applied(self._store.name, batch, effects, time.monotonic() - began)
+                    if piece.redrives or piece.settled:
+                        await self._resolve(piece, exceptions)
                     return
                 case Retry():
                     attempt += 1
@@ -132,6 +143,12 @@ class Enforcer:
                         return await self._halve(piece, result.message)
                     attempt += 1
                     await self._set_apart(piece, exceptions, result.dependent, result.reason, attempt, result)
+                    contended = 0
+                case Held():
+                    if len(piece.changes) > 1:
+                        return await self._halve(piece, result.message)
+                    attempt += 1
+                    await self._set_apart(piece, exceptions, result.dependent, Reason.TOO_MANY_ROWS, attempt, result)
                     contended = 0
                 case Broken():
                     attempt += 1
@@ -157,15 +174,20 @@ class Enforcer:
         dependent: str,
         reason: Reason,
         attempts: int,
-        cause: Retry | Rejected,
+        cause: Retry | Rejected | Held,
     ) -> None:
         """Dead-letter the piece's only event for one dependent; the batch goes on without it."""
-        change, record = piece.changes[0], piece.records[0]
+        change, record, redrive = piece.changes[0], piece.records[0], piece.redrives.get(0)
         letter = self._letter(record, change.entity, dependent, reason, cause.message, Stage.STORE, attempts)
+        if redrive is not None and redrive.dependent == dependent:
+            letter = replace(letter, retries=redrive.retries)
+        outcome = Outcome.DEAD_LETTERED
+        if isinstance(cause, Held):
+            letter, outcome = replace(letter, status=Status.HELD), Outcome.HELD
         if (0, dependent) in exceptions:
             raise AssertionError(f"{dependent} was refused again although the event is left out")
         await self._publish([letter])
-        exceptions[0, dependent] = DeadLetterMark(reason, letter.id)
+        exceptions[0, dependent] = DeadLetterMark(reason, letter.id, outcome)
 
     async def _wait(self, attempt: int, cause: Retry | Broken) -> None:
         unreachable = isinstance(cause, Retry) and cause.unreachable
@@ -198,13 +220,25 @@ class Enforcer:
                 extra={"store": self._store.name, "dependent": dependent, "error": message},
             )
 
-    async def _publish(self, letters: Sequence[DeadLetter]) -> None:
-        """Until they are acknowledged: nothing moves past an event whose dead letter may be lost."""
+    async def _resolve(self, piece: Piece, exceptions: Mapping[tuple[int, str], DeadLetterMark]) -> None:
+        """Tell of the dead letters that came back that what they asked for is done."""
+        done = [redrive for index, redrive in piece.redrives.items() if (index, redrive.dependent) not in exceptions]
+        now_ms, store = int(time.time() * 1000), self._store.name
+        changes = [
+            StatusChange(redrive.letter, Status.RESOLVED, now_ms, redrive.dependent, store)
+            for redrive in (*done, *piece.settled)
+        ]
+        await self._acknowledged(lambda deadline: self._dead_letters.mark(changes, deadline))
+        for change in changes:
+            log.info(
+                "a dead letter is resolved", extra={"store": store, "id": change.id, "dependent": change.dependent}
+            )
+
+    async def _acknowledged(self, send: Callable[[Deadline], Awaitable[None]]) -> None:
         attempt = 0
         while True:
             try:
-                await self._dead_letters.publish(letters, Deadline.after(PUBLISH_TIMEOUT_S))
-                break
+                return await send(Deadline.after(PUBLISH_TIMEOUT_S))
             except OperationError as exc:
                 attempt += 1
                 self.trouble.message = f"dead letters can't be written: {exc.message}"
@@ -213,6 +247,10 @@ class Enforcer:
                     extra={"store": self._store.name, "attempt": attempt, "error": exc.message},
                 )
                 await asyncio.sleep(self._backoff.delay_s(attempt, random.random()))
+
+    async def _publish(self, letters: Sequence[DeadLetter]) -> None:
+        """Until they are acknowledged: nothing moves past an event whose dead letter may be lost."""
+        await self._acknowledged(lambda deadline: self._dead_letters.publish(letters, deadline))
         for letter in letters:
             self._watch.dead_lettered(self._store.name, letter)
             log.warning(
@@ -228,8 +266,11 @@ class Enforcer:
                 },
             )
 
-    def _refused(self, record: Record, why: Undecodable) -> DeadLetter:
-        return self._letter(record, self._entities[record.topic], "*", why.reason, why.message, Stage(why.stage), 1)
+    def _refused(self, refused: Refused) -> DeadLetter:
+        record, why, entity, redrive = refused
+        dependent = ANY_DEPENDENT if redrive is None else redrive.dependent
+        letter = self._letter(record, entity, dependent, why.reason, why.message, Stage(why.stage), 1)
+        return letter if redrive is None else replace(letter, retries=redrive.retries)
 
     def _letter(
         self, record: Record, entity: str, dependent: str, reason: Reason, message: str, stage: Stage, attempts: int

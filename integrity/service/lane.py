@@ -22,7 +22,7 @@ from integrity.errors import UnreachableError
 from integrity.ports import Bounds, Deadline, Fetch, Source, Store
 from integrity.service.enforce import DivergedError, Enforcer
 from integrity.service.waiting import sleep_or, within
-from integrity.service.work import Buffer, Piece, Reader
+from integrity.service.work import Buffer, Piece, Reader, Returning
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class Lane:
         watch: LaneWatch,
         decoders: Mapping[str, tuple[str, Decoder]],
         batch_size: int,
+        returning: Returning | None = None,
     ) -> None:
         """As many sessions work side by side as there are enforcers."""
         self._store = store
@@ -114,7 +115,7 @@ class Lane:
         self._source: Source | None = None
         self._enforcers = tuple(enforcers)
         self._watch = watch
-        self._reader = Reader(decoders)
+        self._reader = Reader(decoders, returning)
         self._batch_size = batch_size
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._room = asyncio.Event()

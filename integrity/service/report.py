@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from integrity.core.batch import Batch, TopicPartition
+from integrity.core.batch import ANY_DEPENDENT, Batch, TopicPartition
 from integrity.core.change import Op
 from integrity.core.outcome import Effect
 from integrity.core.rules.model import RuleSet
 from integrity.kafka.audit import AuditTrail
-from integrity.kafka.dead_letters import ANY_DEPENDENT, DeadLetter
+from integrity.kafka.dead_letters import DeadLetter
 from integrity.service.stale_alarm import StaleAlarm
 from integrity.service.work import Piece
 from integrity.telemetry import BatchSpan, Metrics, Tracing

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from integrity.core.batch import Span, TopicPartition
+from integrity.core.batch import ANY_DEPENDENT, Discard, Redrive, Span, TopicPartition
 from integrity.core.change import Op, ParentChange
 from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
+from integrity.errors import Reason
+from integrity.kafka.redrives import Ask, read_returned
+
+log = logging.getLogger(__name__)
 
 BUFFER_BYTES_MAX = 16 * 1024 * 1024
 """Records kept for a lane, in bytes of keys and values: beyond it nothing more is fetched."""
@@ -16,13 +22,28 @@ BUFFER_BYTES_MAX = 16 * 1024 * 1024
 _HAPPENED = (Op.DELETED, Op.MOVED)
 
 
+class Refused(NamedTuple):
+    """A record that can't be enforced at all; `redrive` is the dead letter that it comes back from."""
+
+    record: Record
+    why: Undecodable
+    entity: str
+    redrive: Redrive | None = None
+
+
 @dataclass(slots=True)
 class Piece:
-    """A part of what was read, in order: `records[i]` is what `changes[i]` was decoded from."""
+    """A part of what was read, in order: `records[i]` is what `changes[i]` was decoded from.
+
+    `redrives` says by index which changes come back from dead letters. `settled` are those that came back and turned
+    out to ask for nothing."""
 
     changes: list[ParentChange] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
-    refused: list[tuple[Record, Undecodable]] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    redrives: dict[int, Redrive] = field(default_factory=dict)
+    settled: list[Redrive] = field(default_factory=list)
+    discards: list[Discard] = field(default_factory=list)
     spans: dict[TopicPartition, Span] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(entity, op) -> records, for the metrics."""
@@ -30,6 +51,10 @@ class Piece:
 
     def append(self, other: Piece) -> None:
         """Continue with what was read next."""
+        if other.redrives:
+            self.redrives |= {len(self.changes) + index: redrive for index, redrive in other.redrives.items()}
+        self.settled += other.settled
+        self.discards += other.discards
         self.changes += other.changes
         self.records += other.records
         self.refused += other.refused
@@ -40,12 +65,22 @@ class Piece:
             self.spans[partition] = span if before is None else before._replace(next=span.next)
 
 
+class Returning(NamedTuple):
+    """Where the dead letters of one store come back, and which dependents it has now."""
+
+    topic: str
+    store: str
+    dependents: Collection[str]
+
+
 class Reader:
     """Decodes what a poll brought. Remembers per partition whether the last record was a deletion, so that the
     tombstone which repeats it costs nothing."""
 
-    def __init__(self, decoders: Mapping[str, tuple[str, Decoder]]) -> None:
+    def __init__(self, decoders: Mapping[str, tuple[str, Decoder]], returning: Returning | None = None) -> None:
+        """`decoders` maps a topic to its parent's entity and how its records are read."""
         self._decoders = decoders
+        self._returning = returning
         self._deleted: dict[TopicPartition, bytes | None] = {}
 
     def forget(self) -> None:
@@ -54,6 +89,8 @@ class Reader:
 
     def read(self, partition: TopicPartition, records: Sequence[Record], piece: Piece) -> None:
         """Decode the records of one partition into `piece`."""
+        if self._returning is not None and partition.topic == self._returning.topic:
+            return self._read_returned(self._returning, partition, records, piece)
         entity, decode = self._decoders[partition.topic]
         deleted = self._deleted.get(partition)
         counts: Counter[str] = Counter()
@@ -75,11 +112,46 @@ class Reader:
                 counts[decoded.op] += 1
             else:
                 counts["undecodable"] += 1
-                piece.refused.append((record, decoded))
+                piece.refused.append(Refused(record, decoded, entity))
                 piece.size += len(record.key or b"") + len(record.value or b"")
         self._deleted[partition] = deleted
         for op, count in counts.items():
             piece.counts[entity, op] += count
+
+    def _read_returned(
+        self, returning: Returning, partition: TopicPartition, records: Sequence[Record], piece: Piece
+    ) -> None:
+        """Decode dead letters that come back, as the topics of their events are read now."""
+        for record in records:
+            returned = read_returned(record)
+            if returned is None:
+                log.warning("a record of the topic of redrives is none of ours", extra={"offset": record.offset})
+                continue
+            if returned.store != returning.store:
+                continue
+            ask, letter, entity, dependent, _, retries, original = returned
+            piece.counts[entity, "redrive"] += 1
+            if ask is Ask.DISCARD:
+                event = f"{original.topic}/{original.partition}/{original.offset}"
+                piece.discards.append(Discard(letter, dependent, event))
+                continue
+            redrive = Redrive(letter, dependent, partition, record.offset, retries, ask is Ask.APPROVE)
+            of_topic = self._decoders.get(original.topic)
+            if of_topic is None or (dependent != ANY_DEPENDENT and dependent not in returning.dependents):
+                gone = f"topic {original.topic}" if of_topic is None else f"dependent {dependent}"
+                why = Undecodable(Reason.SCHEMA_MISMATCH, f"The rules of this store have no {gone} any more.", "store")
+                piece.refused.append(Refused(original, why, entity, redrive))
+                continue
+            decoded = of_topic[1](original)
+            if isinstance(decoded, ParentChange):
+                piece.redrives[len(piece.changes)] = redrive
+                piece.changes.append(decoded)
+                piece.records.append(original)
+                piece.size += len(record.key or b"") + len(record.value or b"")
+            elif isinstance(decoded, Ignored):
+                piece.settled.append(redrive)
+            else:
+                piece.refused.append(Refused(original, decoded, entity, redrive))
 
 
 class Buffer:
@@ -123,18 +195,27 @@ class Buffer:
 
 
 def _weight(piece: Piece) -> int:
-    return len(piece.changes) + len(piece.refused)
+    return len(piece.changes) + len(piece.refused) + len(piece.settled) + len(piece.discards)
 
 
 def halves(piece: Piece) -> tuple[Piece, Piece]:
     """Cut a piece with at least two changes in the middle. Each keeps the order of its partitions; the spans meet at
-    the first change of the second half. Refused records were dealt with before: they stay in neither."""
+    the first change of the second half. Refused records were dealt with before: they stay in neither. What dead letters
+    ask for beside changes goes with the first half: it may be done any number of times."""
     middle = len(piece.changes) // 2
-    first = Piece(piece.changes[:middle], piece.records[:middle])
+    first = Piece(piece.changes[:middle], piece.records[:middle], settled=piece.settled, discards=piece.discards)
     second = Piece(piece.changes[middle:], piece.records[middle:])
+    for index, redrive in piece.redrives.items():
+        if index < middle:
+            first.redrives[index] = redrive
+        else:
+            second.redrives[index - middle] = redrive
     begins: dict[TopicPartition, int] = {}
-    for change in second.changes:
-        begins.setdefault(TopicPartition(change.origin.topic, change.origin.partition), change.origin.offset)
+    for index, change in enumerate(second.changes):
+        if back := second.redrives.get(index):
+            begins.setdefault(back.at, back.offset)
+        else:
+            begins.setdefault(TopicPartition(change.origin.topic, change.origin.partition), change.origin.offset)
     for partition, span in piece.spans.items():
         cut = begins.get(partition)
         if cut is None:

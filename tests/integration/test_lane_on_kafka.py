@@ -34,7 +34,7 @@ class Member:
                 topics=[topic],
                 assignor=StickyPartitionAssignor,
             ),
-            enforcers=enforcers_of(store, self.letters, self.watch, topic=topic),
+            enforcers=enforcers_of(store, self.letters, self.watch),
             watch=self.watch,
             decoders={topic: ("customer", decode)},
             batch_size=50,

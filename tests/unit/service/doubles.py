@@ -16,7 +16,7 @@ from integrity.core.outcome import ApplyResult, Effect
 from integrity.core.retry import Backoff
 from integrity.core.rules.model import Cascade, Dependent, Place, Target, TargetKind
 from integrity.errors import Finding, Reason, UnreachableError
-from integrity.kafka.dead_letters import DeadLetter
+from integrity.kafka.dead_letters import DeadLetter, StatusChange
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 from integrity.service.enforce import Enforcer
 from integrity.service.work import Piece
@@ -124,6 +124,7 @@ class Letters:
 
     def __init__(self, failures: int = 0) -> None:
         self.published: list[DeadLetter] = []
+        self.marked: list[StatusChange] = []
         self.failures = failures
 
     async def publish(self, letters: Sequence[DeadLetter], deadline: Deadline) -> None:
@@ -132,6 +133,13 @@ class Letters:
             self.failures -= 1
             raise UnreachableError("Kafka does not answer")
         self.published += letters
+
+    async def mark(self, changes: Sequence[StatusChange], deadline: Deadline) -> None:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise UnreachableError("Kafka does not answer")
+        self.marked += changes
 
 
 class Watched:
@@ -169,7 +177,7 @@ class Watched:
         return None
 
 
-def enforcers_of(store: BentStore, letters: Letters, watch: Watched, *, topic: str = TOPIC) -> list[Enforcer]:
+def enforcers_of(store: BentStore, letters: Letters, watch: Watched) -> list[Enforcer]:
     """Two of them, which wait hardly at all."""
     return [
         Enforcer(
@@ -177,7 +185,6 @@ def enforcers_of(store: BentStore, letters: Letters, watch: Watched, *, topic: s
             letters,
             watch,
             system="memory",
-            entities={topic: "customer"},
             rules_hash="abc",
             timeout_s=5,
             backoff=Backoff(first_s=0.0005, cap_s=0.005),
