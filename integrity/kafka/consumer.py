@@ -19,7 +19,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from integrity.core.batch import TopicPartition
 from integrity.core.decode.record import Record
-from integrity.errors import UnreachableError
+from integrity.errors import OperationError, UnreachableError
 from integrity.kafka.producer import WantedTopic, ensure_topics
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 
@@ -87,8 +87,6 @@ class Consumer:
     async def start(self, on_revoked: AssignmentListener, on_assigned: AssignmentListener) -> None:
         """Raises UnreachableError when no broker answers, PublishError when a topic is missing and can't be made."""
         self._on_assigned = on_assigned
-        if self._made:
-            await ensure_topics(self._client, self._made, Deadline.after(START_TIMEOUT_S))
 
         async def revoked(partitions: frozenset[TopicPartition]) -> None:
             self._ready.clear()
@@ -101,6 +99,12 @@ class Consumer:
         except (KafkaError, OSError) as exc:
             await self.stop()
             raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
+        if self._made:
+            try:
+                await ensure_topics(self._client, self._made, Deadline.after(START_TIMEOUT_S))
+            except OperationError:
+                await self.stop()
+                raise
         # A start() that is given a topic which does not exist never returns: subscribe afterwards.
         self._consumer.subscribe(topics=list(self._topics), listener=_Listener(revoked, self._assigned))
 
