@@ -94,6 +94,11 @@ class Share:
     exceptions: Mapping[tuple[int, str], DeadLetterMark]
     redrives: Mapping[int, Redrive] = field(default_factory=dict)
 
+    @property
+    def approved(self) -> frozenset[int]:
+        """The changes that may have any number of rows."""
+        return frozenset(index for index, redrive in self.redrives.items() if redrive.approved)
+
     def left_out(self, dependent: str) -> Callable[[int], Outcome | None] | None:
         """Tells of a change what it is, when it is left out for this dependent; None when none of the share is."""
         exceptions = self.exceptions

@@ -14,9 +14,10 @@ from typing import assert_never
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
+from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, heads_to_write
-from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Rejected
+from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import admit, aside, keys_in_question, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
@@ -81,7 +82,7 @@ class MemoryStore:
         draft = deepcopy(self._state)
         for share in shares(batch, counts, self._rules.keys()):
             found = self._enforce(draft, share, batch)
-            if isinstance(found, Rejected):
+            if not isinstance(found, list):
                 return found
             effects += found
         _forget(draft, [(discard.dependent, discard.event) for discard in batch.discards])
@@ -90,7 +91,7 @@ class MemoryStore:
         self._state = draft
         return Applied(effects)
 
-    def _enforce(self, state: _State, share: Share, batch: Batch) -> list[Effect] | Rejected:
+    def _enforce(self, state: _State, share: Share, batch: Batch) -> list[Effect] | Rejected | Held:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         read: set[Key] = set()
@@ -114,6 +115,8 @@ class MemoryStore:
             groups = trace(rule.policy, settled, arrivals, left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             rows = self._execute(state, rule, groups, batch)
+            if over := held(rule.id, rule.dependent.max_rows, groups, rows, share.approved):
+                return over
             found = credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
             effects += [effect._replace(change=share.indexes[effect.change]) for effect in found]
         own = {change.key for change in changes}

@@ -44,6 +44,7 @@ def rule(
     columns: tuple[str, ...] = (),
     where: Mapping[str, Literal | tuple[Literal, ...]] | None = None,
     entity: str = ENTITY,
+    max_rows: int | None = None,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them."""
     dependent = Dependent(
@@ -56,6 +57,7 @@ def rule(
         on_update=on_update or Cascade(),
         where=where or {},
         place=Place("test.yaml", 1, 1),
+        max_rows=max_rows,
     )
     return StoreRule(entity, dependent, spec, policy_of(dependent, spec))
 

@@ -79,6 +79,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
     where = _where(report, fields["where"][1], kind) if "where" in fields else {}
     if "match" in fields:
         choice_of(report, "match", fields["match"][1], MATCHES, MATCHES_LATER)
+    max_rows = _max_rows(report, fields["max_rows"][1]) if "max_rows" in fields else None
     on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key)
     dependent: Dependent | None = None
     if (
@@ -103,6 +104,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
             on_update=on_update,
             where=MappingProxyType(where),
             place=Place(report.file, mapping.line, mapping.column),
+            max_rows=max_rows,
         )
     return DependentDraft(
         name=name,
@@ -231,6 +233,16 @@ def _where(report: Report, node: Node, kind: TargetKind | None) -> dict[str, Lit
             else:
                 found[column.text] = literal.value
     return found if is_sound else None
+
+
+def _max_rows(report: Report, node: Node) -> int | None:
+    literal = literal_of(report, "max_rows", node)
+    if literal is None:
+        return None
+    if type(literal.value) is not int or literal.value < 1:
+        wrong_type(report, "max_rows", "a whole number from 1", literal, "Leave max_rows out for no limit.")
+        return None
+    return literal.value
 
 
 def _alternatives(report: Report, what: str, node: ListNode) -> tuple[Literal, ...] | None:

@@ -52,7 +52,7 @@ def _dependent(dependent: Dependent) -> Mapping[str, object]:
         "on_delete": _action(dependent.on_delete),
         "on_update": _action(dependent.on_update),
         "where": {column: _condition(value) for column, value in dependent.where.items()},
-    }
+    } | ({} if dependent.max_rows is None else {"max_rows": dependent.max_rows})
 
 
 def _action(action: Action) -> object:

@@ -108,6 +108,7 @@ class Dependent:
 
     `references` maps each dependent column (or field path) to a parent key field, in the order of the parent's key;
     it names every key field exactly once. `where` holds column -> literal (null: is null) or tuple of literals.
+    `max_rows`: an event with more rows than that is held.
     `name` is unique in its file; `id`, `entity.name`, is unique over all files.
     """
 
@@ -120,6 +121,7 @@ class Dependent:
     on_update: Action
     where: Mapping[str, Literal | tuple[Literal, ...]]
     place: Place
+    max_rows: int | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -116,6 +116,7 @@ def _dependent() -> Schema:
             "where": {"type": "object", "minProperties": 1, "additionalProperties": _condition()},
             "on_delete": _actions(ON_DELETE),
             "on_update": _actions(ON_UPDATE) | {"default": "cascade"},
+            "max_rows": {"type": "integer", "minimum": 1},
         },
         required=("store", "references", "on_delete"),
     )

@@ -52,8 +52,9 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "where": "Only rows with these values: column -> value, list of values, or null (is null).",
     "on_delete": "What happens to the dependents when their parent is deleted.",
     "on_update": "What happens to the dependents when their parent's key changes. The default is cascade: they follow.",
+    "max_rows": "At most so many rows for one event; above it the event is held: nothing changes until it is approved.",
 }
-DEPENDENT_LATER = ("max_rows", "as_of", "undo", "entity", "key", "late_children")
+DEPENDENT_LATER = ("as_of", "undo", "entity", "key", "late_children")
 
 ACTIONS: Mapping[str, str] = {
     "cascade": "On delete: delete the dependents. On update: their reference follows the key.",

@@ -10,7 +10,7 @@ from integrity.core.batch import Batch, Share, shares, standing
 from integrity.core.fold import Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
-from integrity.core.outcome import Applied, Diverged, Effect, Rejected
+from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
 from integrity.stores.mongo.effects import Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, hashes_of
@@ -26,7 +26,7 @@ class Attempt:
         self._rules = rules
         self._batch = batch
 
-    async def run(self, session: AsyncClientSession) -> Applied | Diverged | Rejected:
+    async def run(self, session: AsyncClientSession) -> Applied | Diverged | Rejected | Held:
         """Everything but the commit. Only after Applied there is anything to commit."""
         batch, ledger = self._batch, self._ledger
         counts = standing(batch, await ledger.progress(batch.spans, session))
@@ -37,13 +37,13 @@ class Attempt:
         effects: list[Effect] = []
         for share in shares(batch, counts, self._rules.keys()):
             done = await self._enforce(share, session)
-            if isinstance(done, Rejected):
+            if not isinstance(done, list):
                 return done
             effects += done
         await ledger.clear_exceptions([(each.dependent, each.event) for each in batch.discards], session)
         return Applied(effects)
 
-    async def _enforce(self, share: Share, session: AsyncClientSession) -> list[Effect] | Rejected:
+    async def _enforce(self, share: Share, session: AsyncClientSession) -> list[Effect] | Rejected | Held:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         hash_of: dict[Key, bytes] = {}
@@ -69,7 +69,11 @@ class Attempt:
             groups = trace(rule.policy, settled, sinces, left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             self.dependent = rule.id
-            rows, came = await Enforcer(self._ledger, rule, session, self._batch.at_ms).carry_out(groups, mine)
+            enforcer = Enforcer(self._ledger, rule, session, self._batch.at_ms)
+            acted = await enforcer.carry_out(groups, mine, share.approved)
+            if isinstance(acted, Held):
+                return acted
+            rows, came = acted
             self.dependent = None
             effects += credit(
                 rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only

@@ -6,7 +6,7 @@ that anybody changed since is a write conflict: what is written by `_id` is what
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 import bson
@@ -16,7 +16,9 @@ from pymongo.asynchronous.collection import AsyncCollection
 
 from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, Values
+from integrity.core.gate import held
 from integrity.core.keys import Key
+from integrity.core.outcome import Held
 from integrity.core.rules.model import Tombstone
 from integrity.stores.memory import mark_values
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
@@ -75,10 +77,13 @@ class Enforcer:
         self._collection: AsyncCollection[Document] = ledger.database[rule.dependent.target.name]
 
     async def carry_out(
-        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
-    ) -> tuple[list[int], list[Came]]:
-        """Carry out all groups; return the number of documents of each, and the arrivals to keep."""
-        chosen = await self._choose(groups, arrivals)
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int] = ()
+    ) -> tuple[list[int], list[Came]] | Held:
+        """Carry out all groups; return the number of documents of each, and the arrivals to keep. Held: some event has
+        more documents than the rule allows, and nothing was changed."""
+        chosen = await self._choose(groups, arrivals, approved)
+        if isinstance(chosen, Held):
+            return chosen
         removed: list[object] = []
         changes = _Changes()
         came: list[Came] = []
@@ -100,7 +105,9 @@ class Enforcer:
         await self._update(changes)
         return [len(documents) for documents in chosen], came
 
-    async def _choose(self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]) -> list[list[_Chosen]]:
+    async def _choose(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int]
+    ) -> list[list[_Chosen]] | Held:
         chosen: list[list[_Chosen]] = [[] for _ in groups]
         places: dict[Key, dict[Version | None, int]] = {}
         for place, group in enumerate(groups):
@@ -114,6 +121,9 @@ class Enforcer:
                 place_found = places[key].get(came.get(_token(document.id)) if came else None)
                 if place_found is not None:
                     chosen[place_found].append(document)
+            limit = self._rule.dependent.max_rows
+            if limit and (over := held(self._rule.id, limit, groups, [len(some) for some in chosen], approved)):
+                return over
         return chosen
 
     async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[list[_Chosen]]:

@@ -137,6 +137,21 @@ class Effects:
                         rows[found[place - 1]] = count
         return rows
 
+    async def count(
+        self, connection: Connection, groups: Sequence[Group], hashes: Mapping[Key, bytes], limit: int, *, split: bool
+    ) -> list[int]:
+        """How many rows each group has, at most `limit` each. Changes nothing."""
+        rows = [0] * len(groups)
+        places, columns = self._bound([group.key for group in groups])
+        if places:
+            chosen = [groups[place] for place in places]
+            if split:
+                columns.append([hashes[group.key] for group in chosen])
+                columns.append([_PLAIN if group.since is None else text(group.since) for group in chosen])
+            for place, count in await self._run(connection, "count", split, False, columns, limit):
+                rows[places[place - 1]] = count
+        return rows
+
     async def _remove(
         self, connection: Connection, groups: Sequence[Group], columns: list[list[object]], at_ms: int, split: bool
     ) -> Sequence[tuple[int, int]]:
@@ -189,7 +204,7 @@ class Effects:
         ]
 
     async def _run(
-        self, connection: Connection, kind: str, split: bool, extra: bool, columns: list[list[object]]
+        self, connection: Connection, kind: str, split: bool, extra: bool, columns: list[list[object]], *limits: int
     ) -> Sequence[tuple[Any, int]]:
         sql = self._texts.get((kind, split, extra))
         if sql is None:
@@ -201,7 +216,7 @@ class Effects:
         ]
         literals = [setting.value for setting in self._table.settings if _is_literal(setting)] if kind == "mark" else []
         names = [self.id] if split or (kind == "refer" and extra) else []
-        found = await connection.fetchrow(sql, *columns, *conditions, *literals, *names)
+        found = await connection.fetchrow(sql, *columns, *conditions, *literals, *names, *limits)
         if found is None or found[0] is None:
             return ()
         return list(zip(found[0], found[1], strict=True))
@@ -209,8 +224,8 @@ class Effects:
     def sql(self, kind: str, *, split: bool = False, extra: bool = False) -> str:
         """The text of a statement, which gives rows per place in the arrays (remove listed: per value).
 
-        `kind` is remove, remove listed, mark or refer; `extra` says of a mark that references change too, and of refer
-        that arrivals are recorded."""
+        `kind` is count, remove, remove listed, mark or refer; `extra` says of a mark that references change too, and of
+        refer that arrivals are recorded."""
         table = self._table
         reference = table.rule.dependent.columns
         arrays: list[tuple[str, str]] = [(f"m{i}", codec.array) for i, codec in enumerate(table.codecs)]
@@ -260,6 +275,10 @@ class Effects:
         bound = ", ".join(f"${i}::{array}" for i, (_, array) in enumerate(arrays, 1))
         keys = f"unnest({bound}) with ordinality as k({', '.join(name for name, _ in arrays)}, n)"
         target = quoted(table.schema, table.name)
+        if kind == "count":
+            limit = f"${count + 1 + split}::int8"
+            counted = f"(select count(*) from (select from {target} t where {' and '.join(fits)} limit {limit}) r)"
+            return f"select array_agg(n), array_agg(c) from (select k.n, {counted} as c from {keys}) s where c > 0"
         # Beneath a domain lies the type that the driver knows.
         returned = f"t.{quoted(reference[0])}::{arrays[0][1].removesuffix('[]')} as n" if listed else "k.n"
         kept = ""

@@ -14,9 +14,10 @@ import asyncpg
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Op, Version
 from integrity.core.fold import Settled, credit, lookups, settle, trace
+from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.ledger import heads_to_write
-from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
+from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
 from integrity.errors import Finding, LedgerError, Reason, UnreachableError
 from integrity.ports import Deadline
@@ -132,7 +133,7 @@ class PostgresStore:
         effects: list[Effect] = []
         for share in shares(batch, counts, self._rules.keys()):
             done = await self._enforce(connection, share, batch, at)
-            if isinstance(done, Rejected):
+            if not isinstance(done, list):
                 await connection.execute("rollback")
                 return done
             effects += done
@@ -144,7 +145,9 @@ class PostgresStore:
         self._constraints_at_once = False
         return Applied(effects)
 
-    async def _enforce(self, connection: Connection, share: Share, batch: Batch, at: _Place) -> list[Effect] | Rejected:
+    async def _enforce(
+        self, connection: Connection, share: Share, batch: Batch, at: _Place
+    ) -> list[Effect] | Rejected | Held:
         rules = self._rules[share.entity]
         own = {change.key for change in share.changes}
         read, keys = await self._read(connection, share, rules, own)
@@ -160,7 +163,10 @@ class PostgresStore:
         effects: list[Effect] = []
         for rule in rules:
             mine = arrivals.get(rule.id, {})
-            effects += await self._act(connection, rule, share, settled, admitted, read, mine, batch, at)
+            acted = await self._act(connection, rule, share, settled, admitted, read, mine, batch, at)
+            if isinstance(acted, Held):
+                return acted
+            effects += acted
         await self._ledger.write_heads(
             connection, share.entity, heads_to_write(keys, own, read.heads, settled.updates), read, effects, batch
         )
@@ -189,7 +195,7 @@ class PostgresStore:
         arrivals: Mapping[Key, Collection[Version]],
         batch: Batch,
         at: _Place,
-    ) -> list[Effect]:
+    ) -> list[Effect] | Held:
         left_out = share.left_out(rule.id)
         groups = trace(rule.policy, settled, arrivals, left_out=left_out)
         groups += retrace(rule.policy, settled, admitted, left_out=left_out)
@@ -197,11 +203,19 @@ class PostgresStore:
         if groups:
             at.dependent = rule.id
             effects = self._effects_of(rule)
+            max_rows = rule.dependent.max_rows
+            if max_rows is not None:
+                rows = await effects.count(connection, groups, read.hashes, max_rows + 1, split=bool(arrivals))
+                if over := held(rule.id, max_rows, groups, rows, share.approved):
+                    return over
             rows = await effects.execute(connection, groups, read.hashes, batch.at_ms, split=bool(arrivals))
             if self._constraints_at_once:
                 await connection.execute("set constraints all immediate")
                 await connection.execute("set constraints all deferred")
             at.dependent = None
+            # Again: rows may have come between the count and the act.
+            if over := held(rule.id, max_rows, groups, rows, share.approved):
+                return over
         return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
 
     async def _read(

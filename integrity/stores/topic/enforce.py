@@ -6,15 +6,16 @@ back otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import Final, assert_never
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
+from integrity.core.gate import held
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
-from integrity.core.outcome import Effect, Rejected
+from integrity.core.outcome import Effect, Held, Rejected
 from integrity.core.redrive import LeftOut, admit, aside, keys_in_question, retrace
 from integrity.errors import Reason
 from integrity.stores.rule import StoreRule, policies
@@ -37,6 +38,14 @@ class Refused(Exception):
         self.dependent = dependent
         self.reason = reason
         self.message = message
+
+
+class HeldBack(Exception):
+    """An event has more rows than its rule allows."""
+
+    def __init__(self, result: Held) -> None:
+        super().__init__(result.message)
+        self.result = result
 
 
 class Enforcement:
@@ -63,7 +72,7 @@ class Enforcement:
         self._starts = starts
 
     def run(self) -> Work:
-        """Yields records to publish, in order; returns the effects. Raises Refused."""
+        """Yields records to publish, in order; returns the effects. Raises Refused or HeldBack."""
         effects: list[Effect] = []
         for share in shares(self._batch, self._counts, self._rules.keys()):
             effects += yield from self._share(share)
@@ -101,7 +110,7 @@ class Enforcement:
             assert number is not None, "the state knows every rule of the store"
             groups = trace(rule.policy, settled, self._arrivals(number, entity, settled), left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
-            rows = yield from self._execute(number, rule, groups)
+            rows = yield from self._execute(number, rule, groups, share.approved)
             effects += credit(
                 rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
             )
@@ -121,13 +130,15 @@ class Enforcement:
         return {key: since for key, since in found.items() if since}
 
     def _execute(
-        self, number: int, rule: StoreRule, groups: Sequence[Group]
+        self, number: int, rule: StoreRule, groups: Sequence[Group], approved: Collection[int]
     ) -> Generator[list[Write], None, list[int]]:
         """Carry out all groups at once: choose every group's children before any of them changes."""
         if not groups:
             return []
         hashes = [key_hash(rule.entity, group.key) for group in groups]
         counts = self._state.choose(number, [(h, group.since) for h, group in zip(hashes, groups, strict=True)])
+        if over := held(rule.id, rule.dependent.max_rows, groups, counts, approved):
+            raise HeldBack(over)
         yield self._leave(number, groups, hashes)
         after = 0
         while any(counts) and (children := self._state.chosen(after, CHUNK)):

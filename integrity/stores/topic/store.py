@@ -28,7 +28,7 @@ from integrity.ports import Deadline
 from integrity.stores.rule import StoreRule
 from integrity.stores.topic import records
 from integrity.stores.topic.clients import Closer
-from integrity.stores.topic.enforce import Enforcement, Refused
+from integrity.stores.topic.enforce import Enforcement, HeldBack, Refused
 from integrity.stores.topic.faults import CLIENT_ERRORS, Unsent, meaning
 from integrity.stores.topic.fitness import Fitness, unreachable
 from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
@@ -150,6 +150,9 @@ class TopicStore:
             except Refused as exc:
                 await self._give_up(exc)
                 return Rejected(exc.dependent, exc.reason, exc.message)
+            except HeldBack as exc:
+                await self._give_up(exc)
+                return exc.result
             except TopicGone as exc:
                 await self._give_up(exc)
                 return Broken(self._dependent_of(exc.topic), Reason.SCHEMA_MISMATCH, "The topic does not exist.")

@@ -171,8 +171,21 @@ def test_name_defaults_to_the_target_as_it_is_written() -> None:
     assert _only(f"store: s, table: public.orders, references: {{a: id}}, {CASCADE}").id == "customer.public.orders"
 
 
+@pytest.mark.parametrize("written", ["0", "-1", "1.5", "'5'", "true", "null", "many", "[5]"])
+def test_max_rows_is_a_whole_number_from_one(written: str) -> None:
+    assert _only(f"{TABLE}, {CASCADE}, max_rows: 5").max_rows == 5
+    assert _only(f"{TABLE}, {CASCADE}").max_rows is None
+    assert _codes(_file(f"{TABLE}, {CASCADE}, max_rows: {written}")) == [FindingCode.WRONG_TYPE]
+
+
+def test_max_rows_is_part_of_what_the_rules_mean() -> None:
+    hashes = {
+        _parse({"a.yaml": _file(f"{TABLE}, {CASCADE}{more}")}).hash for more in ("", ", max_rows: 5", ", max_rows: 6")
+    }
+    assert len(hashes) == 3
+
+
 LATER_DEPENDENT = [
-    "max_rows: 5",
     "as_of: created_at",
     "undo: 30d",
     "entity: order",

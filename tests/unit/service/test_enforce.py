@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from integrity.core.batch import Batch, Span, TopicPartition
-from integrity.core.outcome import Broken, Diverged, Outcome, Rejected, Retry
+from integrity.core.outcome import Broken, Diverged, Held, Outcome, Rejected, Retry
 from integrity.errors import Reason
+from integrity.kafka.dead_letters import Status
 from integrity.service.enforce import DivergedError, Enforcer
 from integrity.service.work import Piece, Reader
 from tests.unit.service.doubles import (
@@ -70,6 +71,22 @@ async def test_poison_on_one_dependent_still_reaches_the_other() -> None:
     assert keys_left(store, "orders") == {0}
     assert keys_left(store, "notes") == set()
     assert len(letters.published) == 1
+
+
+async def test_an_event_with_too_many_rows_is_held_and_the_rest_goes_on() -> None:
+    def bend(batch: Batch) -> Held | None:
+        large = [i for i, change in enumerate(batch.changes) if change.key == (2,)]
+        if any((i, "customer.orders") not in batch.exceptions for i in large):
+            return Held("customer.orders", "more than max_rows")
+        return None
+
+    store, letters, watch = BentStore(memory_store(5), bend), Letters(), Watched()
+    await enforcer(store, letters, watch).enforce(piece_of(*(deleted(key, key) for key in range(5))))
+    assert keys_left(store) == {2}
+    assert [(x.record.offset, x.reason, x.status) for x in letters.published] == [
+        (2, Reason.TOO_MANY_ROWS, Status.HELD)
+    ]
+    assert [e.outcome for e in watch.effects if e.outcome is not Outcome.APPLIED] == [Outcome.HELD]
 
 
 async def test_undecodable_records_are_acknowledged_before_the_store_moves_on() -> None:
