@@ -28,6 +28,7 @@ from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.ports import Deadline, Store
 from integrity.service.enforce import Enforcer
+from integrity.service.halts import Halts
 from integrity.service.lane import Lane
 from integrity.service.redrive import Person, Redriver
 from integrity.service.report import Report
@@ -235,6 +236,11 @@ def _lane(
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
+    halts = Halts(
+        store,
+        report,
+        {rule.id: rule.place for of_entity in rules.of_store(store.name).values() for rule in of_entity},
+    )
     enforcers = [
         Enforcer(
             store,
@@ -243,6 +249,7 @@ def _lane(
             system=store_settings.kind.value,
             rules_hash=rules.hash,
             timeout_s=2 * store_settings.timeout,
+            halts=halts,
         )
         for _ in range(1 if store.exclusive else store_settings.pool_size)
     ]

@@ -2,8 +2,9 @@
 
 Dead letters of records that can't be read are acknowledged first, then the store commits effects, ledger and progress
 together; only then may the lane let the offset move. A transient failure waits and tries again for as long as it
-takes. A permanent one is bisected to the single event and dependent, whose dead letter is acknowledged before the batch
-goes on without it. Cancelling at any await loses nothing: whatever was not committed is replayed.
+takes. A permanent one is bisected to the single event and dependent, whose dead letter is acknowledged before the
+batch goes on without it. A dependent whose rule is broken is halted: its events are dead letters, the others go on.
+Cancelling at any await loses nothing: whatever was not committed is replayed.
 """
 
 from __future__ import annotations
@@ -18,18 +19,25 @@ from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
 from integrity.core.batch import ANY_DEPENDENT, Batch, DeadLetterMark
+from integrity.core.change import Op
 from integrity.core.decode.record import Record
 from integrity.core.outcome import Applied, Broken, Diverged, Effect, Held, Outcome, Rejected, Retry
 from integrity.core.retry import CONTENDED_ATTEMPTS_MAX, Backoff
 from integrity.errors import OperationError, Reason
 from integrity.kafka.dead_letters import DeadLetter, Stage, Status, StatusChange
 from integrity.ports import Deadline, Store
+from integrity.service.halts import ATTEMPTS_MAX, REASONS, Halts
 from integrity.service.work import Piece, Refused, halves
 from integrity.telemetry import BatchSpan
 
 log = logging.getLogger(__name__)
 
 PUBLISH_TIMEOUT_S = 15.0
+
+Exceptions = dict[tuple[int, str], DeadLetterMark]
+"""(index of the change, dependent id) -> why that effect is left out."""
+
+_HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
 
 
 class DeadLetterSink(Protocol):
@@ -81,6 +89,7 @@ class Enforcer:
         system: str,
         rules_hash: str,
         timeout_s: float,
+        halts: Halts,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
     ) -> None:
         """`system` is what the store is in traces: postgresql, mongodb or kafka. `timeout_s` bounds one attempt."""
@@ -91,7 +100,8 @@ class Enforcer:
         self._rules_hash = rules_hash
         self._timeout_s = timeout_s
         self._backoff = backoff
-        self._halted: set[str] = set()
+        self.halts = halts
+        self._waiting_for: set[str] = set()
         self.trouble = Trouble()
 
     async def enforce(self, piece: Piece) -> None:
@@ -100,9 +110,10 @@ class Enforcer:
             await self._publish([self._refused(refused) for refused in piece.refused])
         await self._enforce(piece)
 
-    async def _enforce(self, piece: Piece) -> None:
-        exceptions: dict[tuple[int, str], DeadLetterMark] = {}
-        attempt = contended = 0
+    async def _enforce(self, piece: Piece, exceptions: Exceptions | None = None) -> None:
+        exceptions = exceptions or {}
+        await self._leave_halted(piece, exceptions)
+        attempt = contended = broken = 0
         while True:
             batch = Batch(
                 tuple(piece.changes),
@@ -133,44 +144,79 @@ class Enforcer:
                     if contended < CONTENDED_ATTEMPTS_MAX or result.dependent is None:
                         await self._wait(attempt, result)
                     elif len(piece.changes) > 1:
-                        return await self._halve(piece, result.message)
+                        return await self._halve(piece, exceptions, result.message)
                     else:  # one event waits for rows that somebody holds: no other key may wait for it
                         await self._set_apart(
                             piece, exceptions, result.dependent, Reason.STORE_REJECTED, attempt, result
                         )
                 case Rejected():
                     if len(piece.changes) > 1:
-                        return await self._halve(piece, result.message)
+                        return await self._halve(piece, exceptions, result.message)
                     attempt += 1
                     await self._set_apart(piece, exceptions, result.dependent, result.reason, attempt, result)
                     contended = 0
                 case Held():
                     if len(piece.changes) > 1:
-                        return await self._halve(piece, result.message)
+                        return await self._halve(piece, exceptions, result.message)
                     attempt += 1
                     await self._set_apart(piece, exceptions, result.dependent, Reason.TOO_MANY_ROWS, attempt, result)
                     contended = 0
                 case Broken():
                     attempt += 1
-                    self._halt(result.dependent or "*", result.message)
-                    await self._wait(attempt, result)
+                    broken += 1
+                    dependent = result.dependent
+                    if dependent is None or result.reason not in REASONS:
+                        self._wait_for(ANY_DEPENDENT, result.message)
+                        await self._wait(attempt, result)
+                    elif broken < ATTEMPTS_MAX and dependent not in self.halts.halted:
+                        await self._wait(attempt, result)
+                    else:
+                        self.halts.halt(dependent, result.reason, result.message)
+                        if not await self._leave_halted(piece, exceptions):
+                            # It is left out already, and at fault all the same.
+                            await self._wait(attempt, result)
                 case Diverged():
                     raise DivergedError(result.message)
                 case _:
                     assert_never(result)
 
-    async def _halve(self, piece: Piece, cause: str) -> None:
+    async def _leave_halted(self, piece: Piece, exceptions: Exceptions) -> bool:
+        """Dead-letter what the piece asks of halted dependents, and tell whether there was anything; the batch goes on
+        without them."""
+        letters: list[DeadLetter] = []
+        for dependent, halt in self.halts.halted.items():
+            entity = dependent.partition(".")[0]
+            for index, change in enumerate(piece.changes):
+                redrive = piece.redrives.get(index) if piece.redrives else None
+                about_others = redrive is not None and redrive.dependent not in (ANY_DEPENDENT, dependent)
+                if change.entity != entity or change.op not in _HAPPENED or about_others:
+                    continue
+                if (index, dependent) in exceptions:
+                    continue
+                record = piece.records[index]
+                letter = self._letter(record, entity, dependent, halt.reason, halt.message, Stage.STORE, 1)
+                if redrive is not None and redrive.dependent == dependent:
+                    letter = replace(letter, retries=redrive.retries)
+                letters.append(letter)
+                exceptions[index, dependent] = DeadLetterMark(halt.reason, letter.id)
+        if letters:
+            await self._publish(letters)
+        return bool(letters)
+
+    async def _halve(self, piece: Piece, exceptions: Exceptions, cause: str) -> None:
         log.info(
             "a batch was refused and is halved to find the event",
             extra={"store": self._store.name, "events": len(piece.changes), "error": cause},
         )
-        for half in halves(piece):
-            await self._enforce(half)
+        first, second = halves(piece)
+        middle = len(first.changes)
+        await self._enforce(first, {at: mark for at, mark in exceptions.items() if at[0] < middle})
+        await self._enforce(second, {(i - middle, d): mark for (i, d), mark in exceptions.items() if i >= middle})
 
     async def _set_apart(
         self,
         piece: Piece,
-        exceptions: dict[tuple[int, str], DeadLetterMark],
+        exceptions: Exceptions,
         dependent: str,
         reason: Reason,
         attempts: int,
@@ -206,17 +252,17 @@ class Enforcer:
         if self.trouble.message:
             log.info("the store applies batches again", extra={"store": self._store.name})
         self._watch.store_up(self._store.name, True)
-        for dependent in self._halted:
+        for dependent in self._waiting_for:
             self._watch.halted(dependent, False)
-        self._halted.clear()
+        self._waiting_for.clear()
         self.trouble.message = ""
 
-    def _halt(self, dependent: str, message: str) -> None:
-        if dependent not in self._halted:
-            self._halted.add(dependent)
+    def _wait_for(self, dependent: str, message: str) -> None:
+        if dependent not in self._waiting_for:
+            self._waiting_for.add(dependent)
             self._watch.halted(dependent, True)
             log.error(
-                "a rule does not fit its store any more: mend the store, and the lane goes on by itself",
+                "a store does not fit its rules or ledger any more: mend it, and the lane goes on by itself",
                 extra={"store": self._store.name, "dependent": dependent, "error": message},
             )
 

@@ -109,7 +109,7 @@ class Lane:
         batch_size: int,
         returning: Returning | None = None,
     ) -> None:
-        """As many sessions work side by side as there are enforcers."""
+        """As many sessions work side by side as there are enforcers, which share their halts."""
         self._store = store
         self._open_source = open_source
         self._source: Source | None = None
@@ -132,7 +132,8 @@ class Lane:
         """Why the lane does not get on; empty when it does, also when it stands by without a partition."""
         if not self._joined:
             return "has not joined its consumer group yet"
-        return next((session.trouble for session in self._sessions if session.trouble), "")
+        found = next((session.trouble for session in self._sessions if session.trouble), "")
+        return found or self._enforcers[0].halts.trouble
 
     async def run(self, stop: asyncio.Event, *, to_end: bool = False) -> None:
         """Until `stop` is set; with `to_end`, sets it when this lane has come to the end seen at its first join."""
@@ -159,7 +160,9 @@ class Lane:
                     self._ends = {partition: at.end for partition, at in found.items() if at.end > at.first}
                 self._joined = True
                 poll = tasks.create_task(self._poll(source, stop), name=f"{self._store.name}: poll")
+                halts = tasks.create_task(self._enforcers[0].halts.watch(), name=f"{self._store.name}: halts")
                 await self._commit_regularly(stop, to_end)
+                halts.cancel()
                 await poll
                 await self._end_sessions(STOP_GRACE_S)
         finally:

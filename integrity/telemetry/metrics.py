@@ -62,7 +62,7 @@ class Metrics:
         self._store_up = Gauge("integrity_store_up", "1 when the store answers.", ["store"], registry=registry)
         self._halted = Gauge(
             "integrity_dependent_halted",
-            "1 when the dependent's rule does not fit its store; the store's whole lane waits.",
+            "1 when the dependent's rule does not fit its store: its events become dead letters.",
             ["dependent"],
             registry=registry,
         )
@@ -119,8 +119,8 @@ class Metrics:
         self._store_up.labels(store).set(up)
 
     def set_dependent_halted(self, dependent: str, *, halted: bool) -> None:
-        """Whether the dependent's rule does not fit its store any more. Nothing is left out: the whole lane of that
-        store waits, and tries again until the rule fits."""
+        """Whether the dependent's rule does not fit its store any more. `*`: the ledger does not, and the whole lane of
+        that store waits."""
         self._halted.labels(dependent).set(halted)
 
     def observe_enforcement(self, store: str, seconds: Iterable[float]) -> None:

@@ -19,6 +19,7 @@ from integrity.errors import Finding, Reason, UnreachableError
 from integrity.kafka.dead_letters import DeadLetter, StatusChange
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 from integrity.service.enforce import Enforcer
+from integrity.service.halts import Halts
 from integrity.service.work import Piece
 from integrity.stores.memory import MemoryStore, Row
 from integrity.stores.rule import StoreRule
@@ -179,6 +180,12 @@ class Watched:
 
 def enforcers_of(store: BentStore, letters: Letters, watch: Watched) -> list[Enforcer]:
     """Two of them, which wait hardly at all."""
+    halts = Halts(
+        store,  # type: ignore[arg-type]
+        watch,
+        {f"customer.{name}": Place(f"{name}.yaml", 1, 1) for name in store.store.targets},
+        recheck_s=0.001,
+    )
     return [
         Enforcer(
             store,  # type: ignore[arg-type]
@@ -187,6 +194,7 @@ def enforcers_of(store: BentStore, letters: Letters, watch: Watched) -> list[Enf
             system="memory",
             rules_hash="abc",
             timeout_s=5,
+            halts=halts,
             backoff=Backoff(first_s=0.0005, cap_s=0.005),
         )
         for _ in range(2)

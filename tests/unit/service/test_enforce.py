@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.outcome import Broken, Diverged, Held, Outcome, Rejected, Retry
-from integrity.errors import Reason
+from integrity.errors import Finding, Reason
 from integrity.kafka.dead_letters import Status
 from integrity.service.enforce import DivergedError, Enforcer
 from integrity.service.work import Piece, Reader
@@ -132,18 +133,91 @@ async def test_a_row_locked_for_ever_holds_up_its_own_event_only() -> None:
     assert [x.reason for x in letters.published] == [Reason.STORE_REJECTED]
 
 
-async def test_a_broken_rule_dead_letters_nothing_and_goes_on_when_mended() -> None:
-    left = [4]
+async def test_a_broken_ledger_dead_letters_nothing_and_goes_on_when_mended() -> None:
+    left = [5]
 
     def bend(batch: Batch) -> Broken | None:
         left[0] -= 1
-        return Broken("customer.orders", Reason.SCHEMA_MISMATCH, "column gone") if left[0] >= 0 else None
+        return Broken(None, Reason.SCHEMA_MISMATCH, "table gone") if left[0] >= 0 else None
 
     store, letters, watch = BentStore(memory_store(1), bend), Letters(), Watched()
     await enforcer(store, letters, watch).enforce(piece_of(deleted(0, 0)))
     assert letters.published == []
-    assert watch.halts == [("customer.orders", True), ("customer.orders", False)]
+    assert watch.halts == [("*", True), ("*", False)]
     assert keys_left(store) == set()
+
+
+def breaking(dependent: str, times: int) -> Callable[[Batch], Broken | None]:
+    """The first `times` batches that ask something of that dependent find its rule broken."""
+    left = [times]
+
+    def bend(batch: Batch) -> Broken | None:
+        asked = any((i, dependent) not in batch.exceptions for i in range(len(batch.changes)))
+        left[0] -= asked
+        return Broken(dependent, Reason.SCHEMA_MISMATCH, "column gone") if asked and left[0] >= 0 else None
+
+    return bend
+
+
+async def test_a_rule_that_is_broken_for_a_moment_halts_nothing() -> None:
+    store = BentStore(memory_store(1), breaking("customer.orders", 2))
+    letters, watch = Letters(), Watched()
+    await enforcer(store, letters, watch).enforce(piece_of(deleted(0, 0)))
+    assert (letters.published, watch.halts, keys_left(store)) == ([], [], set())
+
+
+async def test_a_broken_rule_halts_its_dependent_alone_until_it_is_mended() -> None:
+    store = BentStore(memory_store(3, names=("orders", "notes")), breaking("customer.orders", 10**6))
+    letters, watch = Letters(), Watched()
+    one = enforcer(store, letters, watch)
+    await one.enforce(piece_of(deleted(0, 0), deleted(1, 1)))
+    calls = len(store.calls)
+    await one.enforce(Piece([decode(deleted(2, 2))], [deleted(2, 2)], spans={P0: Span(2, 3)}))  # type: ignore[list-item]
+    assert len(store.calls) == calls + 1  # left out at once
+    assert (keys_left(store, "orders"), keys_left(store, "notes")) == ({0, 1, 2}, set())
+    assert [(x.dependent, x.reason, x.record.offset) for x in letters.published] == [
+        ("customer.orders", Reason.SCHEMA_MISMATCH, offset) for offset in range(3)
+    ]
+    assert "customer.orders is halted: column gone" in one.halts.trouble
+    assert watch.halts == [("customer.orders", True)]
+    store.findings = [Finding("column_missing", "customer.orders: gone", file="orders.yaml", line=1, column=1)]
+    await one.halts.recheck()
+    assert list(one.halts.halted) == ["customer.orders"]
+    store.findings = [Finding("index_missing", "customer.notes: none", file="notes.yaml", line=1, column=1)]
+    await one.halts.recheck()
+    assert (one.halts.trouble, watch.halts[1:]) == ("", [("customer.orders", False)])
+
+
+async def test_letters_of_a_halted_dependent_are_sent_once_when_its_batch_is_halved() -> None:
+    broken_rule = breaking("customer.orders", 10**6)
+
+    def bend(batch: Batch) -> Broken | Rejected | None:
+        poison = any(
+            change.key == (3,) and (i, "customer.notes") not in batch.exceptions
+            for i, change in enumerate(batch.changes)
+        )
+        return broken_rule(batch) or (Rejected("customer.notes", Reason.VALUE_REJECTED, "no") if poison else None)
+
+    store, letters = BentStore(memory_store(5, names=("orders", "notes")), bend), Letters()
+    await enforcer(store, letters, Watched()).enforce(piece_of(*(deleted(key, key) for key in range(5))))
+    assert sorted((x.dependent, x.record.offset) for x in letters.published) == [
+        ("customer.notes", 3),
+        *(("customer.orders", offset) for offset in range(5)),
+    ]
+    assert keys_left(store, "notes") == {3}
+
+
+async def test_a_dependent_that_is_broken_although_it_is_left_out_makes_the_lane_wait() -> None:
+    """A topic store can't look at its other topics while one of them is gone."""
+    left = [8]
+
+    def bend(batch: Batch) -> Broken | None:
+        left[0] -= 1
+        return Broken("customer.orders", Reason.SCHEMA_MISMATCH, "topic gone") if left[0] >= 0 else None
+
+    store, letters = BentStore(memory_store(1), bend), Letters()
+    await enforcer(store, letters, Watched()).enforce(piece_of(deleted(0, 0)))
+    assert [x.reason for x in letters.published] == [Reason.SCHEMA_MISMATCH]
 
 
 async def test_a_diverged_store_is_left_to_the_lane() -> None:
