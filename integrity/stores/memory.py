@@ -6,7 +6,6 @@ Small enough to be read as the definition of `apply`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import assert_never
@@ -36,6 +35,21 @@ class _State:
     progress: dict[TopicPartition, int] = field(default_factory=dict)
     exceptions: dict[tuple[str, Key, str, str], Pending] = field(default_factory=dict)
     """(entity, key, dependent id, event) -> the dead letter."""
+
+    def draft(self) -> _State:
+        """A copy to change, in which an arrival is still the very row of its target."""
+        rows: dict[int, Row] = {}
+
+        def own(row: Row) -> Row:
+            return rows[id(row)] if id(row) in rows else rows.setdefault(id(row), dict(row))
+
+        return _State(
+            {name: [own(row) for row in table] for name, table in self.targets.items()},
+            dict(self.heads),
+            {key: [(since, own(row)) for since, row in came] for key, came in self.arrivals.items()},
+            dict(self.progress),
+            dict(self.exceptions),
+        )
 
 
 class MemoryStore:
@@ -79,7 +93,7 @@ class MemoryStore:
         if isinstance(counts, str):
             return Diverged(counts)
         effects: list[Effect] = []
-        draft = deepcopy(self._state)
+        draft = self._state.draft()
         for share in shares(batch, counts, self._rules.keys()):
             found = self._enforce(draft, share, batch)
             if not isinstance(found, list):
