@@ -1,0 +1,67 @@
+"""What the order of events is kept by, taken away one at a time: a comparison that tells nothing without it is none.
+
+Every store works by the same two functions of the core, `settle` and `trace`. A fault replaces one of them in every
+module that has it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from integrity.core import fold
+from integrity.core.change import Op
+from integrity.core.fold import Referencing
+
+SETTLE, TRACE = fold.settle, fold.trace
+
+Patch = Callable[[object, str, object], None]
+"""setattr, or one that is undone after a test."""
+
+
+def without_fence(changes, heads, **more):  # type: ignore[no-untyped-def]
+    """A deletion that is emitted again takes the rows of a key that lives again."""
+    return SETTLE(changes, {key: head._replace(seen=None) for key, head in heads.items()}, **more)
+
+
+def without_chain(changes, heads, **more):  # type: ignore[no-untyped-def]
+    """b's deletion enforced before a->b: without b's known fate the rows of a stay at b."""
+    settled = SETTLE(changes, heads, **more)
+    fates = {key: tuple(fate for fate in fates if fate.change >= 0) for key, fates in settled.fates.items()}
+    return replace(settled, fates=fates)
+
+
+def without_arrivals(*arguments, **more):  # type: ignore[no-untyped-def]
+    """a->b enforced before b's older deletion: without arrivals that deletion takes the rows of a."""
+    return [
+        group._replace(end=replace(group.end, arrival=None)) if isinstance(group.end, Referencing) else group
+        for group in TRACE(*arguments, **more)
+    ]
+
+
+def without_header(changes, heads, **more):  # type: ignore[no-untyped-def]
+    """A key change whose header of the new key is not looked at is a deletion."""
+    bare = [c._replace(op=Op.DELETED, to=None) if c.op is Op.MOVED else c for c in changes]
+    return SETTLE(bare, heads, **more)
+
+
+FAULTS: Mapping[str, tuple[str, Callable[..., Any]]] = {
+    "fence": ("settle", without_fence),
+    "chain": ("settle", without_chain),
+    "arrivals": ("trace", without_arrivals),
+    "header": ("settle", without_header),
+}
+"""What is taken away -> the function of the core that it is in, and what stands there instead."""
+
+
+def take_away(name: str, patch: Patch = setattr) -> None:
+    """Take it away in every module of the program that is loaded."""
+    function, faulty = FAULTS[name]
+    real = getattr(fold, function)
+    modules = [module for key, module in list(sys.modules.items()) if key.startswith("integrity.")]
+    found = [module for module in modules if getattr(module, function, None) is real]
+    assert any(module.__name__.startswith("integrity.stores.") for module in found), f"no store calls {function}"
+    for module in found:
+        patch(module, function, faulty)
