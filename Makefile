@@ -8,7 +8,7 @@ LOCK := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-find-links --no-annotate --custom-compile-command "make lock" pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench lock clean
+.PHONY: help install demo test check format bench oracle lock clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -34,6 +34,9 @@ format: $(VENV)/.dev ## Format the code and fix what the linter can.
 
 bench: $(VENV)/.dev ## Run the benchmarks.
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+oracle: $(VENV)/.dev ## Compare random histories with native foreign keys, on real servers.
+	@$(BIN)/python -m tests.oracle $(ARGS)
 
 lock: build/uv/.installed ## Resolve the requirements again and write the locked files.
 	@$(LOCK) --upgrade --extra dev --group build --output-file requirements-dev.txt

@@ -92,14 +92,19 @@ def mongo_database(mongo: MongoServer, unique_name: Callable[[str], str]) -> Ite
 
 
 @pytest.fixture
-def create_topic(kafka: KafkaServer, unique_name: Callable[[str], str]) -> CreateTopic:
+def create_topic(kafka: KafkaServer) -> CreateTopic:
     """Create a topic on the shared broker."""
+    return topic_creator(kafka.bootstrap_servers)
+
+
+def topic_creator(bootstrap_servers: str) -> CreateTopic:
+    """What creates topics on a broker."""
 
     async def create(name: str | None = None, *, partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
         from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-        topic = name or unique_name("topic")
-        admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+        topic = name or f"topic_{uuid.uuid4().hex[:12]}"
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
         await admin.start()
         try:
             answer = await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=dict(config or {}))])

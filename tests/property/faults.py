@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from integrity.core import fold
-from integrity.core.change import Op
+from integrity.core.change import Op, Version
 from integrity.core.fold import Referencing
 
 SETTLE, TRACE = fold.settle, fold.trace
@@ -22,8 +22,18 @@ Patch = Callable[[object, str, object], None]
 
 
 def without_fence(changes, heads, **more):  # type: ignore[no-untyped-def]
-    """A deletion that is emitted again takes the rows of a key that lives again."""
-    return SETTLE(changes, {key: head._replace(seen=None) for key, head in heads.items()}, **more)
+    """An event that comes again counts as a new one: a deletion takes the rows of a key that lives again."""
+    seen = {key: head.seen for key, head in heads.items()}
+    unfenced = []
+    for change in changes:
+        before, version = seen.get(change.key), change.version
+        if version is not None:
+            if before is not None and version <= before and change.op in (Op.DELETED, Op.MOVED):
+                version = Version(before.epoch, (*before.position, 1))
+            if before is None or before < version:
+                seen[change.key] = version
+        unfenced.append(change._replace(version=version))
+    return SETTLE(unfenced, heads, **more)
 
 
 def without_chain(changes, heads, **more):  # type: ignore[no-untyped-def]

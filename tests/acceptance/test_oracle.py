@@ -1,0 +1,82 @@
+"""The oracle in its small form: random histories on native foreign keys, and the same by events on three stores.
+
+`make oracle` is the long form; docs/proof.md tells what it does.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integrity.demo.servers import KafkaServer, MongoServer, PostgresServer
+from tests.conftest import CreateTopic
+from tests.oracle.run import run_wave
+from tests.oracle.world import a_world
+from tests.property.faults import FAULTS
+
+HISTORIES = 150
+FAULTY_HISTORIES = 60
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def seed() -> int:
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    return seed
+
+
+async def test_random_histories_end_as_native_foreign_keys_leave_them(
+    tmp_path: Path,
+    kafka: KafkaServer,
+    postgres: PostgresServer,
+    mongo: MongoServer,
+    create_topic: CreateTopic,
+    unique_name: Callable[[str], str],
+    seed: int,
+) -> None:
+    async with a_world(
+        tmp_path,
+        bootstrap_servers=kafka.bootstrap_servers,
+        create_database=postgres.create_database,
+        mongo_url=mongo.url,
+        create_topic=create_topic,
+        name=unique_name("oracle"),
+    ) as world:
+        outcome = await run_wave(world, seed, range(1, HISTORIES + 1))
+        assert outcome.differences == {}, f'make oracle ARGS="--histories {HISTORIES} --seed {seed}"'
+        assert outcome.statements > HISTORIES
+        assert outcome.rows > HISTORIES
+        assert await world.dead_letters() == 0
+        for side in world.sides:
+            await side.stop()
+
+
+async def test_the_oracle_bites(
+    tmp_path: Path,
+    kafka: KafkaServer,
+    postgres: PostgresServer,
+    mongo: MongoServer,
+    create_topic: CreateTopic,
+    unique_name: Callable[[str], str],
+    seed: int,
+) -> None:
+    """Processes without the fence, the chain of fates, the arrivals, the header of a key change: each is noticed."""
+    async with a_world(
+        tmp_path,
+        bootstrap_servers=kafka.bootstrap_servers,
+        create_database=postgres.create_database,
+        mongo_url=mongo.url,
+        create_topic=create_topic,
+        name=unique_name("oracle"),
+        without=[*FAULTS],
+        stores=["main"],
+    ) as world:
+        outcome = await run_wave(world, seed, range(1, FAULTY_HISTORIES + 1))
+    noticed = Counter(side for side, _ in outcome.differences)
+    assert noticed.keys() == {f"without {fault}" for fault in FAULTS}, (seed, noticed)
