@@ -41,7 +41,7 @@ from tests.oracle.history import Write
 
 CARD_PARTITIONS: Final = 3
 CAUGHT_UP_TIMEOUT_S: Final = 300
-PROCESSES: Final = ((50, 1), (1_000, 2))
+PROCESSES: Final = ((200, 1), (1_000, 2))
 """Batch size and pool size of each process of a side: small batches and large ones, alone and side by side."""
 
 Rows = dict[Target, dict[int, Row]]
