@@ -21,6 +21,7 @@ from integrity.core.redrive import admit, aside, keys_in_question, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
 from integrity.ports import Deadline
+from integrity.stores.lists import parts_of, places_of
 from integrity.stores.rule import StoreRule, policies
 
 Row = dict[str, object]
@@ -153,6 +154,8 @@ class MemoryStore:
         """Carry out all groups at once: choose every group's rows before any row changes."""
         dependent = rule.dependent
         table = state.targets[dependent.target.name]
+        if dependent.array:
+            return self._execute_lists(state, rule, groups)
         chosen = [self._rows_of(state, rule, table, group) for group in groups]
         gone: set[int] = set()
         for group, rows in zip(groups, chosen, strict=True):
@@ -179,6 +182,38 @@ class MemoryStore:
         table[:] = [row for row in table if id(row) not in gone]
         return [len(rows) for rows in chosen]
 
+    def _execute_lists(self, state: _State, rule: StoreRule, groups: Sequence[Group]) -> list[int]:
+        """The same where the reference is a list: each element is a reference of its own, and the rows stay."""
+        dependent = rule.dependent
+        [column] = dependent.columns
+        places = places_of(groups)
+        before = {key: state.arrivals.get((rule.id, key), []) for key in places}
+        for key, sinces in places.items():
+            state.arrivals[rule.id, key] = [a for a in before[key] if a[0] not in sinces]
+        counts = [0] * len(groups)
+        for row in state.targets[dependent.target.name]:
+            elements = row[column]
+            if not isinstance(elements, list) or not _is_in_scope(row, dependent.where):
+                continue
+            came = {key: [since for since, arrived in of_key if arrived is row] for key, of_key in before.items()}
+            parts = parts_of([(element,) for element in elements], places, came)
+            left: list[object] = []
+            for element, part in zip(elements, parts, strict=True):
+                end = None if part is None else groups[part].end
+                if part is not None:
+                    counts[part] += 1
+                match end:
+                    case None:
+                        left.append(element)
+                    case Referencing(values=(value,)) if value is not None:
+                        left.append(value)
+                        if end.arrival is not None:
+                            state.arrivals.setdefault((rule.id, (value,)), []).append((end.arrival, row))
+                    case _:
+                        pass  # no reference any more: the element goes
+            row[column] = left
+        return counts
+
     def _rows_of(self, state: _State, rule: StoreRule, table: list[Row], group: Group) -> list[Row]:
         dependent = rule.dependent
         arrived = {id(row): since for since, row in state.arrivals.get((rule.id, group.key), ())}
@@ -188,7 +223,7 @@ class MemoryStore:
             for row in table
             if tuple(row[column] for column in dependent.columns) == group.key
             and (marker is None or row[marker] is None)
-            and all(_fits(row[column], wanted) for column, wanted in dependent.where.items())
+            and _is_in_scope(row, dependent.where)
             and arrived.get(id(row)) == group.since
         ]
 
@@ -213,6 +248,10 @@ def _forget(state: _State, over: Iterable[tuple[str, str]]) -> None:
     """Exceptions (dependent, event) that are none any more."""
     if gone := set(over):
         state.exceptions = {at: each for at, each in state.exceptions.items() if at[2:] not in gone}
+
+
+def _is_in_scope(row: Row, where: Mapping[str, Literal | tuple[Literal, ...]]) -> bool:
+    return all(_fits(row[column], wanted) for column, wanted in where.items())
 
 
 def _fits(value: object, wanted: Literal | tuple[Literal, ...]) -> bool:

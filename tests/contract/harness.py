@@ -27,6 +27,8 @@ class Feature(Enum):
 
     MARKS = "marks"
     """Tombstone sets columns of a row that stays (a topic writes a null record instead)."""
+    ARRAYS = "arrays"
+    """A reference may be a list of keys."""
     SHARED = "shared"
     """Two processes may apply at once (not an exclusive store)."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from integrity.stores.mongo import MongoStore
 from integrity.stores.mongo.values import CODECS, from_bson, to_bson
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
-FEATURES = frozenset({Feature.MARKS, Feature.SHARED})
+FEATURES = frozenset({Feature.MARKS, Feature.ARRAYS, Feature.SHARED})
 
 
 class MongoHarness:
@@ -58,10 +59,7 @@ class MongoHarness:
         columns = self._columns[target]
         cursor = self._database[target].find({}, {"_id": 0}).sort("id", 1)
         return [
-            {
-                column: None if (value := document[column]) is None else from_bson(kind, value)
-                for column, kind in columns.items()
-            }
+            {column: _each(partial(from_bson, kind), document[column]) for column, kind in columns.items()}
             async for document in cursor
         ]
 
@@ -106,7 +104,13 @@ class MongoHarness:
 
 
 def _document(row: Row, columns: Mapping[str, KeyType]) -> dict[str, object]:
-    return {column: None if row[column] is None else to_bson(kind, row[column]) for column, kind in columns.items()}  # type: ignore[arg-type]
+    return {column: _each(partial(to_bson, kind), row[column]) for column, kind in columns.items()}
+
+
+def _each(convert: Callable[[Any], object], value: object) -> object:
+    if isinstance(value, list):
+        return [_each(convert, element) for element in value]
+    return None if value is None else convert(value)
 
 
 HARNESS = MongoHarness

@@ -45,6 +45,7 @@ def rule(
     where: Mapping[str, Literal | tuple[Literal, ...]] | None = None,
     entity: str = ENTITY,
     max_rows: int | None = None,
+    array: bool = False,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them."""
     dependent = Dependent(
@@ -58,6 +59,7 @@ def rule(
         where=where or {},
         place=Place("test.yaml", 1, 1),
         max_rows=max_rows,
+        array=array,
     )
     return StoreRule(entity, dependent, spec, policy_of(dependent, spec))
 

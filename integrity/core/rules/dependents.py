@@ -19,6 +19,7 @@ from integrity.core.rules.model import (
     Place,
     Target,
     TargetKind,
+    Tombstone,
 )
 from integrity.core.rules.vocabulary import DEPENDENT_FIELDS, DEPENDENT_LATER, MATCHES, MATCHES_LATER
 from integrity.core.rules.walk import (
@@ -26,10 +27,12 @@ from integrity.core.rules.walk import (
     Text,
     choice_of,
     fields_of,
+    flag_of,
     kind_of,
     list_of,
     literal_of,
     mapping_of,
+    not_supported,
     required,
     text_of,
     wrong_type,
@@ -81,6 +84,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
         choice_of(report, "match", fields["match"][1], MATCHES, MATCHES_LATER)
     max_rows = _max_rows(report, fields["max_rows"][1]) if "max_rows" in fields else None
     on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key)
+    array = _array(report, fields, kind, references or {}, where or {}, on_delete)
     dependent: Dependent | None = None
     if (
         entity is not None
@@ -92,6 +96,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
         and where is not None
         and on_delete is not None
         and on_update is not None
+        and array is not None
     ):
         ordered = {column: field for field in key for column, named in references.items() if named == field}
         dependent = Dependent(
@@ -105,6 +110,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
             where=MappingProxyType(where),
             place=Place(report.file, mapping.line, mapping.column),
             max_rows=max_rows,
+            array=array,
         )
     return DependentDraft(
         name=name,
@@ -270,6 +276,48 @@ def _alternatives(report: Report, what: str, node: ListNode) -> tuple[Literal, .
         else:
             found[literal.value] = None
     return tuple(found) if is_sound else None
+
+
+def _array(
+    report: Report,
+    fields: Fields,
+    kind: TargetKind | None,
+    references: Mapping[str, str],
+    where: Mapping[str, object],
+    on_delete: Action | None,
+) -> bool | None:
+    """Whether the reference is a list of keys; None when something was reported."""
+    if "array" not in fields:
+        return False
+    at, node = fields["array"]
+    array = flag_of(report, "array", node)
+    if kind is TargetKind.TOPIC:
+        not_supported(report, "array on a topic", at)
+        return None
+    fault: tuple[str, str] | None = None
+    if kind is TargetKind.TABLE:
+        fault = "a table has no lists of keys", "Refer from a table with a row for each key."
+    elif array:
+        fault = _list_fault(references, where, on_delete)
+    if fault is not None:
+        report.add(FindingCode.BAD_ARRAY, f"array: {fault[0]}", at, fault[1])
+    return array if fault is None else None
+
+
+def _list_fault(
+    references: Mapping[str, str], where: Mapping[str, object], on_delete: Action | None
+) -> tuple[str, str] | None:
+    """Why a collection's reference cannot be a list, and what to do."""
+    columns = tuple(references)
+    if len(columns) > 1:
+        return "a composite key cannot be in a list", "Refer from a collection with a document for each key."
+    if any(column.split(".")[0] == "_id" for column in columns):
+        return "MongoDB never changes _id", "Name another field."
+    if isinstance(on_delete, Tombstone):
+        return "tombstone would mark the document, which stays", "Write cascade: it takes the key out of the list."
+    if any(column in where for column in columns) or names.overlapping(TargetKind.COLLECTION, (*columns, *where)):
+        return "where names the list or a part of it", "Name other fields in where."
+    return None
 
 
 def _actions(

@@ -68,6 +68,7 @@ class FindingCode(StrEnum):
     BAD_CONDITION = "bad_condition"
     LITERAL_TYPE = "literal_type"
     IMMUTABLE_ID = "immutable_id"
+    BAD_ARRAY = "bad_array"
     # over all files
     DUPLICATE_PARENT = "duplicate_parent"
     DUPLICATE_TOPIC = "duplicate_topic"

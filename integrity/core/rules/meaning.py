@@ -44,15 +44,19 @@ def _parent(parent: Parent) -> Mapping[str, object]:
 
 
 def _dependent(dependent: Dependent) -> Mapping[str, object]:
-    return {
-        "name": dependent.name,
-        "store": dependent.store,
-        "target": [dependent.target.kind, dependent.target.name],
-        "references": list(dependent.references.items()),
-        "on_delete": _action(dependent.on_delete),
-        "on_update": _action(dependent.on_update),
-        "where": {column: _condition(value) for column, value in dependent.where.items()},
-    } | ({} if dependent.max_rows is None else {"max_rows": dependent.max_rows})
+    return (
+        {
+            "name": dependent.name,
+            "store": dependent.store,
+            "target": [dependent.target.kind, dependent.target.name],
+            "references": list(dependent.references.items()),
+            "on_delete": _action(dependent.on_delete),
+            "on_update": _action(dependent.on_update),
+            "where": {column: _condition(value) for column, value in dependent.where.items()},
+        }
+        | ({} if dependent.max_rows is None else {"max_rows": dependent.max_rows})
+        | ({"array": True} if dependent.array else {})
+    )
 
 
 def _action(action: Action) -> object:

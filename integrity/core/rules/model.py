@@ -108,7 +108,8 @@ class Dependent:
 
     `references` maps each dependent column (or field path) to a parent key field, in the order of the parent's key;
     it names every key field exactly once. `where` holds column -> literal (null: is null) or tuple of literals.
-    `max_rows`: an event with more rows than that is held.
+    `max_rows`: an event with more rows than that is held. `array`, which only a collection has: the one field of the
+    reference is a list of keys, each a reference of its own.
     `name` is unique in its file; `id`, `entity.name`, is unique over all files.
     """
 
@@ -122,6 +123,7 @@ class Dependent:
     where: Mapping[str, Literal | tuple[Literal, ...]]
     place: Place
     max_rows: int | None = None
+    array: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:

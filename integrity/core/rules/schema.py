@@ -112,6 +112,7 @@ def _dependent() -> Schema:
             "collection": {"type": "string", "pattern": r"^(?!system\.)[^$]+$"},
             "topic": _TOPIC,
             "references": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
+            "array": {"type": "boolean", "default": False},
             "match": {"enum": list(MATCHES), "default": MATCHES[0]},
             "where": {"type": "object", "minProperties": 1, "additionalProperties": _condition()},
             "on_delete": _actions(ON_DELETE),
@@ -125,6 +126,7 @@ def _dependent() -> Schema:
     bare = {"required": ["on_delete"], "properties": {"on_delete": {"const": "tombstone"}}}
     return schema | {
         "oneOf": [{"required": [kind]} for kind in ("table", "collection", "topic")],
+        "dependencies": {"array": ["collection"]},
         "if": {"required": ["topic"]},
         "then": {"not": filled},
         "else": {"not": {"anyOf": [bare, empty]}},

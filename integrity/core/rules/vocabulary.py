@@ -48,6 +48,7 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "collection": "The MongoDB collection of the dependents. Write one of table, collection, topic.",
     "topic": "The compacted Kafka topic of the dependents. Write one of table, collection, topic.",
     "references": "Dependent column or field -> parent key field. Every key field is named exactly once.",
+    "array": "true: the field is a list of keys (collections only). An action changes the list, the document stays.",
     "match": "How a composite reference with a null part counts: simple (the default), it is no reference.",
     "where": "Only rows with these values: column -> value, list of values, or null (is null).",
     "on_delete": "What happens to the dependents when their parent is deleted.",

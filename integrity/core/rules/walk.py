@@ -76,6 +76,14 @@ def literal_of(report: Report, what: str, node: Node) -> ScalarNode | None:
     return node
 
 
+def flag_of(report: Report, what: str, node: Node) -> bool | None:
+    """true or false."""
+    if isinstance(node, ScalarNode) and isinstance(node.value, bool):
+        return node.value
+    wrong_type(report, what, "true or false", node)
+    return None
+
+
 def choice_of(
     report: Report, what: str, node: Node, choices: Collection[str], later: Collection[str] = ()
 ) -> str | None:

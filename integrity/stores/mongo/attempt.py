@@ -14,6 +14,7 @@ from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
 from integrity.stores.mongo.effects import Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, hashes_of
+from integrity.stores.mongo.lists import ListEnforcer
 from integrity.stores.rule import StoreRule, policies
 
 
@@ -69,8 +70,10 @@ class Attempt:
             groups = trace(rule.policy, settled, sinces, left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             self.dependent = rule.id
-            enforcer = Enforcer(self._ledger, rule, session, self._batch.at_ms)
-            acted = await enforcer.carry_out(groups, mine, share.approved)
+            enforcer = ListEnforcer if rule.dependent.array else Enforcer
+            acted = await enforcer(self._ledger, rule, session, self._batch.at_ms).carry_out(
+                groups, mine, share.approved
+            )
             if isinstance(acted, Held):
                 return acted
             rows, came = acted

@@ -6,7 +6,7 @@ that anybody changed since is a write conflict: what is written by `_id` is what
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 import bson
@@ -22,7 +22,7 @@ from integrity.core.outcome import Held
 from integrity.core.rules.model import Tombstone
 from integrity.stores.memory import mark_values
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
-from integrity.stores.mongo.query import EXACT, reader, referencing, within_reach
+from integrity.stores.mongo.query import EXACT, Filter, reader, referencing, within_reach
 from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, to_bson
 from integrity.stores.mongo.verdict import CountMismatch
 from integrity.stores.rule import StoreRule
@@ -31,7 +31,8 @@ _KEYS_MAX = 1_000
 """Keys in one filter."""
 _IDS_MAX = 1_000
 """Documents in one statement."""
-_READ_DOCUMENTS = 10_000
+READ_DOCUMENTS = 10_000
+"""Documents that are read at a time."""
 
 
 class _Chosen(NamedTuple):
@@ -112,13 +113,13 @@ class Enforcer:
         places: dict[Key, dict[Version | None, int]] = {}
         for place, group in enumerate(groups):
             places.setdefault(group.key, {})[group.since] = place
-        since_of = {key: {_token(a.document): a.since for a in arrivals[key]} for key in places if arrivals.get(key)}
+        since_of = {key: {token(a.document): a.since for a in arrivals[key]} for key in places if arrivals.get(key)}
         kinds = self._rule.spec.types
         async for documents in self._documents(list(places)):
             for document in documents:
                 key = tuple(map(from_bson, kinds, document.stored))
                 came = since_of.get(key)
-                place_found = places[key].get(came.get(_token(document.id)) if came else None)
+                place_found = places[key].get(came.get(token(document.id)) if came else None)
                 if place_found is not None:
                     chosen[place_found].append(document)
             limit = self._rule.dependent.max_rows
@@ -128,20 +129,14 @@ class Enforcer:
 
     async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[list[_Chosen]]:
         """Every document within reach that holds one of the keys, some thousands at a time."""
-        columns, kinds = self._rule.dependent.columns, self._rule.spec.types
-        reach = within_reach(self._rule.dependent)
+        columns = self._rule.dependent.columns
         fields = dict.fromkeys(("_id", *columns), 1)
         read = [reader(column) for column in columns]
-        for chunk in chunks(keys, _KEYS_MAX):
-            parts = {key: [to_bson(kind, part) for kind, part in zip(kinds, key, strict=True)] for key in chunk}
+        for filter_ in holding(self._rule, keys):
             cursor = self._collection.find(
-                {"$and": [referencing(columns, parts), *reach]},
-                fields,
-                session=self._session,
-                batch_size=_READ_DOCUMENTS,
-                collation=EXACT,
+                filter_, fields, session=self._session, batch_size=READ_DOCUMENTS, collation=EXACT
             )
-            while documents := await cursor.to_list(_READ_DOCUMENTS):
+            while documents := await cursor.to_list(READ_DOCUMENTS):
                 yield [_Chosen(document["_id"], tuple([of(document) for of in read])) for document in documents]
 
     def _change(
@@ -183,6 +178,15 @@ class Enforcer:
                 raise CountMismatch
 
 
-def _token(id_: object) -> bytes:
+def holding(rule: StoreRule, keys: Sequence[Key]) -> Iterator[Filter]:
+    """Filters for the documents within reach that hold one of the keys; each key is in one of them."""
+    columns, kinds = rule.dependent.columns, rule.spec.types
+    reach = within_reach(rule.dependent)
+    for chunk in chunks(keys, _KEYS_MAX):
+        parts = {key: [to_bson(kind, part) for kind, part in zip(kinds, key, strict=True)] for key in chunk}
+        yield {"$and": [referencing(columns, parts), *reach]}
+
+
+def token(id_: object) -> bytes:
     """An `_id` as something that can be looked up: it may be a document."""
     return bson.encode({"": id_}, codec_options=CODECS)

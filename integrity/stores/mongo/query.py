@@ -2,7 +2,8 @@
 
 MongoDB's equality looks into arrays, at the end of a path and on the way; null also matches a missing field; and a
 collection's collation can make different texts equal. Here a value matches only itself: `$in` takes operators and
-patterns literally, arrays are excluded on every step of every path, and `EXACT` is passed with each filter. Numbers
+patterns literally, arrays are excluded on every step of every path (but for the list itself that a rule with `array`
+names), and `EXACT` is passed with each filter. Numbers
 match across int32, int64, double and Decimal128 when exactly equal, as they do everywhere in MongoDB. In `where`, and
 for the tombstone's marker, null means null or missing.
 """
@@ -42,10 +43,16 @@ def referencing(columns: Sequence[str], keys: Mapping[Key, Sequence[object]]) ->
 
 
 def within_reach(dependent: Dependent) -> list[Filter]:
-    """What every document of a dependent meets beside its reference: no array on the way, `where`, not marked."""
+    """What every document of a dependent meets beside its reference: no array on the way, `where`, not marked.
+
+    A reference that is a list of keys has to be an array, and is the only one.
+    """
     marker = [dependent.on_delete.marker] if isinstance(dependent.on_delete, Tombstone) else []
     paths = _steps([*dependent.columns, *dependent.where, *marker])
-    conditions: list[Filter] = [{path: {"$not": {"$type": "array"}}} for path in paths]
+    lists = dependent.columns if dependent.array else ()
+    conditions: list[Filter] = [
+        {path: {"$type": "array"} if path in lists else {"$not": {"$type": "array"}}} for path in paths
+    ]
     for path, wanted in dependent.where.items():
         conditions.append({path: {"$in": list(wanted) if isinstance(wanted, tuple) else [wanted]}})
     conditions += [{path: {"$in": [None]}} for path in marker]

@@ -7,8 +7,9 @@ at midnight UTC, and equals nothing else.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal, DecimalException
+from math import isfinite
 from typing import Any, assert_never
 from uuid import UUID
 
@@ -83,6 +84,49 @@ def from_bson(kind: KeyType, value: object) -> Scalar:
             return Decimal(value)
         case _:
             raise AssertionError(f"A reference of type {type(value).__name__} equals no key part.")
+
+
+def element_key(kind: KeyType, element: object) -> Scalar | None:
+    """The key part that an element of a list is; None when it is equal to none of that type.
+
+    What MongoDB's equality is to a whole field, this is to an element: it looks at the type first, since to Python
+    true is 1 and a Binary of any subtype is its bytes.
+    """
+    match kind:
+        case KeyType.INT32 | KeyType.INT64 | KeyType.NUMERIC:
+            return _number(element)
+        case KeyType.STRING:
+            return element if type(element) is str else None
+        case KeyType.UUID:
+            return element if isinstance(element, UUID) else None
+        case KeyType.BOOL:
+            return element if isinstance(element, bool) else None
+        case KeyType.BYTES:
+            return element if type(element) is bytes else None
+        case KeyType.OBJECTID:
+            return str(element) if isinstance(element, ObjectId) else None
+        case KeyType.TIMESTAMP:
+            return element if isinstance(element, datetime) else None
+        case KeyType.DATE:
+            is_midnight = isinstance(element, datetime) and element.time() == time()
+            return element.date() if isinstance(element, datetime) and is_midnight else None
+        case _:
+            assert_never(kind)
+
+
+def _number(element: object) -> int | Decimal | None:
+    match element:
+        case bool():
+            return None
+        case int():
+            return element
+        case float() if isfinite(element):
+            return Decimal(element)
+        case Decimal128():
+            number = element.to_decimal()
+            return number if number.is_finite() else None
+        case _:
+            return None
 
 
 def in_the_type_of(old: object, kind: KeyType, part: Scalar) -> object:

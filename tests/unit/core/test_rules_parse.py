@@ -468,6 +468,47 @@ def test_column_name_that_cannot_be_one_column_is_refused(name: str) -> None:
     assert codes == [FindingCode.BAD_COLUMN]
 
 
+LIST = "store: reviews_db, collection: reviews, references: {meta.customerIds: id}"
+
+
+def test_list_of_keys_is_a_collections_only() -> None:
+    assert _only(f"{LIST}, array: true, {CASCADE}").array
+    assert _only(f"{LIST}, array: true, on_delete: nullify, on_update: {{set_default: {{meta.customerIds: 0}}}}").array
+    assert not _only(f"{LIST}, array: false, {CASCADE}").array
+    assert not _only(f"{LIST}, {CASCADE}").array
+    for written in ("true", "false"):
+        assert _codes(_file(f"{TABLE}, array: {written}, {CASCADE}")) == [FindingCode.BAD_ARRAY]
+        assert _codes(_file(f"{TOPIC}, array: {written}, {CASCADE}")) == [FindingCode.NOT_SUPPORTED_YET]
+
+
+@pytest.mark.parametrize(
+    ("dependent", "said"),
+    [
+        (f"{LIST}, on_delete: {{tombstone: {{set: {{a: 1}}}}}}", "tombstone"),
+        (f"{LIST}, where: {{meta.customerIds: 1}}, {CASCADE}", "where"),
+        (f"{LIST}, where: {{meta.customerIds.kind: a}}, {CASCADE}", "where"),
+        (f"{LIST}, where: {{meta: null}}, {CASCADE}", "where"),
+        (f"store: s, collection: c, references: {{_id.customers: id}}, on_update: ignore, {CASCADE}", "_id"),
+    ],
+)
+def test_list_of_keys_that_could_not_be_enforced_is_refused(dependent: str, said: str) -> None:
+    [finding] = _findings(_file(f"{dependent}, array: true"))
+    assert finding.code == FindingCode.BAD_ARRAY
+    assert said in finding.message
+    assert finding.hint
+
+
+def test_list_of_composite_keys_is_refused() -> None:
+    head = HEAD.replace("{id: int64}", "{tenant: string, id: int64}")
+    text = f"store: s, collection: c, references: {{tenants: tenant, ids: id}}, array: true, {CASCADE}"
+    assert _codes(_file(text, head=head)) == [FindingCode.BAD_ARRAY]
+
+
+@pytest.mark.parametrize("written", ["1", "'true'", "[true]", "null"])
+def test_array_is_true_or_false(written: str) -> None:
+    assert _codes(_file(f"{LIST}, array: {written}, {CASCADE}")) == [FindingCode.WRONG_TYPE]
+
+
 def test_reference_fields_must_not_lie_in_each_other() -> None:
     head = HEAD.replace("{id: int64}", "{tenant: string, id: int64}")
     text = f"store: s, collection: c, references: {{o: tenant, o.id: id}}, {CASCADE}"
@@ -645,6 +686,12 @@ def test_hash_changes_with_the_meaning(old: str, new: str) -> None:
 )
 def test_hash_tells_literals_of_different_types_apart(one: str, other: str) -> None:
     assert _hash(_file(f"{TABLE}, {CASCADE}, {one}")) != _hash(_file(f"{TABLE}, {CASCADE}, {other}"))
+
+
+def test_hash_tells_a_list_of_keys_from_a_key() -> None:
+    plain = _hash(_file(f"{LIST}, {CASCADE}"))
+    assert _hash(_file(f"{LIST}, array: false, {CASCADE}")) == plain
+    assert _hash(_file(f"{LIST}, array: true, {CASCADE}")) != plain
 
 
 def test_hash_depends_on_which_column_is_the_marker() -> None:
