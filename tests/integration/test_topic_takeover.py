@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,6 +24,7 @@ from integrity.demo.servers import KafkaServer
 from integrity.ports import Deadline
 from integrity.stores.topic import TopicStore
 from integrity.stores.topic.reader import Reader
+from integrity.stores.topic.state import State
 from integrity.stores.topic.writer import Writer
 from tests.conftest import CreateTopic
 from tests.contract.world import Events, apply
@@ -201,6 +205,49 @@ async def test_topic_made_anew_is_read_from_its_start(carts: Shop, create_topic:
     async with store._lock:
         await store._look()
     assert store._state.children() == 0, "nothing of the old topic is left"
+
+
+async def test_view_whose_files_are_deleted_meanwhile_goes_on(carts: Shop) -> None:
+    """As a cleaner of temporary directories does."""
+    store = await carts.store(topic_rule(carts.topic, Cascade()))
+    events = deleted(1)
+    await apply(store, events.batch())
+    assert store._scratch is not None
+    shutil.rmtree(store._scratch.path)
+    events.deleted((2,), at=20)
+    (effect,) = await apply(store, events.batch())
+    assert effect.rows == 1
+    assert sorted(await carts.rows()) == [(1, b"k3")]
+
+
+@pytest.mark.parametrize("with_its_directory", [False, True])
+async def test_view_that_is_broken_is_built_anew(
+    carts: Shop, monkeypatch: pytest.MonkeyPatch, with_its_directory: bool
+) -> None:
+    """Arrivals, fates and progress come back from the ledger, children from their topic."""
+    store = await carts.store(topic_rule(carts.topic, Cascade()))
+    events = Events()
+    events.moved((1,), (2,), at=50)
+    await apply(store, events.batch())
+    assert store._scratch is not None
+    before = store._scratch.path
+    choose = State.choose
+
+    def broken(self: State, *args: Any) -> list[int]:
+        monkeypatch.setattr(State, "choose", choose)
+        if with_its_directory:
+            shutil.rmtree(before)
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(State, "choose", broken)
+    events.deleted((2,), at=20, partition=1)
+    batch = events.batch()
+    assert isinstance(await store.apply(batch, Deadline.after(20)), Retry)
+    (effect,) = await apply(store, batch)
+    assert effect.rows == 1, "k2 goes; k1 arrived at 2 only later"
+    assert store._scratch.path != before
+    assert not before.exists()
+    assert sorted(await carts.rows()) == [(1, b"k1"), (1, b"k3")]
 
 
 STEPS: list[tuple[type, str]] = [

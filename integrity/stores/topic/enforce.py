@@ -22,7 +22,7 @@ from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
 from integrity.stores.topic.records import ExceptionRecord, FateRecord, HeadRecord, Mark, ProgressRecord, Write
 from integrity.stores.topic.state import Child, State
-from integrity.stores.topic.values import Unwritable, read_document
+from integrity.stores.topic.values import Unwritable, read_row
 
 CHUNK: Final = 2000
 """How many children are in memory at once."""
@@ -173,7 +173,7 @@ class Enforcement:
                     return []
                 row = self._state.row_rule(number)
                 try:
-                    value = row.rewritten(child.value, read_document(child.value), group.key, values)
+                    value = row.rewritten(child.value, read_row(child.value), group.key, values)
                 except Unwritable as exc:
                     raise Refused(rule.id, exc.reason, exc.message) from exc
                 writes: list[Write] = []

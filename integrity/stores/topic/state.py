@@ -7,6 +7,7 @@ changed here beforehand is only so that the rules of that batch see each other's
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from integrity.core.keys import Key, KeySpec, key_hash
 from integrity.core.ledger import Fate, Head, Pending
 from integrity.stores.topic import records
 from integrity.stores.topic.records import ArrivalRecord, ChildKey, Headers, Mark, ReadRecord
-from integrity.stores.topic.values import NoRow, RowRule, read_document
+from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_row
 
 _SCHEMA: Final = """
 CREATE TABLE child (
@@ -268,13 +269,13 @@ class State:
         rules = self._by_topic.get(topic, ())
         found: dict[int, bytes] = {}
         try:
-            document = read_document(value)
+            row = read_row(value)
         except NoRow:
             self.skipped += len(rules)
             return found
         for number, each in rules:
             try:
-                key = each.reference(document)
+                key = each.reference(row)
             except NoRow:
                 self.skipped += 1
                 continue
@@ -428,7 +429,9 @@ class State:
                 continue
             if ours is None:
                 return None
-            value = self._rules[rule].transplanted(value, ours)
+            # Where its owner writes it in another form by now, what the owner wrote counts.
+            with contextlib.suppress(Unwritable):
+                value = self._rules[rule].transplanted(value, ours)
         return value
 
 

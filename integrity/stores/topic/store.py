@@ -96,6 +96,7 @@ class TopicStore:
         self._lock = asyncio.Lock()
         self._writer: Writer | None = None
         self._fenced = False
+        self._skipped_told = 0
         self._batch_bytes = BATCH_BYTES
         self._read_at_s: float | None = None
         self._wake = asyncio.Event()
@@ -230,7 +231,9 @@ class TopicStore:
 
     async def _give_up(self, exc: BaseException) -> None:
         """After a failed try: nothing of it stays, here or in Kafka; what is unknown is read from the ledger."""
-        if self._state is not None:
+        if isinstance(exc, sqlite3.Error):
+            await self._lose_view()
+        elif self._state is not None:
             rollback = self._thread.submit(self._state.rollback)
             await asyncio.shield(asyncio.wrap_future(rollback))
         self._discard_writer()
@@ -272,6 +275,18 @@ class TopicStore:
     async def _in_thread(self, call: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
+    async def _lose_view(self) -> None:
+        """The view's file is not to be trusted any more: a new one, elsewhere, is built from the topics."""
+        self._reader.forget()
+        self._read_at_s = None
+        state, self._state = self._state, None
+        if state is not None:
+            closing = self._thread.submit(state.close)
+            await asyncio.shield(asyncio.wrap_future(closing))
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
+
     async def _take(self, read: list[ReadRecord]) -> None:
         state = self._opened()
         try:
@@ -299,6 +314,15 @@ class TopicStore:
             await self._reader.read_to_end([*self._children, self._ledger.topic])
         await self._in_thread(self._opened().at_end)
         self._read_at_s = began_s
+        self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        if self.skipped > self._skipped_told:
+            _log.warning(
+                "Records of child topics are no rows of their rule, and are left alone.",
+                extra={"action": "skip", "store": self.name, "records": self.skipped},
+            )
+        self._skipped_told = self.skipped
 
     async def _read_ledger(self) -> None:
         """Read the ledger alone: it tells which records of the child topics are ours."""

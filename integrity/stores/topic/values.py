@@ -2,6 +2,10 @@
 
 Reading is exact and strict; a value that is not beyond doubt a row is no dependent of anything. Writing replaces the
 bytes of the reference's fields and leaves every other byte as its owner wrote it.
+
+The row is the value itself, or what Kafka Connect's wrapper has as `payload`, or a Debezium envelope as `after`. An
+envelope is read, never written: it tells at which place of its source's log a row was changed, and a change that is
+not in that log has no place to tell.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -26,6 +30,8 @@ from integrity.errors import Reason
 from integrity.stores.rule import StoreRule
 
 Document = Mapping[str, object]
+_ENVELOPE: Final = frozenset(("before", "after", "source", "op", "ts_ms", "ts_us", "ts_ns", "transaction"))
+_INT_BITS: Final[Mapping[object, int]] = {"int8": 8, "int16": 16, "int32": 32, "int64": 64}
 
 LIMITS: Final = Limits()
 _ABSENT: Final = object()
@@ -46,6 +52,16 @@ class Unwritable(Exception):
         self.message = message
 
 
+class Row(NamedTuple):
+    """A value's row: its fields, None when it says that the row is gone, and the path that leads to them. `schema` is
+    the wrapper's; None where there is none."""
+
+    fields: Document | None
+    at: tuple[str, ...]
+    schema: Document | None
+    is_envelope: bool
+
+
 class RowRule:
     """How one dependent reads and writes its rows."""
 
@@ -56,9 +72,12 @@ class RowRule:
         self._paths = tuple(tuple(column.split(".")) for column in rule.dependent.columns)
         self._where = tuple((tuple(field.split(".")), wanted) for field, wanted in rule.dependent.where.items())
 
-    def reference(self, document: Document) -> Key | None:
-        """The key that a row references; None when it references nothing (a part is null) or `where` leaves it out.
-        Raises NoRow."""
+    def reference(self, row: Row) -> Key | None:
+        """The key that a row references; None when it references nothing (a part is null, the row is gone) or `where`
+        leaves it out. Raises NoRow."""
+        document = row.fields
+        if document is None:
+            return None
         parts: list[Scalar] = []
         null = False
         for path, kind in zip(self._paths, self.rule.spec.types, strict=True):
@@ -76,33 +95,82 @@ class RowRule:
             return None
         return tuple(parts)
 
-    def rewritten(self, text: bytes, document: Document, old: Key, new: Values) -> bytes:
+    def rewritten(self, text: bytes, row: Row, old: Key, new: Values) -> bytes:
         """`text` with `new` for `old` as reference; every byte outside the parts that change is kept. Raises
         Unwritable."""
-        patches: list[tuple[int, int, bytes]] = []
+        assert row.fields is not None, "a row that is gone references nothing"
+        news: list[tuple[Sequence[str], bytes]] = []
         for path, kind, before, after in zip(self._paths, self.rule.spec.types, old, new, strict=True):
             if after != before:
-                patches.append((*_span(text, path), _written(kind, after, _at(document, path))))
-        return _patched(text, patches)
+                news.append((path, _written(kind, after, _at(row.fields, path))))
+        return _replaced(text, row, news)
 
     def transplanted(self, text: bytes, source: bytes) -> bytes:
-        """`text` with the reference as it is written in `source`. Both hold every field of it."""
-        patches: list[tuple[int, int, bytes]] = []
-        for path in self._paths:
-            start, end = _span(source, path)
-            patches.append((*_span(text, path), source[start:end]))
-        return _patched(text, patches)
+        """`text` with the reference as it is written in `source`. Both hold every field of it. Raises Unwritable."""
+        row = read_row(source)
+        spans = [_span(source, (*row.at, *path)) for path in self._paths]
+        news = [(path, source[start:end]) for path, (start, end) in zip(self._paths, spans, strict=True)]
+        return _replaced(text, read_row(text), news)
 
 
-def read_document(text: bytes) -> Document:
-    """The fields of a value: whole numbers exact ints, others Decimal or Exponential. Raises NoRow."""
+def read_row(text: bytes) -> Row:
+    """The row of a value: whole numbers exact ints, others Decimal or Exponential. Raises NoRow."""
     try:
         value = parse(text, LIMITS)
     except JsonFault:
         raise NoRow from None
+    at: tuple[str, ...] = ()
+    schema: Document | None = None
+    if isinstance(value, dict) and value.keys() == {"schema", "payload"} and _is_connects(value["schema"]):
+        schema, value, at = value["schema"], value["payload"], ("payload",)
+        if value is None:
+            return Row(None, at, schema, is_envelope=False)
     if not isinstance(value, dict):
         raise NoRow
-    return value
+    if value.keys() <= _ENVELOPE and isinstance(value.get("source"), dict) and "op" in value:
+        return Row(_after(value), (*at, "after"), schema, is_envelope=True)
+    return Row(value, at, schema, is_envelope=False)
+
+
+def _is_connects(schema: object) -> bool:
+    """What a wrapper has as schema: null where its writer knew none."""
+    return schema is None or (isinstance(schema, dict) and isinstance(schema.get("type"), str))
+
+
+def _after(envelope: Document) -> Document | None:
+    """The row that an envelope tells of."""
+    after = envelope.get("after")
+    if envelope["op"] == "d" and after is None:
+        return None
+    if envelope["op"] in ("c", "u", "r") and isinstance(after, dict):
+        return after
+    raise NoRow
+
+
+def _replaced(text: bytes, row: Row, news: Sequence[tuple[Sequence[str], bytes]]) -> bytes:
+    """`text` with these fields of its row written anew. Raises Unwritable."""
+    if row.is_envelope:
+        raise Unwritable("The child is a Debezium envelope, which only a null record can follow.")
+    if row.schema is not None and not all(_admits(row.schema, path, new) for path, new in news):
+        raise Unwritable("The schema in the child's value does not take the new reference.")
+    return _patched(text, [(*_span(text, (*row.at, *path)), new) for path, new in news])
+
+
+def _admits(schema: object, path: Sequence[str], new: bytes) -> bool:
+    """Whether a Connect schema takes a value, written in the form of the one before, at a path."""
+    for name in path:
+        fields = schema.get("fields") if isinstance(schema, dict) else None
+        found = fields if isinstance(fields, list) else ()
+        schema = next((each for each in found if isinstance(each, dict) and each.get("field") == name), None)
+    if not isinstance(schema, dict):
+        return False
+    if new == b"null":
+        return schema.get("optional") is True
+    bits = _INT_BITS.get(schema.get("type"))
+    if bits is None:
+        return True
+    number = parse(new, LIMITS)
+    return type(number) is int and -(2 ** (bits - 1)) <= number < 2 ** (bits - 1)
 
 
 def _at(document: Document, path: Sequence[str]) -> object:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -17,7 +19,7 @@ from integrity.core.keys import Key, KeySpec, KeyType, Scalar
 from integrity.core.policy import policy_of
 from integrity.core.rules.model import Cascade, Dependent, Literal, Place, Target, TargetKind
 from integrity.stores.rule import StoreRule
-from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_document
+from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_row
 
 
 def row_rule(
@@ -42,10 +44,10 @@ SINGLE = row_rule({"customer_id": KeyType.INT64})
 
 
 def rewrite(rule: RowRule, text: bytes, new: Values) -> bytes:
-    document = read_document(text)
-    old = rule.reference(document)
+    row = read_row(text)
+    old = rule.reference(row)
     assert old is not None
-    return rule.rewritten(text, document, old, new)
+    return rule.rewritten(text, row, old, new)
 
 
 def test_rewrite_keeps_every_byte_but_the_reference() -> None:
@@ -65,7 +67,7 @@ def test_field_written_with_escapes_is_found() -> None:
 def test_dotted_path_leads_into_objects() -> None:
     rule = row_rule({"customer.ref.id": KeyType.INT64})
     text = b'{"id":1,"customer":{"id":2,"ref":{"x":{"id":3},"id":4}},"ref":{"id":5}}'
-    assert rule.reference(read_document(text)) == (4,)
+    assert rule.reference(read_row(text)) == (4,)
     assert rewrite(rule, text, (9,)) == text.replace(b'"id":4', b'"id":9')
 
 
@@ -103,10 +105,10 @@ def test_reference_is_written_the_way_its_owner_wrote_it(
 ) -> None:
     rule = row_rule({"ref": kind})
     value = b'{"ref":' + text + b',"x":0}'
-    assert rule.reference(read_document(value)) == (old,)
+    assert rule.reference(read_row(value)) == (old,)
     rewritten = rewrite(rule, value, (new,))
     assert rewritten == b'{"ref":' + expected + b',"x":0}'
-    assert rule.reference(read_document(rewritten)) == (new,)
+    assert rule.reference(read_row(rewritten)) == (new,)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_reference_that_could_not_be_read_back_is_refused(kind: KeyType, text: b
 )  # fmt: skip
 def test_value_that_is_not_beyond_doubt_an_object_is_no_row(text: bytes) -> None:
     with pytest.raises(NoRow):
-        SINGLE.reference(read_document(text))
+        SINGLE.reference(read_row(text))
 
 
 @pytest.mark.parametrize(
@@ -143,19 +145,121 @@ def test_value_that_is_not_beyond_doubt_an_object_is_no_row(text: bytes) -> None
 )  # fmt: skip
 def test_field_that_is_missing_or_of_another_type_makes_no_row(text: bytes) -> None:
     with pytest.raises(NoRow):
-        SINGLE.reference(read_document(text))
+        SINGLE.reference(read_row(text))
+
+
+SOURCE = b'{"connector":"postgresql","lsn":5,"table":"carts"}'
+ENVELOPE = (
+    b'{"before":null,"after":{"id":1,"customer_id":7},"source":' + SOURCE + b',"op":"u","ts_ms":1,"transaction":null}'
+)
+SCHEMA = (
+    b'{"type":"struct","fields":[{"type":"int64","optional":false,"field":"id"},'
+    b'{"type":"int32","optional":true,"field":"customer_id"}],"optional":false,"name":"carts.Value"}'
+)
+
+
+def wrapped(payload: bytes, schema: bytes = b"null") -> bytes:
+    return b'{"schema":' + schema + b',"payload":' + payload + b"}"
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        (ENVELOPE, (7,)),
+        (ENVELOPE.replace(b'"op":"u"', b'"op":"c"'), (7,)),
+        (ENVELOPE.replace(b'"op":"u"', b'"op":"r"'), (7,)),
+        (wrapped(ENVELOPE), (7,)),
+        (wrapped(ENVELOPE, SCHEMA), (7,)),
+        (ENVELOPE.replace(b'"before":null,"after"', b'"before"').replace(b'"u"', b'"d"'), None),
+        (b'{"before":{"customer_id":7},"after":null,"source":{},"op":"d"}', None),
+        (b'{"before":{"customer_id":7},"after":{"customer_id":null},"source":{},"op":"u"}', None),
+        (wrapped(b'{"customer_id":7}'), (7,)),
+        (wrapped(b'{"customer_id":7}', SCHEMA), (7,)),
+        (wrapped(b"null", SCHEMA), None),
+        (b'{"customer_id":7,"op":"u","after":{"customer_id":8},"source":{}}', (7,)),  # a row with fields of these names
+        (b'{"customer_id":7,"schema":null,"payload":{"customer_id":8}}', (7,)),
+    ],
+)
+def test_row_is_found_in_what_is_around_it(text: bytes, reference: Key | None) -> None:
+    assert SINGLE.reference(read_row(text)) == reference
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ENVELOPE.replace(b'"op":"u"', b'"op":"t"'),
+        ENVELOPE.replace(b'"op":"u"', b'"op":"d"'),  # a deletion with a row after it
+        ENVELOPE.replace(b'"op":"u"', b'"op":1'),
+        b'{"before":{"customer_id":7},"after":null,"source":{},"op":"u"}',
+        b'{"after":"{\\"customer_id\\":7}","source":{},"op":"c"}',  # MongoDB's connector: JSON in text
+        wrapped(b"7"),
+        wrapped(b'[{"customer_id":7}]'),
+        b'{"schema":{"customer_id":7},"payload":{"customer_id":7}}',  # no schema of Connect's
+    ],
+)
+def test_envelope_in_doubt_is_no_row(text: bytes) -> None:
+    with pytest.raises(NoRow):
+        SINGLE.reference(read_row(text))
+
+
+@pytest.mark.parametrize("text", [ENVELOPE, wrapped(ENVELOPE), wrapped(ENVELOPE, SCHEMA)])
+@pytest.mark.parametrize("new", [None, 8])
+def test_envelope_is_never_written(text: bytes, new: int | None) -> None:
+    with pytest.raises(Unwritable, match="envelope"):
+        rewrite(SINGLE, text, (new,))
+
+
+@pytest.mark.parametrize("new", [None, 8, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("schema", [b"null", SCHEMA])
+def test_payload_of_a_wrapper_is_rewritten_in_its_place(schema: bytes, new: int | None) -> None:
+    text = wrapped(b'{ "id":1, "customer_id" : 7, "schema":{"customer_id":9}}', schema)
+    written = b"null" if new is None else str(new).encode()
+    assert rewrite(SINGLE, text, (new,)) == text.replace(b": 7", b": " + written)
+
+
+@pytest.mark.parametrize(
+    ("schema", "new"),
+    [
+        (SCHEMA, 2**31),
+        (SCHEMA.replace(b'"optional":true', b'"optional":false'), None),
+        (SCHEMA.replace(b'"customer_id"', b'"other"'), 8),
+        (b'{"type":"struct"}', 8),
+        (b'{"type":"struct","fields":7}', 8),
+    ],
+)
+def test_schema_around_a_row_is_never_broken(schema: bytes, new: int | None) -> None:
+    with pytest.raises(Unwritable, match="schema"):
+        rewrite(SINGLE, wrapped(b'{"customer_id":7}', schema), (new,))
+
+
+def test_captured_envelopes_of_a_table_are_rows() -> None:
+    """Every value of Debezium's own, with schemas and without, is the row that its statement left, or gone."""
+    rule, found = row_rule({"id": KeyType.INT64}), 0
+    for name in ("pg_env", "pg_env_schemas"):
+        for line in Path(f"tests/golden/events/{name}.jsonl").read_text("utf-8").splitlines():
+            captured = json.loads(line)
+            if not captured["topic"].endswith(".customers") or captured["value_b64"] is None:
+                continue
+            value = b64decode(captured["value_b64"])
+            envelope = json.loads(value)
+            envelope = envelope.get("payload", envelope)
+            if envelope["op"] in "crud":
+                after = envelope["after"]
+                assert rule.reference(read_row(value)) == (None if after is None else (after["id"],))
+                found += 1
+    assert found > 50
 
 
 def test_path_through_something_else_than_an_object_makes_no_row() -> None:
     for text in (b'{"a":7}', b'{"a":[{"b":7}]}', b'{"a":null}'):
         with pytest.raises(NoRow):
-            row_rule({"a.b": KeyType.INT64}).reference(read_document(text))
+            row_rule({"a.b": KeyType.INT64}).reference(read_row(text))
 
 
 def test_null_part_is_no_reference() -> None:
     rule = row_rule({"a": KeyType.INT64, "b": KeyType.INT64})
-    assert rule.reference(read_document(b'{"a":null,"b":1}')) is None
-    assert rule.reference(read_document(b'{"a":0,"b":1}')) == (0, 1)
+    assert rule.reference(read_row(b'{"a":null,"b":1}')) is None
+    assert rule.reference(read_row(b'{"a":0,"b":1}')) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -170,13 +274,13 @@ def test_null_part_is_no_reference() -> None:
 )  # fmt: skip
 def test_where_compares_as_json_does(wanted: Literal | tuple[Literal, ...], text: bytes, fits: bool) -> None:
     rule = row_rule({"ref": KeyType.INT64}, {"f": wanted})
-    found = rule.reference(read_document(b'{"ref":7,"f":' + text + b"}"))
+    found = rule.reference(read_row(b'{"ref":7,"f":' + text + b"}"))
     assert (found == (7,)) is fits
 
 
 def test_field_that_is_not_there_is_null_to_where() -> None:
-    assert row_rule({"ref": KeyType.INT64}, {"f": None}).reference(read_document(b'{"ref":7}')) == (7,)
-    assert row_rule({"ref": KeyType.INT64}, {"f": "a"}).reference(read_document(b'{"ref":7}')) is None
+    assert row_rule({"ref": KeyType.INT64}, {"f": None}).reference(read_row(b'{"ref":7}')) == (7,)
+    assert row_rule({"ref": KeyType.INT64}, {"f": "a"}).reference(read_row(b'{"ref":7}')) is None
 
 
 JSON = st.recursive(
@@ -200,7 +304,7 @@ def test_any_other_field_reads_the_same_after_a_rewrite(
     pairs.insert(place, ("customer_id", 7))
     text = json.dumps(dict(pairs), ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
     try:
-        key: Key | None = SINGLE.reference(read_document(text))
+        key: Key | None = SINGLE.reference(read_row(text))
     except NoRow:  # half of a surrogate pair, which strict JSON refuses
         assert any("\ud800" <= char <= "\udfff" for char in json.dumps(dict(pairs), ensure_ascii=False))
         return
