@@ -49,7 +49,7 @@ class Shop:
         return store
 
     async def open(self, *rules: StoreRule, documents: Mapping[str, Sequence[Document]] | None = None) -> MongoStore:
-        """A store over indexed collections with these documents, migrated and checked without a finding."""
+        """A store over indexed collections with these documents, migrated and checked without a fault."""
         for each in rules:
             name = each.dependent.target.name
             if not any(column.startswith("_id") for column in each.dependent.columns):
@@ -58,7 +58,8 @@ class Shop:
                 await self.db[name].insert_many(list((documents or {})[name]))
         store = self.store(*rules)
         await store.migrate(Deadline.after(10))
-        assert list(await store.check(Deadline.after(10))) == []
+        # Documents that hold something else than keys are warned of; many of these tests have them.
+        assert {finding.code for finding in await store.check(Deadline.after(10))} <= {"reference_types"}
         return store
 
     async def ids(self, collection: str = "orders") -> list[Any]:

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from bson import Int64
 
+from integrity.core.keys import KeySpec, KeyType
 from integrity.core.outcome import Applied, Broken, Outcome, Rejected, Retry
 from integrity.core.rules.model import Cascade, Nullify
 from integrity.demo.servers import MongoServer
@@ -120,7 +121,7 @@ async def test_write_conflict_with_an_open_transaction_of_the_owner_is_retried(s
 
 
 async def test_validator_of_the_collection_rejects_the_effect_and_names_the_dependent(shop: Shop) -> None:
-    required = {"$jsonSchema": {"properties": {"customer_id": {"bsonType": "long"}}}}
+    required = {"customer_id": {"$type": "long"}}
     await shop.db.create_collection("orders", validator=required)
     documents = {"orders": [{"_id": "secret-document", "customer_id": Int64(987654)}]}
     store = await shop.open(rule(Nullify(("customer_id",))), documents=documents)
@@ -149,6 +150,36 @@ async def test_unique_index_rejects_the_effect_and_the_other_dependent_is_not_bl
     assert isinstance(result, Rejected), result
     assert (result.dependent, result.reason) == ("customer.profiles", Reason.CONSTRAINT_VIOLATION)
     assert await shop.all("notes") == {1: {"customer_id": 5}}
+
+
+_DOCUMENT_MAX = 16 * 1024 * 1024
+
+
+async def test_reference_that_makes_a_document_too_large_is_rejected_alone(shop: Shop) -> None:
+    text = KeySpec((("id", KeyType.STRING),))
+    large = {"_id": 1, "customer_id": "a", "filler": "x" * (_DOCUMENT_MAX - 100)}
+    store = await shop.open(rule(Cascade(), spec=text), documents={"orders": [large, {"_id": 2, "customer_id": "b"}]})
+    events = Events()
+    events.moved(("a",), ("c" * 200,), 10)
+    result = await apply(store, events.batch())
+    assert isinstance(result, Rejected), result
+    assert (result.dependent, result.reason) == ("customer.orders", Reason.VALUE_REJECTED)
+    events = Events()
+    events.deleted(("a",), 11)
+    events.deleted(("b",), 12)
+    result = await apply(store, events.batch())
+    assert isinstance(result, Applied) and [effect.rows for effect in result.effects] == [1, 1]
+
+
+async def test_list_in_a_document_near_the_limit_is_written(shop: Shop) -> None:
+    listed = rule(Cascade(), columns=("ids",), array=True)
+    large = {"_id": 1, "ids": [5, "x" * (_DOCUMENT_MAX - 200), 6]}
+    store = await shop.open(listed, documents={"orders": [large]})
+    events = Events()
+    events.deleted((5,), 10)
+    result = await apply(store, events.batch())
+    assert isinstance(result, Applied), result
+    assert [len(str(each)) for each in (await shop.all())[1]["ids"]] == [_DOCUMENT_MAX - 200, 1]
 
 
 async def test_lost_privilege_breaks_the_rule_and_no_event_is_blamed(shop: Shop) -> None:

@@ -106,6 +106,8 @@ INSTANT = datetime(2024, 5, 6, 7, 8, 9, 123000, UTC)
         (KeyType.DATE, date(2024, 5, 6), [datetime(2024, 5, 6, tzinfo=UTC)], [INSTANT, "2024-05-06"]),
         (KeyType.TIMESTAMP, INSTANT, [INSTANT], [datetime(2024, 5, 6, 7, 8, 9, 124000, UTC), INSTANT.isoformat()]),
         (KeyType.INT64, 2**63 - 1, [Int64(2**63 - 1)], [float(2**63), Decimal128(str(2**63))]),
+        (KeyType.INT64, 2**53, [float(2**53), Int64(2**53)], [Int64(2**53 + 1), float(2**53 - 1), float(2**53 + 2)]),
+        (KeyType.INT64, 2**53 + 1, [Decimal128(str(2**53 + 1))], [float(2**53), float(2**53 + 2)]),
         (KeyType.INT32, 0, [0, -0.0, 0.0], [False, None, "", "0", []]),
     ],
 )
@@ -297,6 +299,17 @@ async def test_reference_in_the_id_cascades(shop: Shop) -> None:
     events.deleted((5,), 10)
     assert isinstance(await apply(store, events.batch()), Applied)
     assert await shop.ids() == [6]
+
+
+async def test_reference_in_a_part_of_the_id_cascades(shop: Shop) -> None:
+    documents: list[Document] = [{"_id": {"customer": 5, "n": 1}}, {"_id": {"customer": 6, "n": 1}}]
+    await shop.db.orders.create_index("_id.customer")
+    store = await shop.open(rule(Cascade(), Ignore(), columns=("_id.customer",)), documents={"orders": documents})
+    events = Events()
+    events.deleted((5,), 10)
+    result = await apply(store, events.batch())
+    assert isinstance(result, Applied) and [e.rows for e in result.effects] == [1]
+    assert await shop.ids() == [{"customer": 6, "n": 1}]
 
 
 def _with_time(events: Events, key: tuple[int], occurred_ms: int) -> Batch:

@@ -6,20 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from bson import Binary, ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from integrity.core.keys import KeySpec, KeyType
-from integrity.core.rules.model import Action, Cascade, Ignore, Nullify
+from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, SetDefault
 from integrity.demo.servers import MongoServer
 from integrity.demo.servers.process import free_port
 from integrity.errors import LedgerError, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.mongo import MongoStore
 from integrity.stores.mongo.query import EXACT, referencing, within_reach
-from tests.contract.world import rule, rules_of
+from tests.contract.world import MARK, rule, rules_of
 from tests.integration.mongo_shop import UNREACHABLE, Shop, collected
 
 pytestmark = pytest.mark.servers
@@ -86,7 +88,7 @@ async def test_collection_that_does_not_exist_is_a_warning(shop: Shop) -> None:
         ([("customer_code", 1)], {}, False),
         ([("customer_tenant", 1), ("customer_code", 1)], {"partialFilterExpression": {"n": {"$gt": 5}}}, False),
         ([("customer_tenant", 1), ("customer_code", 1)], {"hidden": True}, False),
-        ([("customer_tenant", 1), ("customer_code", 1)], {"collation": {"locale": "en"}}, False),
+        ([("region", 1), ("customer_tenant", 1), ("customer_code", 1)], {"collation": {"locale": "en"}}, False),
     ],
 )
 async def test_reference_needs_an_index_that_serves_it(
@@ -138,6 +140,135 @@ async def test_view_and_capped_collection_are_refused(shop: Shop) -> None:
     store = shop.store(rule(Cascade(), name="people"), rule(Cascade(), name="log"))
     await store.migrate(Deadline.after(10))
     assert await codes(store) == [("not_a_collection", "error")] * 2
+
+
+async def test_time_series_are_refused(shop: Shop) -> None:
+    await shop.db.create_collection("ticks", timeseries={"timeField": "at", "metaField": "customer_id"})
+    store = shop.store(rule(Cascade(), name="ticks"))
+    await store.migrate(Deadline.after(10))
+    assert await codes(store) == [("not_a_collection", "error")]
+
+
+DEFAULT = SetDefault({"customer_id": 0})
+
+
+@pytest.mark.parametrize(
+    ("key", "on_delete", "on_update", "found"),
+    [
+        ({"customer_id": 1}, Cascade(), Ignore(), []),
+        ({"customer_id": 1}, Cascade(), Cascade(), ["on_update: cascade"]),
+        ({"region": 1, "customer_id": "hashed"}, DEFAULT, Cascade(), ["on_delete: set_default", "on_update: cascade"]),
+        ({"region": 1}, Cascade(), Cascade(), []),
+        ({"deleted_at": 1, "region": 1}, MARK, Ignore(), ["on_delete: tombstone"]),
+    ],
+)
+async def test_action_that_would_change_a_shard_key_is_refused(
+    shop: Shop, key: dict[str, object], on_delete: Action, on_update: Action, found: list[str]
+) -> None:
+    """The router's catalogue, written by hand: it is read the same way on every server."""
+    catalogue, name = shop.client["config"]["collections"], f"{shop.db.name}.orders"
+    await shop.db.orders.create_index("customer_id")
+    await catalogue.insert_one({"_id": name, "key": key})
+    try:
+        store = shop.store(rule(on_delete, on_update))
+        await store.migrate(Deadline.after(10))
+        findings = await store.check(Deadline.after(10))
+    finally:
+        await catalogue.delete_one({"_id": name})
+    assert {finding.code for finding in findings} <= {"shard_key_reference"}
+    assert [finding.message.removeprefix("customer.orders: ").partition(" would")[0] for finding in findings] == found
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits"),
+    [
+        ({"properties": {"customer_id": {"bsonType": "long"}}}, False),
+        ({"properties": {"customer_id": {"bsonType": ["long", "null"]}}}, True),
+        ({"properties": {"customer_id": {"type": "number"}}}, False),
+        ({"properties": {"customer_id": {"enum": [1, 2]}}}, False),
+        ({"properties": {"other": {"bsonType": "long"}}, "required": ["customer_id"]}, True),
+        ({"required": ["customer_id"]}, True),
+    ],
+)
+async def test_validator_that_takes_no_null_is_told_where_an_action_writes_one(
+    shop: Shop, schema: dict[str, object], fits: bool
+) -> None:
+    await shop.db.create_collection("orders", validator={"$jsonSchema": schema})
+    await shop.db.orders.create_index("customer_id")
+    for on_delete, on_update, of in (
+        (Nullify(("customer_id",)), Cascade(), "on_delete"),
+        (Cascade(), SetDefault({"customer_id": None}), "on_update"),
+        (Cascade(), DEFAULT, None),
+    ):
+        store = shop.store(rule(on_delete, on_update))
+        await store.migrate(Deadline.after(10))
+        findings = await store.check(Deadline.after(10))
+        assert [f.code for f in findings] == ([] if fits or of is None else ["field_not_null"])
+        assert all(str(of) in f.message for f in findings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "value", "said"),
+    [
+        (KeyType.INT64, False, "5", "text"),
+        (KeyType.INT64, False, [5], "array: true"),
+        (KeyType.INT64, False, True, "a truth value"),
+        (KeyType.STRING, False, 5, "a number"),
+        (KeyType.UUID, False, Binary(b"0" * 16, 3), "subtype 4"),
+        (KeyType.OBJECTID, False, "64b000000000000000000001", "text"),
+        (KeyType.INT64, True, 5, "a single value"),
+        (KeyType.INT64, True, [5, "6"], "text"),
+    ],
+)
+async def test_values_that_no_key_equals_are_told(
+    shop: Shop, kind: KeyType, array: bool, value: object, said: str
+) -> None:
+    good: object = {KeyType.INT64: 5, KeyType.STRING: "a", KeyType.UUID: UUID(int=1)}.get(kind, ObjectId())
+    documents = [{"customer_id": value}, {"customer_id": [good] if array else good}, {"customer_id": None}, {}]
+    await shop.db.orders.create_index("customer_id")
+    await shop.db.orders.insert_many(documents)
+    store = shop.store(rule(Cascade(), spec=KeySpec((("id", kind),)), array=array))
+    await store.migrate(Deadline.after(10))
+    [finding] = await store.check(Deadline.after(10))
+    assert (finding.code, finding.severity) == ("reference_types", "warning")
+    assert "Of the first 4 documents of orders, 1 hold" in finding.message
+    assert said in finding.message + finding.hint
+
+
+async def test_list_of_documents_on_the_way_is_told(shop: Shop) -> None:
+    await shop.db.orders.create_index("items.customer_id")
+    await shop.db.orders.insert_one({"items": [{"customer_id": 5}]})
+    store = shop.store(rule(Cascade(), columns=("items.customer_id",)))
+    await store.migrate(Deadline.after(10))
+    [finding] = await store.check(Deadline.after(10))
+    assert finding.code == "reference_types" and "a list of documents" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "options", "fits"),
+    [
+        (KeyType.INT64, {"customer_id": "hashed"}, {}, True),
+        (KeyType.INT64, {"customer_id": "2dsphere"}, {}, False),
+        (KeyType.INT64, {"customer_id": 1}, {"collation": {"locale": "en"}}, True),
+        (KeyType.STRING, {"customer_id": 1}, {"collation": {"locale": "en"}}, False),
+    ],
+)
+async def test_index_that_check_accepts_is_one_that_serves_a_look_up(
+    shop: Shop, kind: KeyType, index: dict[str, object], options: dict[str, Any], fits: bool
+) -> None:
+    await shop.db.orders.create_index(list(index.items()), **options)
+    one = rule(Cascade(), spec=KeySpec((("id", kind),)))
+    if index["customer_id"] != "2dsphere":
+        await shop.db.orders.insert_many([{"customer_id": n if kind is KeyType.INT64 else f"{n}"} for n in range(100)])
+        part = 7 if kind is KeyType.INT64 else "7"
+        filter_ = {"$and": [referencing(one.dependent.columns, {(7,): [part]}), *within_reach(one.dependent)]}
+        command = {"find": "orders", "filter": filter_, "collation": EXACT.document}
+        plan = await shop.db.command("explain", command, verbosity="executionStats")
+        assert plan["executionStats"]["nReturned"] == 1
+        assert (plan["executionStats"]["totalDocsExamined"] == 1) is fits
+    store = shop.store(one)
+    await store.migrate(Deadline.after(10))
+    assert [finding.code for finding in await store.check(Deadline.after(10))] == ([] if fits else ["index_missing"])
 
 
 async def test_missing_privilege_is_told(shop: Shop) -> None:

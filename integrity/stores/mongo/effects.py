@@ -130,7 +130,8 @@ class Enforcer:
     async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[list[_Chosen]]:
         """Every document within reach that holds one of the keys, some thousands at a time."""
         columns = self._rule.dependent.columns
-        fields = dict.fromkeys(("_id", *columns), 1)
+        # A part of _id comes with the whole, and cannot be asked for beside it.
+        fields = dict.fromkeys(("_id", *(c for c in columns if not c.startswith("_id."))), 1)
         read = [reader(column) for column in columns]
         for filter_ in holding(self._rule, keys):
             cursor = self._collection.find(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import pymongo
 from bson import ObjectId
-from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import ConfigurationError, ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
 
-from integrity.core.fold import Follow, Replace
 from integrity.errors import Finding, LedgerError, OperationError, UnfitStoreError, UnreachableError
-from integrity.stores.mongo.ledger import COLLECTIONS, INDEXES, LEDGER_ID, LEDGER_VERSION, Document, Ledger
+from integrity.stores.mongo import fitness
+from integrity.stores.mongo.ledger import COLLECTIONS, INDEXES, LEDGER_ID, LEDGER_VERSION, Ledger
 from integrity.stores.mongo.verdict import AUTHENTICATION_FAILED, TRANSIENT, UNAUTHORIZED
 from integrity.stores.rule import StoreRule
 
@@ -69,6 +67,7 @@ async def check(ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]]) -> lis
     hello = await ledger.database.client.admin.command("hello")
     if "setName" not in hello and hello.get("msg") != "isdbgrid":
         return [_no_transactions("is neither a replica set nor a sharded cluster")]
+    sharded = hello.get("msg") == "isdbgrid"
     existing = {info["name"]: info async for info in await ledger.database.list_collections()}
     missing = [name for name in COLLECTIONS if ledger.name_of(name) not in existing]
     version = None if missing else await _version(ledger)
@@ -88,8 +87,7 @@ async def check(ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]]) -> lis
     else:
         findings += await _probe(ledger)
     for rule in (rule for of_entity in rules.values() for rule in of_entity):
-        findings += _immutable(rule)
-        findings += await _target(ledger, rule, existing.get(rule.dependent.target.name))
+        findings += await fitness.check(ledger, rule, existing.get(rule.dependent.target.name), sharded=sharded)
     return findings
 
 
@@ -119,64 +117,6 @@ async def _probe(ledger: Ledger) -> list[Finding]:
             return [_privilege(f"The ledger ({ledger.name_of('*')})", exc.code)]
         raise
     return [] if found == {committed} else [_no_transactions("does not roll a transaction back")]
-
-
-def _immutable(rule: StoreRule) -> list[Finding]:
-    """An `_id` never changes: what would write it can't be enforced."""
-    dependent = rule.dependent
-    if not any(column.split(".")[0] == "_id" for column in dependent.columns):
-        return []
-    findings: list[Finding] = []
-    policy = rule.policy
-    for what, step, action in (
-        ("on_delete", policy.on_delete, policy.on_delete_action),
-        ("on_update", policy.on_update, policy.on_update_action),
-    ):
-        if isinstance(step, Follow | Replace):
-            text = f"{what}: {action} would change the _id of {dependent.target.name}, which MongoDB does not allow."
-            findings.append(_at(rule, "immutable_reference", text, f"Write {what}: ignore, or refer by another field."))
-    return findings
-
-
-async def _target(ledger: Ledger, rule: StoreRule, info: Mapping[str, object] | None) -> list[Finding]:
-    dependent = rule.dependent
-    name = dependent.target.name
-    command = f"db.getCollection({json.dumps(name)}).createIndex({json.dumps(dict.fromkeys(dependent.columns, 1))})"
-    if info is None:
-        text = f"The collection {name} does not exist yet."
-        return [
-            _at(rule, "collection_missing", text, f"Is the name right? Create it with its index: {command}", "warning")
-        ]
-    options = info.get("options")
-    kind = info.get("type")
-    if kind != "collection" or (isinstance(options, Mapping) and options.get("capped")):
-        text = (
-            f"{name} is {'a capped collection' if kind == 'collection' else f'a {kind}'}: no transaction can write it."
-        )
-        return [_at(rule, "not_a_collection", text, "Name the collection that holds the documents.")]
-    if await _is_indexed(ledger.database[name], rule):
-        return []
-    columns = ", ".join(dependent.columns)
-    text = f"{name} has no index on {columns}: every deletion would read the whole collection."
-    return [_at(rule, "index_missing", text, f"Create it: {command}")]
-
-
-async def _is_indexed(collection: AsyncCollection[Document], rule: StoreRule) -> bool:
-    """Does an index begin with the whole reference, in any order, conditions of `where` aside? A partial or hidden
-    one does not serve every look-up, nor one of another collation those of texts."""
-    columns = set(rule.dependent.columns)
-    async for index in await collection.list_indexes():
-        if index.get("partialFilterExpression") or index.get("hidden") or index.get("collation"):
-            continue
-        fields = [field for field in index["key"] if field in columns or field not in rule.dependent.where]
-        if set(fields[: len(columns)]) == columns:
-            return True
-    return False
-
-
-def _at(rule: StoreRule, code: str, message: str, hint: str, severity: str = "error") -> Finding:
-    place = rule.dependent.place
-    return Finding(code, f"{rule.id}: {message}", hint, place.file, place.line, place.column, severity)
 
 
 def _no_transactions(why: str) -> Finding:
