@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.decode.record import Record
+from integrity.core.history import Impact, KeyHistory
+from integrity.core.keys import Key
 from integrity.core.outcome import ApplyResult
 from integrity.errors import Finding
 
@@ -59,6 +61,28 @@ class Store(Protocol):
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         """Progress, fence, fold and effects in one transaction. Never raises for what an event or server did."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; never waits longer than a few seconds."""
+        ...
+
+
+class Inspectable(Protocol):
+    """A store that can be asked. Changes nothing, needs no `check` before, and never holds up `apply`.
+
+    Both calls raise UnreachableError when the server does not answer in time, LedgerError when there is no ledger, and
+    UnfitStoreError when a rule does not fit the store.
+    """
+
+    name: str
+
+    async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
+        """Everything that the ledger knows of a key; None when it has never heard of it."""
+        ...
+
+    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+        """What it would do here if the key were deleted (`to` is None) or changed to `to` now: one a dependent."""
         ...
 
     async def close(self) -> None:

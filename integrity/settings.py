@@ -366,9 +366,13 @@ def is_loopback(host: str) -> bool:
 class HttpSettings(_Section):
     """The HTTP server of `run`."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="The address of /livez, /readyz and /metrics.")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="The address of /livez, /readyz, /metrics and /v1."
+    )
     port: int = Field(default=8181, ge=0, le=65535, description="Its port; 0: any free port, printed.")
-    token: SecretStr = Field(default=SecretStr(""), description="Needed to bind anything but loopback.")
+    token: SecretStr = Field(
+        default=SecretStr(""), description="What /v1 asks for; needed to bind anything but loopback."
+    )
 
     @model_validator(mode="after")
     def _has_token(self) -> HttpSettings:

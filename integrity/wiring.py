@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
@@ -26,7 +26,7 @@ from integrity.kafka.dead_letters import DeadLetters
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
-from integrity.ports import Deadline, Store
+from integrity.ports import Deadline, Inspectable, Store
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
@@ -85,7 +85,11 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
     return []
 
 
-def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleSet) -> Store:
+class OpenStore(Store, Inspectable, Protocol):
+    """What every kind of store can do."""
+
+
+def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleSet) -> OpenStore:
     """The store, not connected yet. Drivers are imported only for the kinds that are used."""
     lane, found = settings.lane(name), store_rules(rules, name)
     url = store.url.get_secret_value()
@@ -107,12 +111,27 @@ def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleS
     )
 
 
+@asynccontextmanager
+async def open_for_looking(
+    settings: Settings, rules: RuleSet, names: Collection[str]
+) -> AsyncIterator[Mapping[str, Inspectable]]:
+    """Stores that are only asked."""
+    async with AsyncExitStack() as stack:
+        stores: dict[str, Inspectable] = {}
+        for name, store_settings in chosen_stores(settings, rules, names).items():
+            stores[name] = store = open_store(name, store_settings, settings, rules)
+            stack.push_async_callback(store.close)
+        yield stores
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """A process of the cluster, wired: what `integrity run` drives."""
 
     supervisor: Supervisor
     metrics: Metrics
+    rules: RuleSet
+    stores: Mapping[str, Inspectable]
 
 
 @asynccontextmanager
@@ -135,12 +154,17 @@ async def service(
             stack.push_async_callback(lambda: trail.close(Deadline.after(CLOSE_TIMEOUT_S)))
         report = Report(metrics, telemetry.tracing, audit, rules, settings)
         members: list[Member] = []
+        stores: dict[str, Inspectable] = {}
         for name, store_settings in chosen.items():
-            store = open_store(name, store_settings, settings, rules)
+            stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
             members.append(Member(store, _lane(store, store_settings, settings, rules, letters, report)))
+        for name in rules.stores:
+            if name not in stores:  # another process works on it; who asks about a parent asks about all stores
+                stores[name] = store = open_store(name, settings.stores[name], settings, rules)
+                stack.push_async_callback(store.close)
         supervisor = Supervisor(members, migrate=migrate)
-        yield Service(supervisor, metrics)
+        yield Service(supervisor, metrics, rules, stores)
 
 
 @asynccontextmanager

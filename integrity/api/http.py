@@ -1,7 +1,7 @@
-"""The HTTP of a running service: is it alive, is it ready, what are its metrics (contract 9).
+"""The HTTP of a running service: is it alive, is it ready, what are its metrics (contract 9); and `api.looks`.
 
-It runs in the service's own loop, takes no signals, and answers from memory: it asks no store and no broker.
-These three are open to all; so that nothing more gets out unnoticed, any address but loopback needs a token.
+It runs in the service's own loop and takes no signals. These three are open to all and answered from memory; the rest
+needs the token when there is one, and any address but loopback needs a token.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from integrity.api.looks import Looks, Problem, routes
 from integrity.errors import OperationError, SettingsError
 from integrity.ports import Deadline
 from integrity.settings import is_loopback
@@ -63,7 +64,7 @@ class HttpAddress:
     has_token: bool
 
 
-def application(health: Health, metrics: Renders) -> Starlette:
+def application(health: Health, metrics: Renders, looks: Looks | None = None) -> Starlette:
     """The routes of this version; anything else is a 404 problem document."""
 
     async def livez(request: Request) -> Response:
@@ -80,7 +81,12 @@ def application(health: Health, metrics: Renders) -> Starlette:
         return Response(content, headers={"content-type": content_type, "cache-control": "no-store"})
 
     return Starlette(
-        routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", rendered)],
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", rendered),
+            *(routes(looks) if looks is not None else ()),
+        ],
         exception_handlers={HTTPException: _problem},
     )
 
@@ -169,5 +175,7 @@ def _json(content: object, status: HTTPStatus = HTTPStatus.OK) -> Response:
 async def _problem(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException), "registered for this class"
     status = HTTPStatus(exc.status_code)
-    problem = {"type": "about:blank", "title": status.phrase, "status": status.value}
+    problem: dict[str, object] = {"type": "about:blank", "title": status.phrase, "status": status.value}
+    if isinstance(exc, Problem):
+        problem |= {"detail": exc.detail, **exc.more}
     return Response(msgspec.json.encode(problem), status, headers=exc.headers, media_type="application/problem+json")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from integrity.api.http import HttpAddress, HttpServer, application
+from integrity.api.looks import Looks
 from integrity.ports import Deadline
 from integrity.settings import HttpSettings
 from integrity.wiring import Service
@@ -15,11 +16,12 @@ STOP_TIMEOUT_S = 2.0
 
 @asynccontextmanager
 async def serving(service: Service, settings: HttpSettings) -> AsyncIterator[int]:
-    """Answer /livez, /readyz and /metrics meanwhile; gives the port. Raises SettingsError or OperationError when the
+    """Answer HTTP meanwhile; gives the port. Raises SettingsError or OperationError when the
     address may not or can't be had."""
+    token = settings.token.get_secret_value()
     server = HttpServer(
-        application(service.supervisor, service.metrics),
-        HttpAddress(settings.host, settings.port, bool(settings.token.get_secret_value())),
+        application(service.supervisor, service.metrics, Looks(service.rules, service.stores, token)),
+        HttpAddress(settings.host, settings.port, bool(token)),
     )
     port = await server.start()
     try:

@@ -54,6 +54,21 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "List dead letters, send them back, or give them up.",
         reads_settings=True,
     ),
+    "plan": Entry(
+        "integrity.cli.plan",
+        "Show what a deletion or key change would do to the dependents in all stores, and change nothing.",
+        reads_settings=True,
+    ),
+    "history": Entry(
+        "integrity.cli.history",
+        "Show everything that the ledgers of all stores know of a key.",
+        reads_settings=True,
+    ),
+    "why": Entry(
+        "integrity.cli.why",
+        "Tell why a row is gone or changed, by the value that its reference had.",
+        reads_settings=True,
+    ),
     "schema": Entry("integrity.cli.schema", "Print the JSON Schema (draft-07) of a rule file."),
     "demo": Entry("integrity.cli.demo", "Show a small shop on embedded servers, end to end."),
     "version": Entry("integrity.cli.version", "Print the version."),
@@ -61,7 +76,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 
 _LATER: Final = frozenset(
     (
-        *("doctor", "grants", "graph", "plan", "scan", "undo", "history", "why", "status", "pause", "resume"),
+        *("doctor", "grants", "graph", "scan", "undo", "status", "pause", "resume"),
         *("init", "diff", "config", "explain", "bundle", "completion", "top"),
     )
 )

@@ -14,8 +14,9 @@ from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.gate import held
-from integrity.core.keys import Key
-from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, heads_to_write
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.keys import Key, canonical
+from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import admit, aside, keys_in_question, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
@@ -36,6 +37,9 @@ class _State:
     progress: dict[TopicPartition, int] = field(default_factory=dict)
     exceptions: dict[tuple[str, Key, str, str], Pending] = field(default_factory=dict)
     """(entity, key, dependent id, event) -> the dead letter."""
+    excepted_ms: dict[str, int] = field(default_factory=dict)
+    """Dead letter -> when it was made."""
+    enforced: dict[tuple[str, Key], list[Enforced]] = field(default_factory=dict)
 
     def draft(self) -> _State:
         """A copy to change, in which an arrival is still the very row of its target."""
@@ -50,6 +54,8 @@ class _State:
             {key: [(since, own(row)) for since, row in came] for key, came in self.arrivals.items()},
             dict(self.progress),
             dict(self.exceptions),
+            dict(self.excepted_ms),
+            {key: list(enforced) for key, enforced in self.enforced.items()},
         )
 
 
@@ -89,6 +95,39 @@ class MemoryStore:
     async def close(self) -> None:
         return None
 
+    async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
+        state = self._state
+        head = state.heads.get((entity, key))
+        if head is None:
+            return None
+        came_from = [
+            CameFrom(canonical(source), each.fate.version, each.fate.event_id, each.enforced_ms)
+            for (of, source), enforced in state.enforced.items()
+            for each in enforced
+            if of == entity and each.fate.to == key
+        ]
+        return KeyHistory(
+            head.seen,
+            head.last,
+            tuple(state.enforced.get((entity, key), ())),
+            tuple(sorted(came_from, key=lambda each: each.version)),
+            tuple(
+                LeftOut(
+                    each.dependent, each.event, each.version, each.reason, each.letter, state.excepted_ms[each.letter]
+                )
+                for (of, known, _, _), each in state.exceptions.items()
+                if (of, known) == (entity, key)
+            ),
+        )
+
+    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+        found: list[Impact] = []
+        for rule in self._rules.get(entity, ()):
+            rows = [row for row in self.targets[rule.dependent.target.name] if _is_in_reach(rule, row, key)]
+            action = rule.policy.on_delete_action if to is None else rule.policy.on_update_action
+            found.append(Impact(rule.id, action, len(rows), tuple({"id": r["id"]} for r in rows[:SAMPLE_ROWS_MAX])))
+        return found
+
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         counts = standing(batch, self._state.progress)
         if isinstance(counts, str):
@@ -124,6 +163,7 @@ class MemoryStore:
         if isinstance(admitted, Rejected):
             return admitted
         effects: list[Effect] = []
+        found_here: list[Effect] = []
         for rule in rules:
             left_out = share.left_out(rule.id)
             arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
@@ -133,6 +173,7 @@ class MemoryStore:
             if over := held(rule.id, rule.dependent.max_rows, groups, rows, share.approved):
                 return over
             found = credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
+            found_here += found
             effects += [effect._replace(change=share.indexes[effect.change]) for effect in found]
         own = {change.key for change in changes}
         for key, update in heads_to_write(read, own, heads, settled.updates).items():
@@ -142,9 +183,21 @@ class MemoryStore:
                     kept = [a for a in state.arrivals.pop((rule.id, key), []) if a[0] > update.seen]
                     if kept:
                         state.arrivals[rule.id, key] = kept
+        done = done_by_fate(found_here)
+        for key, update in settled.updates.items():
+            state.enforced.setdefault((entity, key), []).extend(
+                Enforced(
+                    fate._replace(event=fate.event_id, change=-1),
+                    done.get(fate.change, {}),
+                    batch.at_ms,
+                    batch.trace_id,
+                )
+                for fate in update.fates
+            )
         _forget(state, admitted.over)
         for change, dependent, mark, version in admitted.left_out:
             event = change.origin.event_id
+            state.excepted_ms[mark.id] = batch.at_ms
             state.exceptions[entity, change.key, dependent, event] = Pending(
                 dependent, event, version, mark.id, mark.reason.value
             )
@@ -215,17 +268,8 @@ class MemoryStore:
         return counts
 
     def _rows_of(self, state: _State, rule: StoreRule, table: list[Row], group: Group) -> list[Row]:
-        dependent = rule.dependent
         arrived = {id(row): since for since, row in state.arrivals.get((rule.id, group.key), ())}
-        marker = dependent.on_delete.marker if isinstance(dependent.on_delete, Tombstone) else None
-        return [
-            row
-            for row in table
-            if tuple(row[column] for column in dependent.columns) == group.key
-            and (marker is None or row[marker] is None)
-            and _is_in_scope(row, dependent.where)
-            and arrived.get(id(row)) == group.since
-        ]
+        return [row for row in table if _is_in_reach(rule, row, group.key) and arrived.get(id(row)) == group.since]
 
 
 def mark_values(action: Tombstone, fate: Fate, at_ms: int) -> Row:
@@ -252,6 +296,15 @@ def _forget(state: _State, over: Iterable[tuple[str, str]]) -> None:
 
 def _is_in_scope(row: Row, where: Mapping[str, Literal | tuple[Literal, ...]]) -> bool:
     return all(_fits(row[column], wanted) for column, wanted in where.items())
+
+
+def _is_in_reach(rule: StoreRule, row: Row, key: Key) -> bool:
+    dependent = rule.dependent
+    marker = dependent.on_delete.marker if isinstance(dependent.on_delete, Tombstone) else None
+    held = [row[column] for column in dependent.columns]
+    if dependent.array:
+        return isinstance(held[0], list) and key[0] in held[0] and _is_in_scope(row, dependent.where)
+    return tuple(held) == key and (marker is None or row[marker] is None) and _is_in_scope(row, dependent.where)
 
 
 def _fits(value: object, wanted: Literal | tuple[Literal, ...]) -> bool:

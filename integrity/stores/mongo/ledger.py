@@ -36,7 +36,13 @@ T = TypeVar("T")
 
 LEDGER_VERSION: Final = 1
 COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "meta")
-INDEXES: Final = (("fates", "key_hash"), ("arrivals", "key_hash"), ("exceptions", "key_hash"))
+INDEXES: Final[tuple[tuple[str, str, Document | None], ...]] = (
+    ("fates", "key_hash", None),
+    ("fates", "to", {"to": {"$gt": ""}}),
+    ("arrivals", "key_hash", None),
+    ("exceptions", "key_hash", None),
+)
+"""Collection, field, and of which documents only."""
 LEDGER_ID: Final = "ledger"
 
 _DISPLAY_CHARACTERS_MAX: Final = 1024
@@ -130,12 +136,12 @@ class Ledger:
                 {"key_hash": {"$in": chunk}}, session=session, batch_size=_READ_DOCUMENTS
             )
             async for document in cursor:
-                fates.setdefault(bytes(document["key_hash"]), []).append(_fate(document, spec))
+                fates.setdefault(bytes(document["key_hash"]), []).append(fate_of(document, spec))
         return {
             hashes[of]: Head(
-                _version(document["seen"]),
+                version_of(document["seen"]),
                 tuple(sorted(fates.get(of, ()), key=lambda fate: fate.version)),
-                LastRecord(**document["last"]) if document["last"] else None,
+                last_of(document["last"]),
             )
             for of, document in found.items()
         }
@@ -223,7 +229,7 @@ class Ledger:
                 {"key_hash": {"$in": chunk}}, session=session, batch_size=_READ_DOCUMENTS
             )
             async for document in cursor:
-                since = _version(document["since"])
+                since = version_of(document["since"])
                 assert since is not None
                 of = bytes(document["key_hash"])
                 found.append(Arrival(document["_id"], document["dependent"], of, since, document["id"]))
@@ -254,7 +260,7 @@ class Ledger:
                     Pending(
                         document["dependent"],
                         document["event"],
-                        _version(document["version"]) or EARLIEST,
+                        version_of(document["version"]) or EARLIEST,
                         document["_id"],
                         document["reason"],
                     )
@@ -295,13 +301,20 @@ def commands(database: str, schema: str) -> str:
     lines = [f"use({json.dumps(database)});"]
     lines += [f"db.createCollection({json.dumps(f'{schema}.{name}')});" for name in COLLECTIONS]
     lines += [
-        f"db.getCollection({json.dumps(f'{schema}.{name}')}).createIndex({{{field}: 1}});" for name, field in INDEXES
+        f"db.getCollection({json.dumps(f'{schema}.{name}')}).createIndex({{{field}: 1}}"
+        f"{'' if only is None else f', {json.dumps(index_options(only))}'});"
+        for name, field, only in INDEXES
     ]
     lines.append(
         f"db.getCollection({json.dumps(f'{schema}.meta')}).updateOne("
         f"{{_id: {json.dumps(LEDGER_ID)}}}, {{$setOnInsert: {{version: {LEDGER_VERSION}}}}}, {{upsert: true}});"
     )
     return "\n".join(lines) + "\n"
+
+
+def index_options(only: Document | None) -> Document:
+    """The options of an index of the ledger."""
+    return {} if only is None else {"partialFilterExpression": only}
 
 
 def hashes_of(entity: str, keys: Iterable[Key]) -> dict[Key, bytes]:
@@ -317,8 +330,9 @@ def _changed(update: HeadUpdate) -> Document:
     return {"seen": _array(update.seen)} | ({"last": _last(update.last)} if update.last else {})
 
 
-def _fate(document: Document, spec: KeySpec) -> Fate:
-    version = _version(document["version"])
+def fate_of(document: Document, spec: KeySpec) -> Fate:
+    """A fate from its document. Raises UnreadableLedger."""
+    version = version_of(document["version"])
     assert version is not None
     to = document["to"]
     try:
@@ -326,6 +340,11 @@ def _fate(document: Document, spec: KeySpec) -> Fate:
     except ValueError as exc:
         raise UnreadableLedger from exc
     return Fate(version, key, document["event"], int(document["occurred_ms"]))
+
+
+def last_of(document: Document | None) -> LastRecord | None:
+    """The last record of a key, as its head keeps it."""
+    return LastRecord(**document) if document else None
 
 
 def _last(last: LastRecord | None) -> Document | None:
@@ -336,7 +355,7 @@ def _array(version: Version | None) -> list[int | str] | None:
     return None if version is None else [_whole(part) for part in (version.epoch, *version.position)]
 
 
-def _version(array: Sequence[int | str] | None) -> Version | None:
+def version_of(array: Sequence[int | str] | None) -> Version | None:
     if array is None:
         return None
     epoch, *position = map(int, array)

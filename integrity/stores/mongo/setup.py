@@ -12,7 +12,7 @@ from pymongo.errors import ConfigurationError, ConnectionFailure, DuplicateKeyEr
 
 from integrity.errors import Finding, LedgerError, OperationError, UnfitStoreError, UnreachableError
 from integrity.stores.mongo import fitness
-from integrity.stores.mongo.ledger import COLLECTIONS, INDEXES, LEDGER_ID, LEDGER_VERSION, Ledger
+from integrity.stores.mongo.ledger import COLLECTIONS, INDEXES, LEDGER_ID, LEDGER_VERSION, Ledger, index_options
 from integrity.stores.mongo.verdict import AUTHENTICATION_FAILED, TRANSIENT, UNAUTHORIZED
 from integrity.stores.rule import StoreRule
 
@@ -53,8 +53,8 @@ async def migrate(ledger: Ledger) -> None:
             except OperationFailure as exc:
                 if exc.code != _NAMESPACE_EXISTS:  # made by another process since
                     raise
-    for name, field in INDEXES:
-        await ledger.collection(name).create_index({field: 1})
+    for name, field, only in INDEXES:
+        await ledger.collection(name).create_index({field: 1}, **index_options(only))
     try:
         values = {"$setOnInsert": {"version": LEDGER_VERSION}}
         await ledger.collection("meta").update_one({"_id": LEDGER_ID}, values, upsert=True)

@@ -23,10 +23,12 @@ from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
 from integrity.core.batch import Batch, TopicPartition
+from integrity.core.history import Impact, KeyHistory
+from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult
 from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline
-from integrity.stores.mongo import setup
+from integrity.stores.mongo import inspect, setup
 from integrity.stores.mongo.attempt import Attempt
 from integrity.stores.mongo.ledger import Document, Ledger, commands
 from integrity.stores.mongo.values import CODECS
@@ -108,6 +110,16 @@ class MongoStore:
         except CAUSES as exc:
             return verdict_of(exc, attempt.dependent)
 
+    async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
+        """See `Inspectable.history`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await inspect.history(self._ledger(), self._rules[entity][0].spec, entity, key)
+
+    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+        """See `Inspectable.impact`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return [await inspect.impact(self._ledger(), rule, key, to) for rule in self._rules[entity]]
+
     async def close(self) -> None:
         """Close all connections."""
         client, self._client = self._client, None
@@ -140,7 +152,8 @@ class MongoStore:
             self._client = AsyncMongoClient(
                 self._url,
                 appname="integrity",
-                maxPoolSize=self._pool_size,
+                # One more: whoever asks never waits for a batch, nor a batch for it.
+                maxPoolSize=self._pool_size + 1,
                 serverSelectionTimeoutMS=_SELECT_MS,
                 connectTimeoutMS=_SELECT_MS,
                 socketTimeoutMS=_SOCKET_MS,

@@ -75,6 +75,28 @@ def may_arrive(rule: StoreRule) -> bool:
     )
 
 
+def reach(table: Table, bound: int) -> tuple[list[str], list[object]]:
+    """What every row `t` of a dependent meets beside its reference: `where`, not marked; and the values to bind for it,
+    numbered on from `bound`."""
+    fits: list[str] = []
+    values: list[object] = []
+    for condition in table.conditions:
+        column = f"t.{quoted(condition.column)}"
+        if condition.values is None:
+            fits.append(f"{column} is null")
+            continue
+        place = bound + len(values) + 1
+        if isinstance(condition.values, tuple):
+            fits.append(f"{column} = any(${place}::text[]::{condition.type}[])")
+            values.append(list(condition.values))
+        else:
+            fits.append(f"{column} = ${place}::text::{condition.type}")
+            values.append(condition.values)
+    if table.settings:
+        fits.append(f"t.{quoted(table.settings[0].column)} is null")
+    return fits, values
+
+
 def _written(step: Step, width: int) -> Sequence[int]:
     match step:
         case Follow():
@@ -209,11 +231,7 @@ class Effects:
         sql = self._texts.get((kind, split, extra))
         if sql is None:
             sql = self._texts[kind, split, extra] = self.sql(kind, split=split, extra=extra)
-        conditions = [
-            list(condition.values) if isinstance(condition.values, tuple) else condition.values
-            for condition in self._table.conditions
-            if condition.values is not None
-        ]
+        _, conditions = reach(self._table, 0)
         literals = [setting.value for setting in self._table.settings if _is_literal(setting)] if kind == "mark" else []
         names = [self.id] if split or (kind == "refer" and extra) else []
         found = await connection.fetchrow(sql, *columns, *conditions, *literals, *names, *limits)
@@ -246,19 +264,9 @@ class Effects:
             f"t.{quoted(column)} = any($1::{arrays[0][1]})" if listed else f"t.{quoted(column)} = k.m{i}"
             for i, column in enumerate(reference)
         ]
-        for condition in table.conditions:
-            column = f"t.{quoted(condition.column)}"
-            if condition.values is None:
-                fits.append(f"{column} is null")
-                continue
-            count += 1
-            fits.append(
-                f"{column} = any(${count}::text[]::{condition.type}[])"
-                if isinstance(condition.values, tuple)
-                else f"{column} = ${count}::text::{condition.type}"
-            )
-        if table.settings:
-            fits.append(f"t.{quoted(table.settings[0].column)} is null")
+        within, values = reach(table, count)
+        fits += within
+        count += len(values)
         for setting in table.settings if kind == "mark" else ():
             if setting.value is None:
                 sets.append(f"{quoted(setting.column)} = null")

@@ -82,6 +82,7 @@ create table if not exists {schema}.keys (
     trace_id text,
     older_fates integer not null default 0
 ) with (fillfactor = 90);
+create index if not exists keys_moved_to on {schema}.keys using hash (moved_to) where moved_to is not null;
 comment on table {schema}.keys is
     'One row a parent key: the newest version seen of it, and what last happened to it (its newest fate).';
 comment on column {schema}.keys.key is 'The key as JSON, cut to 1000 characters: for reading only.';
@@ -103,6 +104,7 @@ create table if not exists {schema}.fates (
     trace_id text,
     primary key (key_hash, fate)
 );
+create index if not exists fates_moved_to on {schema}.fates using hash (moved_to) where moved_to is not null;
 comment on table {schema}.fates is 'Deletions and key changes of keys that had another one since.';
 
 create table if not exists {schema}.arrivals (
@@ -330,7 +332,7 @@ class Ledger:
             key = key_of[hashed]
             into.heads[key] = Head(
                 None if seen is None else version_of(seen),
-                () if fate is None else (_fate(spec, fate, moved_to, event, occurred_ms),),
+                () if fate is None else (fate_of(spec, fate, moved_to, event, occurred_ms),),
                 None if topic is None else LastRecord(topic, partition, offset, alive),
             )
             if older:
@@ -344,7 +346,7 @@ class Ledger:
         older: dict[Key, list[Fate]] = {}
         for row in await connection.fetch(self._older_sql, list(key_of), flat(after)):
             hashed, fate, moved_to, event, occurred_ms = row
-            older.setdefault(key_of[hashed], []).append(_fate(spec, fate, moved_to, event, occurred_ms))
+            older.setdefault(key_of[hashed], []).append(fate_of(spec, fate, moved_to, event, occurred_ms))
         for key, fates in older.items():
             head = into.heads[key]
             into.heads[key] = head._replace(fates=(*fates, *head.fates))
@@ -538,7 +540,8 @@ def _expect(status: str, count: int) -> None:
         raise Collision
 
 
-def _fate(spec: KeySpec, version: Sequence[int], moved_to: str | None, event: str, occurred_ms: int) -> Fate:
+def fate_of(spec: KeySpec, version: Sequence[int], moved_to: str | None, event: str, occurred_ms: int) -> Fate:
+    """A fate from its columns."""
     to = None if moved_to is None else parse_canonical(moved_to, spec)
     return Fate(version_of(version), to, event, occurred_ms)
 

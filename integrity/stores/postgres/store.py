@@ -6,7 +6,8 @@ it, and what has no row yet collides when it is inserted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
@@ -15,12 +16,14 @@ from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Op, Version
 from integrity.core.fold import Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
+from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key
 from integrity.core.ledger import heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
-from integrity.errors import Finding, LedgerError, Reason, UnreachableError
+from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline
+from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.effects import Effects
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
@@ -58,6 +61,8 @@ class PostgresStore:
         self._rules = rules
         self._ledger = Ledger(schema, lane)
         self._sessions = Sessions(name, url, pool_size=pool_size, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
+        # Whoever asks never waits for a batch, nor a batch for it.
+        self._aside = Sessions(name, url, pool_size=1, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
         self._effects: dict[str, Effects] | None = None
         self._constraints_at_once = False
 
@@ -101,7 +106,38 @@ class PostgresStore:
             raise self._unreachable(fault) from exc
 
     async def close(self) -> None:
+        await self._aside.close()
         await self._sessions.close()
+
+    async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
+        async with self._asking(deadline, LedgerError, "the ledger can't be read", "Run `integrity migrate`.") as found:
+            try:
+                return await inspect.history(found, self._ledger.schema, self._rules[entity][0].spec, entity, key)
+            except ValueError as exc:
+                text = f"Store {self.name}: the ledger holds keys of another type than the rule gives now."
+                raise LedgerError(text) from exc
+
+    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+        async with self._asking(deadline, OperationError, "a table can't be read", "See the privileges.") as found:
+            rules = self._rules[entity]
+            resolved = await resolve(found, rules, self._ledger.schema)
+            if faults := [finding for finding in resolved.findings if finding.severity == "error"]:
+                raise UnfitStoreError(faults)
+            return [await inspect.impact(found, resolved.tables[rule.id], key, to) for rule in rules]
+
+    @asynccontextmanager
+    async def _asking(
+        self, deadline: Deadline, refused: type[OperationError], message: str, hint: str
+    ) -> AsyncIterator[Connection]:
+        """A connection of its own; `refused` is raised for what only a person can mend."""
+        try:
+            async with self._aside.connection(deadline) as connection:
+                yield connection
+        except DRIVER_ERRORS as exc:
+            fault = fault_of(exc)
+            if fault.kind is Kind.RULE:
+                raise refused(f"Store {self.name}: {message}. {fault.message}", hint=hint) from exc
+            raise self._unreachable(fault) from exc
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         at = _Place()

@@ -21,7 +21,16 @@ from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, key_hash
 from integrity.core.ledger import Fate, Head, Pending
 from integrity.stores.topic import records
-from integrity.stores.topic.records import ArrivalRecord, ChildKey, Headers, Mark, ReadRecord
+from integrity.stores.topic.records import (
+    ArrivalRecord,
+    ChildKey,
+    ExceptionRecord,
+    FateRecord,
+    Headers,
+    HeadRecord,
+    Mark,
+    ReadRecord,
+)
 from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_row
 
 _SCHEMA: Final = """
@@ -32,7 +41,9 @@ CREATE TABLE reference (
     rule INTEGER, hash BLOB, child INTEGER, PRIMARY KEY (rule, hash, child)) WITHOUT ROWID;
 CREATE INDEX reference_child ON reference (child);
 CREATE TABLE head (hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE fate (hash BLOB, version TEXT, data BLOB NOT NULL, PRIMARY KEY (hash, version)) WITHOUT ROWID;
+CREATE TABLE fate (
+    hash BLOB, version TEXT, data BLOB NOT NULL, moved_to TEXT, PRIMARY KEY (hash, version)) WITHOUT ROWID;
+CREATE INDEX fate_moved_to ON fate (moved_to) WHERE moved_to IS NOT NULL;
 CREATE TABLE arrival (
     name BLOB PRIMARY KEY, rule INTEGER NOT NULL, hash BLOB NOT NULL, since BLOB NOT NULL,
     topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
@@ -218,10 +229,10 @@ class State:
         kind, _, rest = key.decode().partition("|")
         match kind:
             case "head":
-                self._put("head", (bytes.fromhex(rest),), value)
+                self._put_head(bytes.fromhex(rest), value)
             case "fate":
                 digest, _, version = rest.partition("|")
-                self._put("fate", (bytes.fromhex(digest), version), value)
+                self._put_fate(bytes.fromhex(digest), version, value)
             case "progress":
                 lane, topic, partition = rest.split("|")
                 if lane == self._lane and value is not None:
@@ -235,7 +246,7 @@ class State:
             case "exception":
                 self.put_exception(key, value)
             case _:
-                pass
+                pass  # of a newer program
 
     def _take_arrival(self, name: bytes, value: bytes | None) -> None:
         self.remove_arrival(name)
@@ -245,13 +256,18 @@ class State:
             if rule is not None:
                 self._insert_arrival(name, rule, bytes.fromhex(arrival.at), arrival.since, arrival.child)
 
-    def _put(self, table: str, key: tuple[bytes | str, ...], value: bytes | None) -> None:
+    def _put_head(self, key_hash: bytes, value: bytes | None) -> None:
         if value is None:
-            columns = ("hash = ? AND version = ?",) if len(key) == 2 else ("hash = ?",)
-            self._db.execute(f"DELETE FROM {table} WHERE {columns[0]}", key)
+            self._db.execute("DELETE FROM head WHERE hash = ?", (key_hash,))
         else:
-            marks = ", ".join("?" for _ in (*key, value))
-            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", (*key, value))
+            self._db.execute("INSERT OR REPLACE INTO head VALUES (?, ?)", (key_hash, value))
+
+    def _put_fate(self, key_hash: bytes, version: str, value: bytes | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM fate WHERE hash = ? AND version = ?", (key_hash, version))
+        else:
+            row = (key_hash, version, value, records.decode_fate(value).to)
+            self._db.execute("INSERT OR REPLACE INTO fate VALUES (?, ?, ?, ?)", row)
 
     # --- children
 
@@ -332,6 +348,17 @@ class State:
             for number, part, id_, topic, partition, key, offset, value, headers in rows
         ]
 
+    def referencing(self, rule: int, key_hash: bytes, limit: int) -> tuple[int, list[ChildKey]]:
+        """How many children reference a key, and some of them."""
+        where = (rule, key_hash)
+        rows = self._db.execute("SELECT count(*) FROM reference WHERE rule = ? AND hash = ?", where).fetchone()[0]
+        found = self._db.execute(
+            "SELECT c.topic, c.partition, c.key FROM reference r JOIN child c ON c.id = r.child"
+            f" WHERE r.rule = ? AND r.hash = ? LIMIT {int(limit)}",
+            where,
+        )
+        return int(rows), [ChildKey(*row) for row in found]
+
     def remove(self, child: int) -> None:
         self._db.execute("DELETE FROM reference WHERE child = ?", (child,))
         self._db.execute("DELETE FROM child WHERE id = ?", (child,))
@@ -353,23 +380,38 @@ class State:
         if row is None:
             return None
         head = records.decode_head(row[0])
-        fates: list[Fate] = [
-            records.decode_fate(data).fate(spec)
-            for (data,) in self._db.execute("SELECT data FROM fate WHERE hash = ?", (key_hash,))
-        ]
+        fates: list[Fate] = [each.fate(spec) for each in self.fates(key_hash)]
         return Head(head.seen, tuple(sorted(fates, key=lambda fate: fate.version)), head.last)
 
+    def fates(self, key_hash: bytes) -> list[FateRecord]:
+        """What happened to a key, in no order."""
+        found = self._db.execute("SELECT data FROM fate WHERE hash = ?", (key_hash,))
+        return [records.decode_fate(data) for (data,) in found]
+
+    def fates_to(self, key: str) -> list[tuple[HeadRecord, FateRecord]]:
+        """The key changes, of whatever entity, that lead to the key with that canonical text; and whose they are."""
+        found = self._db.execute(
+            "SELECT h.data, f.data FROM fate f JOIN head h ON h.hash = f.hash WHERE f.moved_to = ?", (key,)
+        )
+        return [(records.decode_head(head), records.decode_fate(fate)) for head, fate in found]
+
+    def exceptions(self, key_hash: bytes) -> list[ExceptionRecord]:
+        """The effects of events of a key that dead letters stand for."""
+        found = self._db.execute("SELECT data FROM exception WHERE hash = ?", (key_hash,))
+        return [records.decode_exception(data) for (data,) in found]
+
     def put_head(self, key_hash: bytes, data: bytes) -> None:
-        self._put("head", (key_hash,), data)
+        self._put_head(key_hash, data)
 
     def put_fate(self, key_hash: bytes, version: Version, data: bytes) -> None:
-        self._put("fate", (key_hash, records.version_text(version)), data)
+        self._put_fate(key_hash, records.version_text(version), data)
 
     def pending(self, key_hash: bytes) -> list[Pending]:
         """The effects that were left out of a key."""
-        rows = self._db.execute("SELECT data FROM exception WHERE hash = ?", (key_hash,)).fetchall()
-        found = [records.decode_exception(data) for (data,) in rows]
-        return [Pending(each.dependent, each.event, each.version or EARLIEST, each.id, each.reason) for each in found]
+        return [
+            Pending(each.dependent, each.event, each.version or EARLIEST, each.id, each.reason)
+            for each in self.exceptions(key_hash)
+        ]
 
     def put_exception(self, name: bytes, data: bytes | None) -> None:
         """Note an effect that was left out; None: it is no exception any more."""

@@ -22,6 +22,8 @@ import msgspec
 
 from integrity.core.batch import Batch, TopicPartition, standing
 from integrity.core.change import Op
+from integrity.core.history import Impact, KeyHistory
+from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
 from integrity.errors import Finding, LedgerError, OperationError, Reason
 from integrity.ports import Deadline
@@ -31,6 +33,7 @@ from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.enforce import Enforcement, HeldBack, Refused
 from integrity.stores.topic.faults import CLIENT_ERRORS, Unsent, meaning
 from integrity.stores.topic.fitness import Fitness, unreachable
+from integrity.stores.topic.inspect import Inspector
 from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
 from integrity.stores.topic.records import Mark, ReadRecord, Write, WritesRecord
 from integrity.stores.topic.scratch import Scratch
@@ -87,6 +90,7 @@ class TopicStore:
         self._ledger = TopicPartition(f"{schema}.ledger.{name}", 0)
         self._children = sorted({dependent.target.name for dependent in dependents})
         self._fitness = Fitness(client, self._ledger.topic, dependents)
+        self._inspector = Inspector(name, client, rules, self._ledger, lane=lane)
         self._closer = Closer()
         self._reader = Reader(client, self._take, self._closer)
         self._state: State | None = None
@@ -172,7 +176,14 @@ class TopicStore:
                 await self._give_up(exc)
                 raise
 
+    async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
+        return await self._inspector.history(entity, key, deadline)
+
+    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+        return await self._inspector.impact(entity, key, to, deadline)
+
     async def close(self) -> None:
+        await self._inspector.close()
         if self._attendant is not None:
             self._attendant.cancel()
             await asyncio.wait({self._attendant}, timeout=3)

@@ -1,0 +1,77 @@
+"""What the ledger of one store tells of one key, and what an event of it would do: answers for people.
+
+Every store gives the same answers; they change nothing and decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from integrity.core.change import Version
+from integrity.core.ledger import Done, Fate, LastRecord
+
+SAMPLE_ROWS_MAX = 5
+"""How many rows a sample names."""
+
+
+class Enforced(NamedTuple):
+    """A fate, what was done for it to each dependent (by id), and when (milliseconds since the epoch). `trace_id` is
+    empty when there was none."""
+
+    fate: Fate
+    done: Mapping[str, Done]
+    enforced_ms: int
+    trace_id: str
+
+
+class CameFrom(NamedTuple):
+    """Another key that changed to this one. `key` is its canonical text, which a ledger may have cut."""
+
+    key: str
+    version: Version
+    event_id: str
+    enforced_ms: int
+
+
+class LeftOut(NamedTuple):
+    """An effect that a dead letter stands for. `version` is None for a null record."""
+
+    dependent: str
+    event_id: str
+    version: Version | None
+    reason: str
+    dead_letter: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHistory:
+    """Everything that one ledger knows of a key. `enforced` ascends by version; the others by time."""
+
+    seen: Version | None
+    last: LastRecord | None
+    enforced: tuple[Enforced, ...] = ()
+    came_from: tuple[CameFrom, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def lives_again(self) -> bool:
+        """The key's own events say that it is alive, and later than its newest fate."""
+        return self.seen is not None and (not self.enforced or self.seen > self.enforced[-1].fate.version)
+
+
+class Impact(NamedTuple):
+    """What an event of a key would do to the rows of one dependent: the action, on how many rows, and the identifying
+    columns of some (at most `SAMPLE_ROWS_MAX`; none where the rows have nothing that identifies them)."""
+
+    dependent: str
+    action: str
+    rows: int
+    sample: tuple[Mapping[str, object], ...] = ()
+
+
+def next_fate(enforced: Sequence[Enforced], after: Version) -> Enforced | None:
+    """What happened next to rows that are at a key since that version; None: nothing has yet."""
+    return next((each for each in enforced if each.fate.version > after), None)

@@ -1,0 +1,107 @@
+"""What the ledger tells of a key, and what an event would do to the documents: read only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from bson import ObjectId, json_util
+
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.keys import Key, KeySpec, canonical, key_hash
+from integrity.core.outcome import Outcome
+from integrity.errors import LedgerError
+from integrity.stores.mongo.ledger import LEDGER_ID, Document, Ledger, UnreadableLedger, fate_of, last_of, version_of
+from integrity.stores.mongo.query import EXACT, referencing, within_reach
+from integrity.stores.mongo.values import Unholdable, to_bson
+from integrity.stores.rule import StoreRule
+
+_READABLE: Final = json_util.JSONOptions(json_mode=json_util.JSONMode.RELAXED)
+
+
+async def history(ledger: Ledger, spec: KeySpec, entity: str, key: Key) -> KeyHistory | None:
+    """Everything that the ledger knows of a key."""
+    of = key_hash(entity, key)
+    head = await ledger.collection("keys").find_one({"_id": of})
+    if head is None:
+        if await ledger.collection("meta").find_one({"_id": LEDGER_ID}) is None:
+            raise LedgerError(f"There is no ledger {ledger.name_of('*')}.", hint="Run `integrity migrate`.")
+        return None
+    fates = ledger.collection("fates")
+    try:
+        enforced = [_enforced(spec, document) async for document in fates.find({"key_hash": of})]
+    except UnreadableLedger as exc:
+        raise LedgerError("The ledger holds keys of another type than the rule gives now.") from exc
+    came_from = [
+        CameFrom(each["key"], _known(each["version"]), each["event"], _ms(each["enforced_at"]))
+        async for each in fates.find({"to": canonical(key), "entity": entity})
+    ]
+    left_out = [
+        LeftOut(
+            each["dependent"],
+            each["event"],
+            version_of(each["version"]),
+            each["reason"],
+            each["_id"],
+            _ms(each["at"]),
+        )
+        async for each in ledger.collection("exceptions").find({"key_hash": of, "entity": entity})
+    ]
+    return KeyHistory(
+        version_of(head["seen"]),
+        last_of(head["last"]),
+        tuple(sorted(enforced, key=lambda each: each.fate.version)),
+        tuple(sorted(came_from, key=lambda each: each.version)),
+        tuple(sorted(left_out, key=lambda each: (each.at_ms, each.dependent))),
+    )
+
+
+async def impact(ledger: Ledger, rule: StoreRule, key: Key, to: Key | None) -> Impact:
+    """What an event of that key would do to the documents of one dependent."""
+    action = rule.policy.on_delete_action if to is None else rule.policy.on_update_action
+    try:
+        parts = [to_bson(kind, part) for kind, part in zip(rule.spec.types, key, strict=True)]
+    except Unholdable:
+        return Impact(rule.id, action, 0)
+    dependent = rule.dependent
+    collection = ledger.database[dependent.target.name]
+    chosen = {"$and": [referencing(dependent.columns, {key: parts}), *within_reach(dependent)]}
+    rows = await collection.count_documents(chosen, collation=EXACT)
+    found = collection.find(chosen, {"_id": 1}, limit=SAMPLE_ROWS_MAX, collation=EXACT)
+    return Impact(rule.id, action, rows, tuple([{"_id": _shown(document["_id"])} async for document in found]))
+
+
+def _shown(id_: object) -> object:
+    """An `_id` as a JSON value: whole numbers and texts as they are, else as text."""
+    match id_:
+        case bool() | int() | str():
+            return id_
+        case ObjectId():
+            return str(id_)
+        case _:
+            return json_util.dumps(id_, json_options=_READABLE)
+
+
+def _enforced(spec: KeySpec, document: Document) -> Enforced:
+    done: list[Mapping[str, Any]] = document["effects"]
+    return Enforced(
+        fate_of(document, spec),
+        {
+            each["dependent"]: (each["action"], int(each["rows"]))
+            for each in done
+            if each["outcome"] == Outcome.APPLIED.value
+        },
+        _ms(document["enforced_at"]),
+        document["trace_id"],
+    )
+
+
+def _known(array: list[int | str]) -> Any:
+    version = version_of(array)
+    assert version is not None, "a fate has a version"
+    return version
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)

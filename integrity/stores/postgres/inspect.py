@@ -1,0 +1,112 @@
+"""What the ledger tells of a key, and what an event would do to the rows: read only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.keys import Key, KeySpec, canonical, key_hash
+from integrity.core.ledger import LastRecord
+from integrity.stores.postgres.effects import Table, reach
+from integrity.stores.postgres.ledger import Connection, fate_of, version_of
+from integrity.stores.postgres.names import quoted
+from integrity.stores.postgres.types import NO_MATCH
+
+_PRIMARY_KEY: Final = """
+select a.attname, pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable
+from pg_catalog.pg_class c join pg_catalog.pg_namespace s on s.oid = c.relnamespace
+join pg_catalog.pg_constraint k on k.conrelid = c.oid and k.contype = 'p'
+join lateral unnest(k.conkey) with ordinality u(number, n) on true
+join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum = u.number
+where s.nspname = $1 and c.relname = $2 order by u.n
+"""
+
+
+async def history(connection: Connection, schema: str, spec: KeySpec, entity: str, key: Key) -> KeyHistory | None:
+    """Everything that the ledger in that schema knows of a key. All of it is of one moment."""
+    at, hashed, text = quoted(schema), key_hash(entity, key), canonical(key)
+    columns = "fate, moved_to, event, occurred_ms, rows::text, enforced_at, trace_id"
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        head = await connection.fetchrow(
+            f"select seen, last_topic, last_partition, last_offset, last_alive, {columns} from {at}.keys"
+            " where key_hash = $1",
+            hashed,
+        )
+        if head is None:
+            return None
+        older = await connection.fetch(f"select {columns} from {at}.fates where key_hash = $1 order by fate", hashed)
+        came = await connection.fetch(
+            f"select key, fate, event, enforced_at from {at}.keys where entity = $1 and moved_to = $2"
+            f" union all select k.key, f.fate, f.event, f.enforced_at from {at}.fates f"
+            f" join {at}.keys k on k.key_hash = f.key_hash where k.entity = $1 and f.moved_to = $2",
+            entity,
+            text,
+        )
+        left_out = await connection.fetch(
+            f"select dependent, event, fate, reason, dead_letter, at from {at}.exceptions where key_hash = $1"
+            " order by at, dependent",
+            hashed,
+        )
+    seen, topic, partition, offset, alive, *newest = head
+    rows: list[Sequence[Any]] = [*map(tuple, older), newest]
+    return KeyHistory(
+        None if seen is None else version_of(seen),
+        None if topic is None else LastRecord(topic, partition, offset, alive),
+        tuple(_enforced(spec, row) for row in rows if row[0] is not None),
+        tuple(
+            sorted((CameFrom(row[0], version_of(row[1]), row[2], _ms(row[3])) for row in came), key=lambda c: c.version)
+        ),
+        tuple(
+            LeftOut(dependent, event, None if fate is None else version_of(fate), reason, letter, _ms(left_at))
+            for dependent, event, fate, reason, letter, left_at in left_out
+        ),
+    )
+
+
+async def impact(connection: Connection, table: Table, key: Key, to: Key | None) -> Impact:
+    """What an event of that key would do to the rows of one dependent."""
+    policy = table.rule.policy
+    action = policy.on_delete_action if to is None else policy.on_update_action
+    bound = [codec.match(part) for codec, part in zip(table.codecs, key, strict=True)]
+    if NO_MATCH in bound:
+        return Impact(table.rule.id, action, 0)
+    columns = table.rule.dependent.columns
+    fits = [
+        f"t.{quoted(column)} = ${place}::{codec.array.removesuffix('[]')}"
+        for place, (column, codec) in enumerate(zip(columns, table.codecs, strict=True), 1)
+    ]
+    more, arguments = reach(table, len(bound))
+    chosen = f"from {quoted(table.schema, table.name)} t where {' and '.join([*fits, *more])}"
+    identifying = [*await _readable_primary_key(connection, table)]
+    rows = int(await connection.fetchval(f"select count(*) {chosen}", *bound, *arguments))
+    if not rows or not identifying:
+        return Impact(table.rule.id, action, rows)
+    named = ", ".join(f"t.{quoted(column)}" for column in identifying)
+    found = await connection.fetch(
+        f"select jsonb_build_array({named})::text {chosen} limit {SAMPLE_ROWS_MAX}", *bound, *arguments
+    )
+    sample = [dict(zip(identifying, json.loads(row[0], parse_float=str), strict=True)) for row in found]
+    return Impact(table.rule.id, action, rows, tuple(sample))
+
+
+async def _readable_primary_key(connection: Connection, table: Table) -> Sequence[str]:
+    columns = await connection.fetch(_PRIMARY_KEY, table.schema, table.name)
+    return [row["attname"] for row in columns] if all(row["readable"] for row in columns) else ()
+
+
+def _enforced(spec: KeySpec, row: Sequence[Any]) -> Enforced:
+    fate, moved_to, event, occurred_ms, rows, enforced_at, trace_id = row
+    done: Mapping[str, list[Any]] = {} if rows is None else json.loads(rows)
+    return Enforced(
+        fate_of(spec, fate, moved_to, event, occurred_ms),
+        {dependent: (action, count) for dependent, (action, count) in done.items()},
+        _ms(enforced_at),
+        trace_id or "",
+    )
+
+
+def _ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
