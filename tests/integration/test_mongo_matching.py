@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from uuid import UUID
 
+import bson
 import pytest
 import pytest_asyncio
-from bson import Binary, Decimal128, Int64, ObjectId, Regex
+from bson import (
+    Binary,
+    Code,
+    DatetimeMS,
+    Decimal128,
+    Int64,
+    MaxKey,
+    MinKey,
+    ObjectId,
+    Regex,
+    Timestamp,
+)  # fmt: skip
+from bson.raw_bson import RawBSONDocument
 
 from integrity.core.batch import Batch
 from integrity.core.keys import KeySpec, KeyType, Scalar
@@ -18,6 +32,7 @@ from integrity.core.outcome import Applied, Rejected
 from integrity.core.rules.model import Cascade, EventValue, Ignore, Nullify, SetDefault, Tombstone
 from integrity.errors import Reason
 from integrity.ports import Deadline
+from integrity.stores.mongo.values import CODECS, element_key
 from tests.contract.world import AT_MS, MARK, Events, rule
 from tests.integration.mongo_shop import Document, Shop, apply
 
@@ -143,6 +158,78 @@ async def test_key_that_mongodb_cannot_hold_is_rejected_and_changes_nothing(
     assert (result.dependent, result.reason) == ("customer.orders", Reason.VALUE_REJECTED)
     assert str(key) not in result.message
     assert (await shop.count("progress"), await shop.count("keys")) == (0, 0)
+
+
+def hostile(rng: random.Random, kind: KeyType) -> object:
+    """What anybody may have written where a key is meant to be."""
+    number = rng.choice([0, 1, 5, 2**31 - 1, 2**53, 2**53 + 1, -(2**63), 2**63 - 1])
+    scalars: list[object] = [
+        number, Int64(number), float(number), Decimal128(str(number)), Decimal128("5.0"), 5.5, -0.0, float("nan"),
+        Decimal128("Infinity"), str(number), "", "$gt", "a\x00", True, False, None, UUID(int=number % 2**64), OBJECT,
+        UUID_A, Binary(UUID_A.bytes, 3), Binary(UUID_A.bytes, 0), b"5", Binary(b"5", 5), INSTANT, DatetimeMS(2**60),
+        datetime(2024, 5, 6, tzinfo=UTC), Timestamp(5, 1), Regex(".*"), MinKey(), MaxKey(), Code("5"),
+    ]  # fmt: skip
+    value = rng.choice(scalars)
+    match rng.randrange(8):
+        case 0:
+            return [value, rng.choice(scalars)]
+        case 1:
+            return {rng.choice(["$gt", "$in", "$ne", "id", "0"]): value}
+        case 2:
+            return [[value]]
+        case _:
+            return value
+
+
+KEYS: list[tuple[KeyType, list[Scalar]]] = [
+    (KeyType.INT64, [0, 1, 5, 2**31 - 1, 2**53, 2**53 + 1, -(2**63), 2**63 - 1]),
+    (KeyType.NUMERIC, [Decimal("5.5"), Decimal(5), Decimal(2**53 + 1)]),
+    (KeyType.STRING, ["5", "", "$gt", "a\x00"]),
+    (KeyType.UUID, [UUID_A, UUID(int=5)]),
+    (KeyType.BOOL, [True, False]),
+    (KeyType.BYTES, [b"5", UUID_A.bytes]),
+    (KeyType.OBJECTID, [str(OBJECT)]),
+    (KeyType.TIMESTAMP, [INSTANT, datetime(2024, 5, 6, tzinfo=UTC)]),
+    (KeyType.DATE, [date(2024, 5, 6)]),
+]
+
+
+@pytest.mark.parametrize(("kind", "keys"), KEYS)
+@pytest.mark.parametrize("array", [False, True])
+async def test_server_and_type_gate_agree_on_every_value_that_anybody_wrote(
+    shop: Shop, kind: KeyType, keys: list[Scalar], array: bool
+) -> None:
+    """MongoDB finds exactly the documents that hold a key by the gate's own judgement, and nothing of the others."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    documents: list[Document] = [
+        {
+            "_id": n,
+            "customer_id": [hostile(rng, kind) for _ in range(rng.randrange(4))] if array else hostile(rng, kind),
+        }
+        for n in range(400)
+    ]
+    store = await shop.open(rule(Cascade(), spec=spec(kind), array=array), documents={"orders": documents})
+    raw = shop.db.orders.with_options(codec_options=CODECS.with_options(document_class=RawBSONDocument))
+    before = {document["_id"]: document.raw async for document in raw.find()}
+    events = Events()
+    for n, key in enumerate(keys):
+        events.deleted((key,), 10 + n)
+    result = await apply(store, events.batch())
+    assert isinstance(result, Applied), result
+    wanted: dict[int, bytes] = {}
+    for each_raw in before.values():
+        document = bson.decode(each_raw, CODECS)
+        value = document["customer_id"]
+        if array:
+            value = [each for each in value if (part := element_key(kind, each)) is None or part not in keys]
+        elif (part := element_key(kind, value)) is not None and part in keys:
+            continue
+        held = {"_id": document["_id"], "customer_id": value}
+        wanted[document["_id"]] = bson.encode(held, codec_options=CODECS)
+    assert {document["_id"]: document.raw async for document in raw.find()} == wanted
+    assert sum(effect.rows for effect in result.effects) > 0
 
 
 async def test_dotted_path_does_not_look_into_arrays(shop: Shop) -> None:

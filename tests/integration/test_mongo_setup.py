@@ -19,7 +19,7 @@ from integrity.demo.servers import MongoServer
 from integrity.demo.servers.process import free_port
 from integrity.errors import LedgerError, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline
-from integrity.stores.mongo import MongoStore
+from integrity.stores.mongo import MongoStore, fitness
 from integrity.stores.mongo.query import EXACT, referencing, within_reach
 from tests.contract.world import MARK, rule, rules_of
 from tests.integration.mongo_shop import UNREACHABLE, Shop, collected
@@ -173,10 +173,24 @@ async def test_action_that_would_change_a_shard_key_is_refused(
         store = shop.store(rule(on_delete, on_update))
         await store.migrate(Deadline.after(10))
         findings = await store.check(Deadline.after(10))
+        await catalogue.update_one({"_id": name}, {"$set": {"dropped": True}})
+        assert await codes(store) == []
     finally:
         await catalogue.delete_one({"_id": name})
     assert {finding.code for finding in findings} <= {"shard_key_reference"}
     assert [finding.message.removeprefix("customer.orders: ").partition(" would")[0] for finding in findings] == found
+
+
+@pytest.mark.parametrize(("sharded", "found"), [(True, ["shard_key_unknown"]), (False, [])])
+async def test_shard_key_that_may_not_be_read_is_told_on_a_router_only(
+    shop: Shop, sharded: bool, found: list[str]
+) -> None:
+    one = rule(Cascade())
+    store = await shop.open(one)
+    catalogue = store._ledger()
+    async with shop.failing(["find"], "alwaysOn", errorCode=13, namespace="config.collections"):
+        findings = await fitness.check(catalogue, one, {"type": "collection"}, sharded=sharded)
+    assert [finding.code for finding in findings] == found
 
 
 @pytest.mark.parametrize(

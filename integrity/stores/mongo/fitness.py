@@ -21,6 +21,7 @@ from integrity.stores.mongo.verdict import UNAUTHORIZED
 from integrity.stores.rule import StoreRule
 
 _SAMPLE_DOCUMENTS: Final = 100
+_SAMPLE_ELEMENTS: Final = 100
 _LIST, _IN_LIST, _SINGLE = "a list", "a list of documents", "a single value"
 _LEGACY = "a UUID of the legacy form"
 _MEND: Final = "Is the type of events.key right, and the field?"
@@ -145,7 +146,8 @@ async def _shard_key(ledger: Ledger, rule: StoreRule, *, sharded: bool) -> list[
         text = f"The shard key of {name} cannot be read: an action that would change it ends in dead letters."
         hint = "Grant find on config.collections, or see that no action writes a part of the shard key."
         return [_at(rule, "shard_key_unknown", text, hint, "warning")]
-    key = list((info or {}).get("key") or ())
+    # Old servers keep what was dropped.
+    key = list(info["key"]) if info and not info.get("dropped") else []
     findings: list[Finding] = []
     policy = rule.policy
     for what, step, action in (
@@ -167,17 +169,24 @@ def _overlap(one: str, other: str) -> bool:
 async def _sampled(collection: AsyncCollection[Document], rule: StoreRule) -> list[Finding]:
     """Whether documents hold values in the reference that no key of its type equals: they are left alone."""
     dependent = rule.dependent
-    cursor = collection.find({}, dict.fromkeys(dependent.columns, 1)).limit(_SAMPLE_DOCUMENTS)
+    wanted: object = {"$slice": _SAMPLE_ELEMENTS} if dependent.array else 1
+    fields = dict.fromkeys(dependent.columns, wanted)
+    odds: dict[str, Counter[str]] = {column: Counter() for column in dependent.columns}
+    looked_at = 0
+    # One at a time: what stands there instead of a key may be large.
+    async for document in collection.find({}, {"_id": 1} | fields if dependent.array else fields).limit(
+        _SAMPLE_DOCUMENTS
+    ):
+        looked_at += 1
+        for column, kind in zip(dependent.columns, rule.spec.types, strict=True):
+            if (what := _odd(document, column, kind, array=dependent.array)) is not None:
+                odds[column][what] += 1
     findings: list[Finding] = []
-    documents = await cursor.to_list()
-    for column, kind in zip(dependent.columns, rule.spec.types, strict=True):
-        odd = Counter(
-            what for document in documents if (what := _odd(document, column, kind, array=dependent.array)) is not None
-        )
+    for (column, odd), kind in zip(odds.items(), rule.spec.types, strict=True):
         if odd:
             [(most, _)] = odd.most_common(1)
             text = (
-                f"Of the first {len(documents)} documents of {collection.name}, {odd.total()} hold in {column} what no "
+                f"Of the first {looked_at} documents of {collection.name}, {odd.total()} hold in {column} what no "
                 f"{kind} key equals: {', '.join(odd)}. They are left alone."
             )
             findings.append(_at(rule, "reference_types", text, _MENDS.get(most, _MEND), "warning"))
