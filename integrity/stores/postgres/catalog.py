@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import asyncpg
 
 from integrity.core.fold import Remove, Replace
+from integrity.core.keys import KeyType, Scalar
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
 from integrity.stores.postgres.effects import Condition, Setting, Table, changed_positions, may_arrive
 from integrity.stores.postgres.faults import Kind, fault_of
 from integrity.stores.postgres.ledger import LEDGER_VERSION, PRIVILEGES, TABLES, Connection
 from integrity.stores.postgres.names import quoted
-from integrity.stores.postgres.types import Codec, codec, column_types
+from integrity.stores.postgres.types import Codec, Enum, Unfit, codec, column_types
 from integrity.stores.rule import StoreRule
 
 _RELATIONS: Final = """
 select u.n, c.oid::int8 as oid, s.nspname, c.relname, c.relkind::text as relkind,
     pg_catalog.row_security_active(c.oid) as secured,
     pg_catalog.has_schema_privilege(s.oid, 'usage') as usable,
-    pg_catalog.has_table_privilege(c.oid, 'delete') as deletable
+    pg_catalog.has_table_privilege(c.oid, 'delete') as deletable,
+    array(
+        select r.ev_type::text || pg_catalog.quote_ident(r.rulename) from pg_catalog.pg_rewrite r
+        where r.ev_class = c.oid and c.relkind in ('r', 'p') order by 1
+    ) as rewrites
 from unnest($1::text[], $2::text[]) with ordinality u(schema, name, n)
 join pg_catalog.pg_class c on c.relname = u.name and c.relkind in ('r', 'p', 'v', 'm', 'f')
 join pg_catalog.pg_namespace s on s.oid = c.relnamespace
@@ -32,16 +37,64 @@ join pg_catalog.pg_namespace s on s.oid = c.relnamespace
 order by u.n, s.nspname
 """
 
-# A domain is what it is made of; its own "not null" counts too.
+# What lies below a table: its partitions, or the tables that inherit from it.
+_BELOW: Final = """
+with recursive below(root, oid) as (
+    select inhparent, inhrelid from pg_catalog.pg_inherits where inhparent = any($1::int8[])
+    union
+    select below.root, i.inhrelid from below join pg_catalog.pg_inherits i on i.inhparent = below.oid
+)
+"""
+
+_DESCENDANTS: Final = f"""{_BELOW}
+select below.root::int8, c.oid::int8, c.relkind::text,
+    pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(c.relname)
+from below join pg_catalog.pg_class c on c.oid = below.oid join pg_catalog.pg_namespace s on s.oid = c.relnamespace
+order by 1, 4
+"""
+
+# PostgreSQL refuses to delete from a published table, or to change its rows, when it could not tell subscribers which.
+_UNIDENTIFIED: Final = f"""{_BELOW}
+select u.root::int8, pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(c.relname),
+    bool_or(p.pubdelete), bool_or(p.pubupdate)
+from (select root, oid from below union all select oid, oid from unnest($1::int8[]) t(oid)) u
+join pg_catalog.pg_class c on c.oid = u.oid and c.relkind = 'r'
+join pg_catalog.pg_namespace s on s.oid = c.relnamespace
+join pg_catalog.pg_class r on r.oid = u.root and (r.relkind = 'p' or r.oid = c.oid)
+join pg_catalog.pg_namespace rs on rs.oid = r.relnamespace
+join pg_catalog.pg_publication_tables t
+    on (t.schemaname, t.tablename) in ((s.nspname, c.relname), (rs.nspname, r.relname))
+join pg_catalog.pg_publication p on p.pubname = t.pubname
+where c.relreplident = 'n' or c.relreplident <> 'f' and not exists (
+    select from pg_catalog.pg_index i where i.indrelid = c.oid
+    and case when c.relreplident = 'd' then i.indisprimary else i.indisreplident end
+)
+group by 1, 2 order by 1, 2
+"""
+
+# A domain is what it is made of; its own "not null" counts too, and so does that of a partition. Types are named in
+# full: what a bare name means depends on the search path.
 _COLUMNS: Final = """
-select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.category, b.modifier,
-    a.attnotnull or b.not_null as not_null, a.attgenerated <> '' or a.attidentity = 'a' as generated,
-    pg_catalog.format_type(a.atttypid, -1) as type, coalesce(l.collisdeterministic, true) as exact,
-    a.attcollation::int8 as collation,
+select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.enum_oid, b.enum_name, b.modifier,
+    a.attnotnull or b.not_null or exists (
+        select from pg_catalog.pg_partition_tree(a.attrelid) p
+        join pg_catalog.pg_attribute x on x.attrelid = p.relid and x.attname = a.attname and x.attnotnull
+    ) as not_null,
+    a.attgenerated <> '' or a.attidentity = 'a' as generated, a.attgenerated::text = 'v' as virtual,
+    case when y.typnamespace = 'pg_catalog'::regnamespace then pg_catalog.format_type(y.oid, -1)
+        else pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(y.typname) end as type,
+    case when y.typnamespace = 'pg_catalog'::regnamespace then pg_catalog.format_type(y.oid, a.atttypmod) end as full,
+    array(
+        select s.nspname from pg_catalog.pg_namespace s where s.oid in (y.typnamespace, b.enum_namespace)
+        and not pg_catalog.has_schema_privilege(s.oid, 'usage')
+    )::text[] as closed,
+    coalesce(l.collisdeterministic, true) as exact, a.attcollation::int8 as collation,
     pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable,
     pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'update') as writable,
     pg_catalog.quote_ident(a.attname) as printed
 from pg_catalog.pg_attribute a
+join pg_catalog.pg_type y on y.oid = a.atttypid
+join pg_catalog.pg_namespace n on n.oid = y.typnamespace
 join lateral (
     with recursive base(oid, modifier, not_null) as (
         select a.atttypid, a.atttypmod, false
@@ -49,8 +102,12 @@ join lateral (
         select t.typbasetype, t.typtypmod, base.not_null or t.typnotnull
         from base join pg_catalog.pg_type t on t.oid = base.oid where t.typtype = 'd'
     )
-    select t.typname, t.typcategory::text as category, base.modifier, base.not_null
-    from base join pg_catalog.pg_type t on t.oid = base.oid where t.typtype <> 'd'
+    select t.typname, base.modifier, base.not_null, e.oid::int8 as enum_oid, e.typnamespace as enum_namespace,
+        pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(e.typname) as enum_name
+    from base join pg_catalog.pg_type t on t.oid = base.oid
+    left join pg_catalog.pg_type e on e.oid = t.oid and e.typtype = 'e'
+    left join pg_catalog.pg_namespace s on s.oid = e.typnamespace
+    where t.typtype <> 'd'
 ) b on true
 left join pg_catalog.pg_collation l on l.oid = a.attcollation
 where a.attrelid = any($1::int8[]) and a.attnum > 0 and not a.attisdropped
@@ -75,24 +132,42 @@ join pg_catalog.pg_class c on c.relnamespace = s.oid and c.relname = u.name
 where not pg_catalog.has_table_privilege(c.oid, u.privilege)
 """
 
+_NO_TABLES: Final = {
+    "v": ("view", "Name the table that holds the rows."),
+    "m": ("materialized view", "Name the tables that it is made of, and refresh it."),
+    "f": ("foreign table", "Name the table in a store of the database that holds the rows."),
+}
+_UPDATE: Final = "2"
+_DELETE: Final = "4"
 _NUMBERS: Final = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
 _TIMES: Final = frozenset({"timestamptz", "timestamp", "date"})
+_CITEXT: Final = "citext"
+_BENEATH: Final = {
+    "timestamptz": "timestamp with time zone",
+    "timestamp": "timestamp without time zone",
+    "date": "date",
+}
+"""What a column of a domain holds, for times of events."""
 _TEXTS: Final = frozenset({"text", "varchar", "bpchar"})
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column as the catalogue has it. `base` is the type's name beneath domains, `type` what casts
-    name, `printed` how expressions print the name."""
+    """A column as the catalogue has it. `base` is the type's name beneath domains, `type` what casts name, `full_type`
+    the same with length or precision, `closed` the schemas of its types that the role may not use, `printed` how
+    expressions print the name."""
 
     name: str
     number: int
     base: str
-    category: str
+    enum: Enum | None
     modifier: int
     not_null: bool
     generated: bool
+    virtual: bool
     type: str
+    full_type: str
+    closed: tuple[str, ...]
     exact: bool
     collation: int
     readable: bool
@@ -109,6 +184,12 @@ class _Relation:
     secured: bool
     usable: bool
     deletable: bool
+    rewrites: list[str]
+    """Rewrite rules, each behind the number of its event: 2 is UPDATE, 4 is DELETE."""
+    below: list[tuple[int, str, str]] = field(default_factory=list)
+    """Partitions, or tables that inherit from this one: oid, kind, name as SQL writes it."""
+    unidentified: list[tuple[str, bool, bool]] = field(default_factory=list)
+    """Tables without a replica identity whose deletions, or updates, are published."""
     columns: dict[str, _Column] = field(default_factory=dict)
     leading: list[tuple[int, int, str | None]] = field(default_factory=list)
     """Of each index that can serve a comparison: its first column, that one's collation, and its predicate."""
@@ -133,8 +214,11 @@ async def resolve(connection: Connection, rules: Iterable[StoreRule], ledger_sch
     resolved = Resolved()
     found = await _relations(connection, chosen, ledger_schema)
     user = await connection.fetchval("select pg_catalog.quote_ident(current_user)")
+    named: dict[str, set[int]] = {}
     for rule, relations in zip(chosen, found, strict=True):
-        inspection = _Inspection(connection, rule, str(user))
+        named.setdefault(rule.entity, set()).update(relation.oid for relation in relations)
+    for rule, relations in zip(chosen, found, strict=True):
+        inspection = _Inspection(connection, rule, str(user), named[rule.entity])
         relation = inspection.one_of(relations)
         if relation is not None:
             table = await inspection.table(relation)
@@ -206,14 +290,32 @@ async def _relations(connection: Connection, rules: Sequence[StoreRule], ledger_
     for row in await connection.fetch(
         _RELATIONS, [schema or None for schema, _, _ in names], [name for _, _, name in names], ledger_schema
     ):
-        n, oid, schema, name, kind, secured, usable, deletable = row
-        relation = _Relation(oid, schema, name, kind, secured, usable, deletable)
+        n, *rest = row
+        relation = _Relation(*rest)
         found[n - 1].append(relation)
-        of_oid.setdefault(oid, []).append(relation)
+        of_oid.setdefault(relation.oid, []).append(relation)
     oids = list(of_oid)
     for row in await connection.fetch(_COLUMNS, oids):
-        oid, name, number, base, category, modifier, *rest = row
-        column = _Column(name, number, base, category, modifier, *rest)
+        (
+            oid,
+            name,
+            number,
+            base,
+            enum_oid,
+            enum_name,
+            modifier,
+            not_null,
+            generated,
+            virtual,
+            type,
+            full,
+            closed,
+            *rest,
+        ) = row
+        enum = None if enum_oid is None else Enum(enum_oid, enum_name)
+        column = _Column(
+            name, number, base, enum, modifier, not_null, generated, virtual, type, full or type, tuple(closed), *rest
+        )
         for relation in of_oid[oid]:
             relation.columns[name] = column
     for oid, leading, collation, predicate, is_primary, columns in await connection.fetch(_INDEXES, oids):
@@ -222,29 +324,39 @@ async def _relations(connection: Connection, rules: Sequence[StoreRule], ledger_
                 relation.primary_key = tuple(columns)
             else:
                 relation.leading.append((leading, collation, predicate))
+    for root, oid, kind, name in await connection.fetch(_DESCENDANTS, oids):
+        for relation in of_oid[root]:
+            relation.below.append((oid, kind, name))
+    for root, name, deletes, updates in await connection.fetch(_UNIDENTIFIED, oids):
+        for relation in of_oid[root]:
+            relation.unidentified.append((name, deletes, updates))
     return found
 
 
 class _Inspection:
     """One rule against its relation; collects findings."""
 
-    def __init__(self, connection: Connection, rule: StoreRule, user: str) -> None:
+    def __init__(self, connection: Connection, rule: StoreRule, user: str, named: Collection[int]) -> None:
+        """`named` are the tables that rules of the same parent name."""
         self._connection = connection
         self._rule = rule
         self._user = user
+        self._named = named
         self.findings: list[Finding] = []
 
-    def add(self, code: str, message: str, hint: str) -> None:
+    def add(self, code: str, message: str, hint: str, severity: str = "error") -> None:
         place = self._rule.dependent.place
-        self.findings.append(Finding(code, f"{self._rule.id}: {message}", hint, place.file, place.line, place.column))
+        message = f"{self._rule.id}: {message}"
+        self.findings.append(Finding(code, message, hint, place.file, place.line, place.column, severity))
 
     def one_of(self, relations: Sequence[_Relation]) -> _Relation | None:
         name = self._rule.dependent.target.name
         match relations:
             case []:
                 self.add("table_missing", f"there is no table {name}", "Correct the name, or create the table.")
-            case [relation] if relation.kind not in ("r", "p"):
-                self.add("not_a_table", f"{name} is a view or foreign table", "Name the table that holds the rows.")
+            case [relation] if relation.kind in _NO_TABLES:
+                what, mend = _NO_TABLES[relation.kind]
+                self.add("not_a_table", f"{name} is a {what}", mend)
             case [relation] if not relation.usable:
                 schema = quoted(relation.schema)
                 self._lacks("USAGE", f"SCHEMA {schema}", f"the schema {schema}")
@@ -261,19 +373,70 @@ class _Inspection:
 
     async def table(self, relation: _Relation) -> Table:
         rule = self._rule
-        codecs = self._reference(relation)
+        self._below(relation)
+        codecs = await self._reference(relation)
         conditions = await self._conditions(relation)
         settings = await self._settings(relation)
         primary_key = self._primary_key(relation)
         self._index(relation)
         self._privileges(relation, primary_key)
+        self._refusals(relation)
         if relation.secured:
             self.add(
                 "row_security",
                 f"row-level security hides rows of {relation.quoted} from the role {self._user}",
                 f"ALTER ROLE {self._user} BYPASSRLS;",
             )
-        return Table(rule, relation.schema, relation.name, codecs, conditions, settings, primary_key)
+        return Table(
+            rule, relation.schema, relation.name, codecs, conditions, settings, primary_key, relation.kind == "p"
+        )
+
+    def _below(self, relation: _Relation) -> None:
+        if relation.kind == "p":
+            for name in [name for _, kind, name in relation.below if kind == "f"]:
+                self.add(
+                    "not_a_table",
+                    f"{name}, a partition of {relation.quoted}, is a foreign table",
+                    f"ALTER TABLE {relation.quoted} DETACH PARTITION {name}; and name its table in a store of its own.",
+                )
+            return
+        others = [name for oid, _, name in relation.below if oid not in self._named]
+        if others:
+            self.add(
+                "inheriting_tables",
+                f"rows of tables that inherit from {relation.quoted} are left alone, as a native foreign key leaves"
+                f" them: {', '.join(others)}",
+                "Write a rule for each of them whose rows refer to this parent.",
+                "warning",
+            )
+
+    def _refusals(self, relation: _Relation) -> None:
+        """What would make PostgreSQL refuse the statements of this rule, whatever the event."""
+        for number, statement in ((_DELETE, "DELETE"), (_UPDATE, "UPDATE")):
+            if statement not in self._statements:
+                continue
+            for rewrite in relation.rewrites:
+                if rewrite.startswith(number):
+                    self.add(
+                        "rewrite_rule",
+                        f"the rewrite rule {rewrite[1:]} of {relation.quoted} changes what {statement} does",
+                        f"DROP RULE {rewrite[1:]} ON {relation.quoted}; a trigger can do what it did.",
+                    )
+            for name, deletes, updates in relation.unidentified:
+                if deletes if number == _DELETE else updates:
+                    self.add(
+                        "replica_identity",
+                        f"{name} is published without a replica identity, so PostgreSQL refuses every {statement}",
+                        f"ALTER TABLE {name} REPLICA IDENTITY FULL; or give it a primary key.",
+                    )
+
+    @property
+    def _statements(self) -> set[str]:
+        """Which statements the rule's actions make."""
+        policy, marks = self._rule.policy, isinstance(self._rule.dependent.on_delete, Tombstone)
+        removes = any(isinstance(step, Remove) for step in (policy.on_delete, policy.on_update))
+        writes = marks or bool(changed_positions(self._rule))
+        return {name for name, made in (("DELETE", removes), ("UPDATE", writes)) if made}
 
     def _column(self, relation: _Relation, name: str) -> _Column | None:
         column = relation.columns.get(name)
@@ -282,22 +445,23 @@ class _Inspection:
             self.add("column_missing", f"{relation.quoted} has no column {name}", f"It has {known}.")
         return column
 
-    def _reference(self, relation: _Relation) -> tuple[Codec, ...]:
+    async def _reference(self, relation: _Relation) -> tuple[Codec, ...]:
         rule = self._rule
         codecs: list[Codec] = []
         written = changed_positions(rule)
-        nulled = {
-            position
-            for step in (rule.policy.on_delete, rule.policy.on_update)
-            if isinstance(step, Replace)
-            for position, value in step.parts
-            if value is None
-        }
+        defaults: dict[int, list[Scalar | None]] = {}
+        for step in (rule.policy.on_delete, rule.policy.on_update):
+            if isinstance(step, Replace):
+                for position, value in step.parts:
+                    defaults.setdefault(position, []).append(value)
         for position, (name, kind) in enumerate(zip(rule.dependent.columns, rule.spec.types, strict=True)):
             column = self._column(relation, name)
             if column is None:
                 continue
-            found = codec(kind, column.base, column.modifier)
+            found = codec(kind, column.enum or column.base, column.modifier)
+            if found is None and column.base == _CITEXT and kind in (KeyType.STRING, KeyType.OBJECTID):
+                self._loose(relation, column)
+                continue
             if found is None:
                 self.add(
                     "column_type",
@@ -306,23 +470,61 @@ class _Inspection:
                 )
                 continue
             codecs.append(found)
+            self._reach(column, column.enum is not None)
             if not column.exact:
+                self._loose(relation, column)
+            if column.virtual:
                 self.add(
-                    "column_collation",
-                    f"the collation of {name} calls unequal texts equal",
-                    "Give the column a deterministic collation: one key would match the rows of another.",
+                    "column_generated",
+                    f"{name} is generated when it is read, so no index can find its rows",
+                    "Name the column it is made of, or make it STORED.",
                 )
             if position in written and column.generated:
                 self.add(
                     "column_generated", f"{name} is generated and cannot be written", "Name the column it is made of."
                 )
-            if position in nulled and column.not_null:
+            for value in defaults.get(position, ()):
+                if value is not None and not await self._holds(found, column, value):
+                    self.add(
+                        "literal_type",
+                        f"the column {name} of type {column.full_type} cannot hold its default value",
+                        "Write a value that the column takes.",
+                    )
+            if None in defaults.get(position, ()) and column.not_null:
                 self.add(
                     "column_not_null",
                     f"{name} is NOT NULL, so the rule cannot set it to null",
                     f"ALTER TABLE {relation.quoted} ALTER COLUMN {quoted(name)} DROP NOT NULL; or take another action.",
                 )
         return tuple(codecs)
+
+    def _loose(self, relation: _Relation, column: _Column) -> None:
+        name = quoted(column.name)
+        by = "type" if column.base == _CITEXT else "collation"
+        to = "text" if column.base == _CITEXT else f'{column.full_type} COLLATE "C"'
+        self.add(
+            "column_collation",
+            f"the {by} of {column.name} calls unequal texts equal: one key would match the rows of another",
+            f"ALTER TABLE {relation.quoted} ALTER COLUMN {name} TYPE {to};",
+        )
+
+    def _reach(self, column: _Column, named: bool) -> None:
+        """Statements that name a type need its schema."""
+        for schema in column.closed if named else ():
+            self._lacks("USAGE", f"SCHEMA {quoted(schema)}", f"the schema {quoted(schema)}")
+
+    async def _holds(self, codec: Codec, column: _Column, value: Scalar) -> bool:
+        """Whether the column takes this value as it is."""
+        try:
+            bound = [codec.assign(value)]
+            await self._connection.fetchval(f"select ({codec.written('$1')})[1]::{column.full_type} is null", bound)
+            return True
+        except Unfit:
+            return False
+        except asyncpg.PostgresError as exc:
+            if fault_of(exc).kind is Kind.EVENT:
+                return False
+            raise
 
     async def _conditions(self, relation: _Relation) -> tuple[Condition, ...]:
         found: list[Condition] = []
@@ -332,7 +534,10 @@ class _Inspection:
                 continue
             if wanted is None:
                 found.append(Condition(name, column.type, None))
-            elif isinstance(wanted, tuple):
+                continue
+            if not column.exact or column.base == _CITEXT:
+                self._loose(relation, column)
+            if isinstance(wanted, tuple):
                 texts = [await self._literal(column, value, "where") for value in wanted]
                 found.append(Condition(name, column.type, tuple(text for text in texts if text is not None)))
             else:
@@ -365,7 +570,7 @@ class _Inspection:
                         f"the column {name} of type {column.type} cannot take {value.value}",
                         "It takes text." if value is EventValue.ID else "It takes a date, a timestamp or text.",
                     )
-                found.append(Setting(name, column.type, value))
+                found.append(Setting(name, _BENEATH.get(column.base, "text"), value))
             elif value is None:
                 found.append(Setting(name, column.type, None))
             else:
@@ -382,10 +587,25 @@ class _Inspection:
             fits, text = column.base not in _NUMBERS | {"bool"}, value
         else:
             fits, text = column.base in _NUMBERS, repr(value)
+        if column.closed:
+            self._reach(column, True)
+            return None
+        if where == "set" and isinstance(value, str) and column.base in ("varchar", "bpchar") and column.modifier >= 4:
+            fits = len(value) <= column.modifier - 4  # a cast would cut it
         if fits:
+            read = f"$1::text::{column.type if where == 'where' else column.full_type}"
             try:
-                await self._connection.fetchval(f"select ($1::text::{column.type}) is null", text)
+                await self._connection.fetchval(
+                    f"select {read} = {read}" if where == "where" else f"select ({read}) is null", text
+                )
                 return text
+            except asyncpg.UndefinedFunctionError:
+                self.add(
+                    "literal_type",
+                    f"values of {column.name}, of type {column.type}, cannot be compared",
+                    "Take another column.",
+                )
+                return None
             except asyncpg.PostgresError as exc:
                 if fault_of(exc).kind is not Kind.EVENT:
                     raise
@@ -416,6 +636,9 @@ class _Inspection:
         known = [column for column in columns if column is not None]
         action = self._rule.dependent.on_delete
         harmless = {f"({column.printed} IS NOT NULL)" for column in known} | {None}
+        for name, wanted in self._rule.dependent.where.items():
+            if wanted is None and (column := relation.columns.get(name)):
+                harmless.add(f"({column.printed} IS NULL)")
         if isinstance(action, Tombstone) and (marker := relation.columns.get(action.marker)):
             harmless.add(f"({marker.printed} IS NULL)")
         for leading, collation, predicate in relation.leading:
@@ -434,12 +657,11 @@ class _Inspection:
     def _privileges(self, relation: _Relation, primary_key: Sequence[str]) -> None:
         rule, dependent = self._rule, self._rule.dependent
         read = [*dependent.columns, *dependent.where, *primary_key]
-        steps = (rule.policy.on_delete, rule.policy.on_update)
         write = [dependent.columns[position] for position in changed_positions(rule)]
         if isinstance(dependent.on_delete, Tombstone):
             read.append(dependent.on_delete.marker)
             write += dependent.on_delete.set
-        if any(isinstance(step, Remove) for step in steps) and not relation.deletable:
+        if "DELETE" in self._statements and not relation.deletable:
             self._lacks("DELETE", relation.quoted, relation.quoted)
         for privilege, names in (("SELECT", read), ("UPDATE", write)):
             lacking = [

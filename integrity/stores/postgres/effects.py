@@ -18,7 +18,7 @@ from integrity.core.ledger import Fate
 from integrity.core.rules.model import EventValue
 from integrity.stores.postgres.ledger import Connection, text
 from integrity.stores.postgres.names import quoted
-from integrity.stores.postgres.types import NO_MATCH, Codec
+from integrity.stores.postgres.types import NO_MATCH, Codec, cast
 from integrity.stores.rule import StoreRule
 
 _PLAIN: Final = "{}"
@@ -47,7 +47,8 @@ class Setting:
 class Table:
     """A dependent as the catalogue has it: names are real, types are checked.
 
-    `primary_key` is empty where the table has none; arrivals then cannot be told apart.
+    `primary_key` is empty where the table has none; arrivals then cannot be told apart. `partitioned` tells that its
+    rows are those of its partitions.
     """
 
     rule: StoreRule
@@ -57,6 +58,7 @@ class Table:
     conditions: tuple[Condition, ...]
     settings: tuple[Setting, ...]
     primary_key: tuple[str, ...]
+    partitioned: bool
 
 
 def changed_positions(rule: StoreRule) -> tuple[int, ...]:
@@ -246,22 +248,22 @@ class Effects:
         refer that arrivals are recorded."""
         table = self._table
         reference = table.rule.dependent.columns
-        arrays: list[tuple[str, str]] = [(f"m{i}", codec.array) for i, codec in enumerate(table.codecs)]
+        arrays = [(f"m{i}", codec.compared) for i, codec in enumerate(table.codecs)]
         if split:
-            arrays += [("hash", "bytea[]"), ("since", "text[]")]
+            arrays += [("hash", cast("bytea[]")), ("since", cast("text[]"))]
         sets: list[str] = []
         if kind == "refer" or (kind == "mark" and extra):
-            arrays += [(f"a{i}", table.codecs[i].array) for i in self._positions]
+            arrays += [(f"a{i}", table.codecs[i].written) for i in self._positions]
             sets += [f"{quoted(reference[i])} = k.a{i}" for i in self._positions]
         if kind == "mark":
-            arrays += [(f"e{i}", array) for i, (_, (array, _)) in enumerate(self._marks)]
+            arrays += [(f"e{i}", cast(array)) for i, (_, (array, _)) in enumerate(self._marks)]
             sets += [f"{quoted(setting.column)} = k.e{i}" for i, (setting, _) in enumerate(self._marks)]
         if kind == "refer" and extra:
-            arrays += [("to_hash", "bytea[]"), ("to_since", "text[]")]
+            arrays += [("to_hash", cast("bytea[]")), ("to_since", cast("text[]"))]
         count = len(arrays)
         listed = kind == "remove listed"
         fits = [
-            f"t.{quoted(column)} = any($1::{arrays[0][1]})" if listed else f"t.{quoted(column)} = k.m{i}"
+            f"t.{quoted(column)} = any({table.codecs[0].compared('$1')})" if listed else f"t.{quoted(column)} = k.m{i}"
             for i, column in enumerate(reference)
         ]
         within, values = reach(table, count)
@@ -280,15 +282,15 @@ class Effects:
                 f"coalesce((select a.since from {self._arrivals_table} a where a.key_hash = k.hash"
                 f" and a.dependent = {dependent} and a.\"row\" = {row}), '{{}}'::int8[]) = k.since::int8[]"
             )
-        bound = ", ".join(f"${i}::{array}" for i, (_, array) in enumerate(arrays, 1))
+        bound = ", ".join(made(f"${i}") for i, (_, made) in enumerate(arrays, 1))
         keys = f"unnest({bound}) with ordinality as k({', '.join(name for name, _ in arrays)}, n)"
-        target = quoted(table.schema, table.name)
+        # As a native foreign key: rows of tables that inherit from this one are not its rows.
+        target = quoted(table.schema, table.name) if table.partitioned else f"only {quoted(table.schema, table.name)}"
         if kind == "count":
             limit = f"${count + 1 + split}::int8"
             counted = f"(select count(*) from (select from {target} t where {' and '.join(fits)} limit {limit}) r)"
             return f"select array_agg(n), array_agg(c) from (select k.n, {counted} as c from {keys}) s where c > 0"
-        # Beneath a domain lies the type that the driver knows.
-        returned = f"t.{quoted(reference[0])}::{arrays[0][1].removesuffix('[]')} as n" if listed else "k.n"
+        returned = f"t.{quoted(reference[0])}::{table.codecs[0].read} as n" if listed else "k.n"
         kept = ""
         if kind == "refer" and extra:
             returned += f', k.to_hash, k.to_since, {row} as "row"'

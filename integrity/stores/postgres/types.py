@@ -7,10 +7,10 @@ range matches nothing. What the column would round, cut or fold is refused befor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from integrity.core.keys import KeyType, Scalar
 
@@ -30,39 +30,58 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One key part and one column. `array` is the SQL type of a bound array; `match` gives what to compare with, or
-    NO_MATCH; `assign` gives what to write, or raises Unfit."""
+    """One key part and one column.
 
-    array: str
+    `match` gives what to compare with, or NO_MATCH; `assign` gives what to write; either raises Unfit. `compared` and
+    `written` make SQL of the placeholder of a bound array of these, and `read` is the type as which a column's value
+    equals what `match` gave.
+    """
+
+    read: str
     match: Callable[[Scalar], object]
     assign: Callable[[Scalar], object]
+    compared: Callable[[str], str] = field(compare=False)
+    written: Callable[[str], str] = field(compare=False)
 
 
-def codec(kind: KeyType, column: str, modifier: int) -> Codec | None:
-    """The codec of a key type and a column's base type (`pg_type.typname`); None where they do not go together."""
+class Enum(NamedTuple):
+    """An enum type: its oid, and its name as SQL writes it."""
+
+    oid: int
+    name: str
+
+
+def codec(kind: KeyType, column: str | Enum, modifier: int) -> Codec | None:
+    """The codec of a key type and a column's base type (`pg_type.typname`, or the enum it is); None where they do not
+    go together."""
+    if isinstance(column, Enum):
+        return _enum_codec(column) if kind is KeyType.STRING else None
     match kind:
         case KeyType.INT32 | KeyType.INT64 if column in _INTEGERS:
-            return Codec("int8[]", _same, _same)
+            return _codec("int8", _same, _same)
         case KeyType.INT32 | KeyType.INT64 if column == "numeric":
-            return Codec("int8[]", _same, _scaled(modifier))
+            return _codec("int8", _same, _scaled(modifier))
         case KeyType.NUMERIC if column == "numeric":
-            return Codec("numeric[]", _same, _scaled(modifier))
+            return _codec("numeric", _same, _scaled(modifier))
         case KeyType.NUMERIC if column in _INTEGERS:
-            return Codec("int8[]", _whole, _assigned_whole)
+            return _codec("int8", _whole, _assigned_whole)
         case KeyType.STRING | KeyType.OBJECTID if column in _TEXTS:
-            return Codec("text[]", _text, _assigned_text(modifier if column == "varchar" else -1))
+            return _codec("text", _text, _assigned_text(modifier if column == "varchar" else -1))
+        case KeyType.STRING | KeyType.OBJECTID if column == "bpchar":
+            # To PostgreSQL the spaces at the end of char(n) are no part of the value: read as text it has none.
+            return Codec("text", *_padded(modifier), cast("bpchar[]"), cast("bpchar[]"))
         case KeyType.UUID if column == "uuid":
-            return Codec("uuid[]", _same, _same)
+            return _codec("uuid", _same, _same)
         case KeyType.BOOL if column == "bool":
-            return Codec("bool[]", _same, _same)
+            return _codec("bool", _same, _same)
         case KeyType.DATE if column == "date":
-            return Codec("date[]", _same, _same)
+            return _codec("date", _same, _same)
         case KeyType.TIMESTAMP if column == "timestamptz":
-            return Codec("timestamptz[]", _same, _timed(modifier, _same))
+            return _codec("timestamptz", _same, _timed(modifier, _same))
         case KeyType.TIMESTAMP if column == "timestamp":
-            return Codec("timestamp[]", _naive, _timed(modifier, _naive))
+            return _codec("timestamp", _naive, _timed(modifier, _naive))
         case KeyType.BYTES if column == "bytea":
-            return Codec("bytea[]", _same, _same)
+            return _codec("bytea", _same, _same)
         case _:
             return None
 
@@ -72,14 +91,38 @@ def column_types(kind: KeyType) -> str:
     match kind:
         case KeyType.INT32 | KeyType.INT64 | KeyType.NUMERIC:
             return "smallint, integer, bigint or numeric"
-        case KeyType.STRING | KeyType.OBJECTID:
-            return "text or varchar"
+        case KeyType.STRING:
+            return "text, varchar, char(n) or an enum"
+        case KeyType.OBJECTID:
+            return "text, varchar or char(n)"
         case KeyType.TIMESTAMP:
             return "timestamptz or timestamp"
         case KeyType.BYTES:
             return "bytea"
         case KeyType.UUID | KeyType.BOOL | KeyType.DATE:
             return kind.value
+
+
+def _codec(type: str, match: Callable[[Scalar], object], assign: Callable[[Scalar], object]) -> Codec:
+    return Codec(type, match, assign, cast(f"{type}[]"), cast(f"{type}[]"))
+
+
+def cast(type: str) -> Callable[[str], str]:
+    """What makes of a placeholder one of that SQL type."""
+    return lambda placeholder: f"{placeholder}::{type}"
+
+
+def _enum_codec(enum: Enum) -> Codec:
+    """A word that the enum does not have is in no row. The server says which it has, when it is asked: words may be
+    added at any time. Written, it is an error."""
+
+    def compared(placeholder: str) -> str:
+        return (
+            f"array(select l.enumlabel::text::{enum.name} from unnest({placeholder}::text[]) with ordinality u(word, n)"
+            f" left join pg_catalog.pg_enum l on l.enumtypid = {enum.oid} and l.enumlabel = u.word order by u.n)"
+        )
+
+    return Codec("text", _text, _assigned_text(-1), compared, cast(f"text[]::{enum.name}[]"))
 
 
 def _same(value: Scalar) -> object:
@@ -136,6 +179,32 @@ def _assigned_text(modifier: int) -> Callable[[Scalar], object]:
         return value
 
     return assign
+
+
+def _padded(modifier: int) -> tuple[Callable[[Scalar], object], Callable[[Scalar], object]]:
+    """How a text is matched with char(n), and written to it.
+
+    A parent's char(n) of the same length sends its keys filled up with spaces, any other column without. A key with
+    spaces at its end that do not fill the column may be another row's key in a column where they count.
+    """
+    length = modifier - _HEADER if modifier >= _HEADER else None
+
+    def match(value: Scalar) -> object:
+        assert isinstance(value, str)
+        bare = value.rstrip(" ")
+        if "\0" in value or (length is not None and len(bare) > length):
+            return NO_MATCH
+        if bare != value and len(value) != length:
+            raise Unfit("the text ends with spaces, which char(n) does not keep")
+        return bare
+
+    def assign(value: Scalar) -> object:
+        found = match(value)
+        if found is NO_MATCH:
+            raise Unfit("the text is longer than the column, or has a character of code 0")
+        return found
+
+    return match, assign
 
 
 def _naive(value: Scalar) -> object:

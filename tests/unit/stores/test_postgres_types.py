@@ -10,7 +10,7 @@ import pytest
 from integrity.core.keys import KeyType
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import server_of
-from integrity.stores.postgres.types import NO_MATCH, Codec, Unfit, codec, column_types
+from integrity.stores.postgres.types import NO_MATCH, Codec, Enum, Unfit, codec, column_types
 
 COLUMNS = (
     *("int2", "int4", "int8", "numeric", "float8", "text", "varchar", "bpchar", "citext", "uuid", "bool", "date"),
@@ -20,13 +20,13 @@ FIT = {
     KeyType.INT32: {"int2", "int4", "int8", "numeric"},
     KeyType.INT64: {"int2", "int4", "int8", "numeric"},
     KeyType.NUMERIC: {"int2", "int4", "int8", "numeric"},
-    KeyType.STRING: {"text", "varchar"},
+    KeyType.STRING: {"text", "varchar", "bpchar"},
     KeyType.UUID: {"uuid"},
     KeyType.BOOL: {"bool"},
     KeyType.DATE: {"date"},
     KeyType.TIMESTAMP: {"timestamptz", "timestamp"},
     KeyType.BYTES: {"bytea"},
-    KeyType.OBJECTID: {"text", "varchar"},
+    KeyType.OBJECTID: {"text", "varchar", "bpchar"},
 }
 
 
@@ -93,6 +93,40 @@ def test_text_that_the_column_would_cut_is_not_written() -> None:
     with pytest.raises(Unfit):
         fit.assign("abc ")
     assert of(KeyType.STRING, "text").assign("a" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("value", "bound"),
+    [
+        ("abcde", "abcde"),
+        ("ab", "ab"),
+        ("ab   ", "ab"),
+        ("", ""),
+        ("     ", ""),
+        ("abcdef", NO_MATCH),
+        ("a\0", NO_MATCH),
+    ],
+)
+def test_text_in_padded_column_is_what_it_is_without_the_padding(value: str, bound: object) -> None:
+    fit = of(KeyType.STRING, "bpchar", 5 + 4)
+    assert fit.match(value) == bound
+    if bound is NO_MATCH:
+        with pytest.raises(Unfit):
+            fit.assign(value)
+    else:
+        assert fit.assign(value) == bound
+
+
+@pytest.mark.parametrize(("value", "length"), [("ab ", 5), ("ab       ", 5), ("ab ", None)])
+def test_text_whose_spaces_may_count_elsewhere_is_in_doubt_for_a_padded_column(value: str, length: int | None) -> None:
+    fit = of(KeyType.STRING, "bpchar", -1 if length is None else length + 4)
+    for use in (fit.match, fit.assign):
+        with pytest.raises(Unfit):
+            use(value)
+
+
+def test_only_text_goes_with_an_enum() -> None:
+    assert [kind for kind in KeyType if codec(kind, Enum(1, '"s"."e"'), -1)] == [KeyType.STRING]
 
 
 def test_text_with_a_null_character_is_in_no_column() -> None:
