@@ -19,6 +19,7 @@ from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
 from integrity.stores.postgres.catalog import resolve
 from integrity.stores.postgres.effects import Effects
+from integrity.stores.rule import StoreRule
 from tests.contract.world import COMPOSITE, MARK, Events, apply, rule, rules_of
 from tests.integration.pg_shop import codes, fetch, run, store_of, wire_to
 
@@ -51,7 +52,18 @@ KINDS: list[tuple[KeyType, str, Key, Key]] = [
     (KeyType.BYTES, "bytea", (b"\x00\xff",), (b"",)),
     (KeyType.OBJECTID, "text", ("0" * 24,), ("f" * 24,)),
     (KeyType.INT64, "amount", (1,), (2,)),
+    (KeyType.INT64, "numeric(5,0)", (1,), (2,)),
+    (KeyType.STRING, "char(5)", ("ab",), ("abcde",)),
+    (KeyType.STRING, "char(5)", ("ab   ",), ("ä    ",)),
+    (KeyType.STRING, "code", ("ab",), ("",)),
+    (KeyType.STRING, "kind", ("a",), ("it's",)),
 ]
+TYPES = (
+    "create domain public.amount as bigint check (value < 100)",
+    "create domain public.name as varchar(4)",
+    "create domain public.code as public.name check (value <> 'none')",
+    "create type public.kind as enum ('a', 'it''s')",
+)
 
 
 @pytest.mark.parametrize(("kind", "column", "one", "two"), KINDS, ids=[f"{k.value}-{c}" for k, c, _, _ in KINDS])
@@ -60,8 +72,8 @@ async def test_every_key_type_moves_and_deletes_in_the_columns_it_goes_with(
 ) -> None:
     await run(
         pg_database,
-        "create domain public.amount as bigint check (value < 100)",
-        f"create table public.orders (id bigint primary key, customer_id {column.replace('amount', 'public.amount')})",
+        *TYPES,
+        f"create table orders (id bigint primary key, customer_id {column})",
         INDEX,
     )
     connection = await asyncpg.connect(pg_database)
@@ -69,8 +81,11 @@ async def test_every_key_type_moves_and_deletes_in_the_columns_it_goes_with(
         bound = key.replace(tzinfo=None) if column == "timestamp" and isinstance(key, datetime) else key
         await connection.execute("insert into orders values ($1, $2)", id, bound)
     await connection.close()
-    async with store_of(pg_database, rule(Cascade(), spec=spec_of(kind))) as store:
+    chosen = rule(Cascade(), spec=spec_of(kind))
+    async with store_of(pg_database, chosen) as store:
         assert await store.check(Deadline.after(10)) == []
+        for statement in ("remove listed", "remove", "refer"):
+            await assert_reads_by_index(store, chosen, statement)
         events = Events()
         events.deleted(two, 10)
         events.moved(one, two, 20)
@@ -92,13 +107,15 @@ async def test_every_key_type_moves_and_deletes_in_the_columns_it_goes_with(
         (KeyType.NUMERIC, "numeric(10,2)", Decimal("5.78"), Decimal("5.777")),
         (KeyType.STRING, "varchar(3)", "abc", "abc "),
         (KeyType.STRING, "text", "a", "a\0"),
+        (KeyType.STRING, "char(3)", "abc", "abcd"),
+        (KeyType.STRING, "kind", "a", "b"),
         (KeyType.TIMESTAMP, "timestamptz(3)", MOMENT.replace(microsecond=123000), MOMENT),
     ],
 )
 async def test_key_that_the_column_cannot_hold_matches_no_row_and_is_never_written_as_another(
     pg_database: str, kind: KeyType, column: str, held: object, key: object
 ) -> None:
-    await run(pg_database, f"create table orders (id bigint primary key, customer_id {column})", INDEX)
+    await run(pg_database, *TYPES, f"create table orders (id bigint primary key, customer_id {column})", INDEX)
     connection = await asyncpg.connect(pg_database)
     stored = int(held) if isinstance(held, Decimal) and "numeric" not in column else held
     await connection.execute("insert into orders values (1, $1)", stored)
@@ -166,6 +183,88 @@ async def test_rows_of_a_partitioned_table_move_between_its_partitions(pg_databa
         events.deleted((4,), 5, partition=1)  # older than the arrival
         assert [e.rows for e in await apply(store, events.batch())] == [0]
         assert await fetch(pg_database, "select count(*) from orders") == [(2,)]
+        events.moved((2,), (5,), 30)  # no partition takes it
+        result = await store.apply(events.batch(), Deadline.after(10))
+        assert isinstance(result, Rejected) and result.reason is Reason.CONSTRAINT_VIOLATION
+
+
+async def test_word_that_an_enum_gets_while_running_finds_its_rows(pg_database: str) -> None:
+    await run(pg_database, *TYPES, "create table orders (id bigint primary key, customer_id kind)", INDEX)
+    async with store_of(pg_database, rule(Cascade(), spec=spec_of(KeyType.STRING))) as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.deleted(("new",), 10)
+        assert [e.rows for e in await apply(store, events.batch())] == [0]
+        await run(pg_database, "alter type kind add value 'new'", "insert into orders values (1, 'new')")
+        events.alive(("new",), 20)
+        events.deleted(("new",), 30)
+        assert [e.rows for e in await apply(store, events.batch())] == [1]
+
+
+async def test_text_whose_spaces_may_count_elsewhere_is_a_dead_letter_of_its_own(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create table orders (id bigint primary key, customer_id char(5))",
+        INDEX,
+        "insert into orders values (1, 'ab')",
+    )
+    async with store_of(pg_database, rule(Cascade(), spec=spec_of(KeyType.STRING))) as store:
+        events = Events()
+        events.deleted(("ab ",), 10)
+        result = await store.apply(events.batch(), Deadline.after(10))
+        assert isinstance(result, Rejected)
+        assert (result.dependent, result.reason) == ("customer.orders", Reason.VALUE_REJECTED)
+    assert await fetch(pg_database, "select id from orders") == [(1,)]
+
+
+async def test_rows_of_inheriting_tables_are_left_alone_as_by_a_native_foreign_key(pg_database: str) -> None:
+    """Their primary keys are their own: the same one may stand in both tables."""
+    native = "references customers on delete cascade on update cascade"
+    await run(
+        pg_database,
+        "create schema n",
+        "create table n.customers (id bigint primary key)",
+        "insert into n.customers values (1), (2)",
+    )
+    for schema, reference in (("n", native.replace("customers", "n.customers")), ("public", "")):
+        await run(
+            pg_database,
+            f"create table {schema}.orders (id bigint primary key, customer_id bigint {reference})",
+            f"create table {schema}.old () inherits ({schema}.orders)",
+            f"create index on {schema}.orders (customer_id)",
+            f"insert into {schema}.orders values (1, 1), (2, 2)",
+            f"insert into {schema}.old values (1, 1), (2, 2)",
+        )
+    await run(pg_database, "delete from n.customers where id = 1", "update n.customers set id = 3 where id = 2")
+    async with store_of(pg_database, rule(Cascade(), target="public.orders")) as store:
+        assert await codes(store) == ["inheriting_tables"]
+        events = Events()
+        events.deleted((1,), 10)
+        events.moved((2,), (3,), 20)
+        assert [e.rows for e in await apply(store, events.batch())] == [1, 1]
+    both = [
+        await fetch(pg_database, f"select tableoid::regclass::text, id, customer_id from {s}.orders order by 1, 2")
+        for s in ("n", "public")
+    ]
+    assert [row[1:] for row in both[0]] == [row[1:] for row in both[1]]
+    assert {row[0] for row in both[1]} == {"old", "orders"}
+
+
+async def test_tables_that_inherit_may_have_rules_of_their_own(pg_database: str) -> None:
+    await run(
+        pg_database,
+        ORDERS,
+        INDEX,
+        "create table old (primary key (id)) inherits (orders)",
+        "create index on old (customer_id)",
+        "insert into orders values (1, 1)",
+        "insert into old values (1, 1)",
+    )
+    async with store_of(pg_database, rule(Cascade()), rule(Cascade(), name="old")) as store:
+        assert await codes(store) == []
+        events = Events()
+        events.deleted((1,), 10)
+        assert [e.rows for e in await apply(store, events.batch())] == [1, 1]
 
 
 async def test_where_takes_columns_of_any_type(pg_database: str) -> None:
@@ -196,8 +295,9 @@ async def test_tombstone_sets_columns_of_many_types(pg_database: str) -> None:
     await run(
         pg_database,
         "create type state as enum ('open', 'closed')",
+        "create domain moment as timestamptz",
         "create table orders (id bigint primary key, customer_id bigint, at timestamptz, local timestamp, day date,"
-        " at_text text, event text, state state, level smallint, open boolean, note text, now timestamptz)",
+        " at_text text, event text, state state, level smallint, open boolean, note text, now moment)",
         INDEX,
         "insert into orders values (1, 1), (2, 2)",
         "update orders set note = 'x', open = true",
@@ -369,21 +469,24 @@ async def test_every_statement_finds_its_rows_by_the_index(pg_database: str, kin
     chosen = rule(MARK if kind == "mark" else Cascade(), **({"spec": COMPOSITE} if width == 2 else {}))
     async with store_of(pg_database, chosen) as store:
         assert await codes(store) == []
-        async with store._sessions.connection(Deadline.after(30)) as connection:
-            resolved = await resolve(connection, [chosen], "integrity")
-            effects = Effects(resolved.tables[chosen.id], "integrity.arrivals")
-            for split in (False,) if kind == "remove listed" else (False, True):
-                for extra in (False, True) if kind in ("mark", "refer") else (False,):
-                    sql = effects.sql(kind, split=split, extra=extra)
-                    count = max(
-                        int(part[: len(part) - len(part.lstrip("0123456789"))] or 0) for part in sql.split("$")[1:]
-                    )
-                    await connection.execute(f"prepare p as {sql}")
-                    nulls = ", ".join(["null"] * count)
-                    plan = "\n".join(row[0] for row in await connection.fetch(f"explain execute p({nulls})"))
-                    await connection.execute("deallocate p")
-                    assert "orders_customer" in plan, plan
-                    assert "Seq Scan on orders" not in plan, plan
+        for split in (False,) if kind == "remove listed" else (False, True):
+            for extra in (False, True) if kind in ("mark", "refer") else (False,):
+                await assert_reads_by_index(store, chosen, kind, split=split, extra=extra)
+
+
+async def assert_reads_by_index(
+    store: PostgresStore, chosen: StoreRule, kind: str, *, split: bool = False, extra: bool = False
+) -> None:
+    async with store._sessions.connection(Deadline.after(30)) as connection:
+        resolved = await resolve(connection, [chosen], "integrity")
+        sql = Effects(resolved.tables[chosen.id], "integrity.arrivals").sql(kind, split=split, extra=extra)
+        count = max(int(part[: len(part) - len(part.lstrip("0123456789"))] or 0) for part in sql.split("$")[1:])
+        await connection.execute(f"prepare p as {sql}")
+        nulls = ", ".join(["null"] * count)
+        plan = "\n".join(row[0] for row in await connection.fetch(f"explain execute p({nulls})"))
+        await connection.execute("deallocate p")
+        assert "orders_customer" in plan, plan
+        assert "Seq Scan on orders" not in plan, plan
 
 
 async def test_refused_row_leaves_everything_as_it_was(pg_database: str) -> None:

@@ -8,14 +8,17 @@ import time
 import asyncpg
 import pytest
 
+from integrity.core.batch import Span, TopicPartition
 from integrity.core.outcome import Applied, Broken, Outcome, Retry
 from integrity.core.rules.model import Cascade, Nullify
 from integrity.demo.servers import PostgresServer
 from integrity.errors import LedgerError, Reason, SettingsError, UnreachableError
 from integrity.ports import Deadline
+from integrity.service.work import Piece, Reader
 from integrity.stores.postgres import PostgresStore
 from tests.contract.world import Events, apply, rule, rules_of
 from tests.integration.pg_shop import LANE, codes, fetch, run, store_of, wire_to
+from tests.unit.service.doubles import TOPIC, Letters, Watched, decode, deleted, enforcers_of
 
 pytestmark = pytest.mark.servers
 
@@ -55,6 +58,67 @@ async def test_row_locked_by_another_is_contended_after_the_lock_timeout(pg_data
         await transaction.rollback()
         assert isinstance(await store.apply(batch, Deadline.after(20)), Applied)
     await other.close()
+    assert await left(pg_database) == [2]
+
+
+@pytest.mark.parametrize("code", ["42501", "53100", "23514"])
+@pytest.mark.parametrize("deferred", [False, True])
+async def test_trigger_that_refuses_one_row_sets_its_event_apart_whatever_code_it_raises(
+    pg_database: str, code: str, deferred: bool
+) -> None:
+    await run(
+        pg_database,
+        *SHOP[:2],
+        "insert into orders select n, n from generate_series(0, 7) n",
+        "create function refuse() returns trigger language plpgsql as $$ begin"
+        f" raise exception 'order % is secret', old.id using errcode = '{code}'; end $$",
+        f"create constraint trigger refuse after delete on orders deferrable initially"
+        f" {'deferred' if deferred else 'immediate'} for each row when (old.id = 5) execute function refuse()",
+    )
+    assert await enforced(pg_database) == [
+        (5, Reason.CONSTRAINT_VIOLATION if code == "23514" else Reason.STORE_REJECTED)
+    ]
+    assert await left(pg_database) == [5]
+
+
+async def test_row_locked_for_long_sets_its_event_apart(pg_database: str) -> None:
+    await run(pg_database, *SHOP[:2], "insert into orders select n, n from generate_series(0, 7) n")
+    other = await asyncpg.connect(pg_database)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("select from orders where id = 5 for update")
+    assert await enforced(pg_database, lock_timeout_s=0.02) == [(5, Reason.STORE_REJECTED)]
+    await transaction.rollback()
+    await other.close()
+    assert await left(pg_database) == [5]
+
+
+async def enforced(url: str, **more: float) -> list[tuple[int, Reason]]:
+    """Deletions of keys 0 to 7 as one piece, to their end; the offsets of the dead letters, with their reasons."""
+    letters, watch = Letters(), Watched()
+    piece = Piece(spans={TopicPartition(TOPIC, 0): Span(0, 8)})
+    Reader({TOPIC: ("customer", decode)}).read(TopicPartition(TOPIC, 0), [deleted(key, key) for key in range(8)], piece)
+    async with store_of(url, rule(Cascade()), **more) as store:
+        assert await codes(store) == []
+        enforcer, _ = enforcers_of(store, letters, watch)
+        await enforcer.enforce(piece)
+    assert sum(effect.rows for effect in watch.effects) == 7
+    assert not any("secret" in letter.message for letter in letters.published)
+    return [(letter.record.offset, letter.reason) for letter in letters.published]
+
+
+async def test_published_table_that_loses_its_replica_identity_breaks_the_rule(pg_database: str) -> None:
+    await run(pg_database, *SHOP, "create publication p for table orders")
+    async with store_of(pg_database, rule(Cascade())) as store:
+        assert await codes(store) == []
+        await run(pg_database, "alter table orders replica identity nothing")
+        result = await store.apply(deletion().batch(), Deadline.after(10))
+        assert isinstance(result, Broken)
+        assert (result.dependent, result.reason) == ("customer.orders", Reason.SCHEMA_MISMATCH)
+        assert "replica identity" in result.message
+        [finding] = await store.check(Deadline.after(10))
+        await run(pg_database, finding.hint.partition(";")[0])
+        await apply(store, deletion().batch())
     assert await left(pg_database) == [2]
 
 

@@ -75,19 +75,15 @@ group by 1, 2 order by 1, 2
 # A domain is what it is made of; its own "not null" counts too, and so does that of a partition. Types are named in
 # full: what a bare name means depends on the search path.
 _COLUMNS: Final = """
-select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.enum_oid, b.enum_name, b.modifier,
+select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.enum_oid, b.modifier,
     a.attnotnull or b.not_null or exists (
         select from pg_catalog.pg_partition_tree(a.attrelid) p
         join pg_catalog.pg_attribute x on x.attrelid = p.relid and x.attname = a.attname and x.attnotnull
     ) as not_null,
     a.attgenerated <> '' or a.attidentity = 'a' as generated, a.attgenerated::text = 'v' as virtual,
-    case when y.typnamespace = 'pg_catalog'::regnamespace then pg_catalog.format_type(y.oid, -1)
-        else pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(y.typname) end as type,
-    case when y.typnamespace = 'pg_catalog'::regnamespace then pg_catalog.format_type(y.oid, a.atttypmod) end as full,
-    array(
-        select s.nspname from pg_catalog.pg_namespace s where s.oid in (y.typnamespace, b.enum_namespace)
-        and not pg_catalog.has_schema_privilege(s.oid, 'usage')
-    )::text[] as closed,
+    case when n.nspname = 'pg_catalog' then pg_catalog.format_type(y.oid, -1) else f.name end as type,
+    case when n.nspname = 'pg_catalog' then pg_catalog.format_type(y.oid, a.atttypmod) else f.name end as full_type,
+    case when not pg_catalog.has_schema_privilege(n.oid, 'usage') then n.nspname end as closed,
     coalesce(l.collisdeterministic, true) as exact, a.attcollation::int8 as collation,
     pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable,
     pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'update') as writable,
@@ -95,6 +91,7 @@ select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.enum_oid, b.en
 from pg_catalog.pg_attribute a
 join pg_catalog.pg_type y on y.oid = a.atttypid
 join pg_catalog.pg_namespace n on n.oid = y.typnamespace
+join lateral (select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(y.typname)) f(name) on true
 join lateral (
     with recursive base(oid, modifier, not_null) as (
         select a.atttypid, a.atttypmod, false
@@ -102,11 +99,10 @@ join lateral (
         select t.typbasetype, t.typtypmod, base.not_null or t.typnotnull
         from base join pg_catalog.pg_type t on t.oid = base.oid where t.typtype = 'd'
     )
-    select t.typname, base.modifier, base.not_null, e.oid::int8 as enum_oid, e.typnamespace as enum_namespace,
-        pg_catalog.quote_ident(s.nspname) || '.' || pg_catalog.quote_ident(e.typname) as enum_name
+    select t.typname, base.modifier, base.not_null, e.oid::int8 as enum_oid
     from base join pg_catalog.pg_type t on t.oid = base.oid
-    left join pg_catalog.pg_type e on e.oid = t.oid and e.typtype = 'e'
-    left join pg_catalog.pg_namespace s on s.oid = e.typnamespace
+    -- PostgreSQL has no comparison for a domain over an enum.
+    left join pg_catalog.pg_type e on e.oid = t.oid and e.typtype = 'e' and e.oid = a.atttypid
     where t.typtype <> 'd'
 ) b on true
 left join pg_catalog.pg_collation l on l.oid = a.attcollation
@@ -137,8 +133,7 @@ _NO_TABLES: Final = {
     "m": ("materialized view", "Name the tables that it is made of, and refresh it."),
     "f": ("foreign table", "Name the table in a store of the database that holds the rows."),
 }
-_UPDATE: Final = "2"
-_DELETE: Final = "4"
+_EVENTS: Final = {"2": "UPDATE", "4": "DELETE"}
 _NUMBERS: Final = frozenset({"int2", "int4", "int8", "numeric", "float4", "float8"})
 _TIMES: Final = frozenset({"timestamptz", "timestamp", "date"})
 _CITEXT: Final = "citext"
@@ -154,25 +149,29 @@ _TEXTS: Final = frozenset({"text", "varchar", "bpchar"})
 @dataclass(frozen=True, slots=True)
 class _Column:
     """A column as the catalogue has it. `base` is the type's name beneath domains, `type` what casts name, `full_type`
-    the same with length or precision, `closed` the schemas of its types that the role may not use, `printed` how
+    the same with length or precision, `closed` the type's schema where the role may not use it, `printed` how
     expressions print the name."""
 
     name: str
     number: int
     base: str
-    enum: Enum | None
+    enum_oid: int | None
     modifier: int
     not_null: bool
     generated: bool
     virtual: bool
     type: str
     full_type: str
-    closed: tuple[str, ...]
+    closed: str | None
     exact: bool
     collation: int
     readable: bool
     writable: bool
     printed: str
+
+    @property
+    def codec_type(self) -> str | Enum:
+        return self.base if self.enum_oid is None else Enum(self.enum_oid, self.type)
 
 
 @dataclass(slots=True)
@@ -296,28 +295,10 @@ async def _relations(connection: Connection, rules: Sequence[StoreRule], ledger_
         of_oid.setdefault(relation.oid, []).append(relation)
     oids = list(of_oid)
     for row in await connection.fetch(_COLUMNS, oids):
-        (
-            oid,
-            name,
-            number,
-            base,
-            enum_oid,
-            enum_name,
-            modifier,
-            not_null,
-            generated,
-            virtual,
-            type,
-            full,
-            closed,
-            *rest,
-        ) = row
-        enum = None if enum_oid is None else Enum(enum_oid, enum_name)
-        column = _Column(
-            name, number, base, enum, modifier, not_null, generated, virtual, type, full or type, tuple(closed), *rest
-        )
+        oid, *rest = row
+        column = _Column(*rest)
         for relation in of_oid[oid]:
-            relation.columns[name] = column
+            relation.columns[column.name] = column
     for oid, leading, collation, predicate, is_primary, columns in await connection.fetch(_INDEXES, oids):
         for relation in of_oid[oid]:
             if is_primary:
@@ -412,23 +393,22 @@ class _Inspection:
 
     def _refusals(self, relation: _Relation) -> None:
         """What would make PostgreSQL refuse the statements of this rule, whatever the event."""
-        for number, statement in ((_DELETE, "DELETE"), (_UPDATE, "UPDATE")):
-            if statement not in self._statements:
-                continue
-            for rewrite in relation.rewrites:
-                if rewrite.startswith(number):
-                    self.add(
-                        "rewrite_rule",
-                        f"the rewrite rule {rewrite[1:]} of {relation.quoted} changes what {statement} does",
-                        f"DROP RULE {rewrite[1:]} ON {relation.quoted}; a trigger can do what it did.",
-                    )
-            for name, deletes, updates in relation.unidentified:
-                if deletes if number == _DELETE else updates:
-                    self.add(
-                        "replica_identity",
-                        f"{name} is published without a replica identity, so PostgreSQL refuses every {statement}",
-                        f"ALTER TABLE {name} REPLICA IDENTITY FULL; or give it a primary key.",
-                    )
+        for rewrite in relation.rewrites:
+            if _EVENTS.get(rewrite[0]) in self._statements:
+                self.add(
+                    "rewrite_rule",
+                    f"the rewrite rule {rewrite[1:]} of {relation.quoted} changes what statements do",
+                    f"DROP RULE {rewrite[1:]} ON {relation.quoted}; a trigger can do what it did.",
+                )
+        for name, deletes, updates in relation.unidentified:
+            published = {"DELETE": deletes, "UPDATE": updates}
+            refused = sorted(statement for statement in self._statements if published[statement])
+            if refused:
+                self.add(
+                    "replica_identity",
+                    f"{name} is published without a replica identity: PostgreSQL refuses {' and '.join(refused)} on it",
+                    f"ALTER TABLE {name} REPLICA IDENTITY FULL; or give it a primary key.",
+                )
 
     @property
     def _statements(self) -> set[str]:
@@ -458,7 +438,7 @@ class _Inspection:
             column = self._column(relation, name)
             if column is None:
                 continue
-            found = codec(kind, column.enum or column.base, column.modifier)
+            found = codec(kind, column.codec_type, column.modifier)
             if found is None and column.base == _CITEXT and kind in (KeyType.STRING, KeyType.OBJECTID):
                 self._loose(relation, column)
                 continue
@@ -470,7 +450,8 @@ class _Inspection:
                 )
                 continue
             codecs.append(found)
-            self._reach(column, column.enum is not None)
+            if column.enum_oid is not None and not self._reach(column):
+                continue
             if not column.exact:
                 self._loose(relation, column)
             if column.virtual:
@@ -484,7 +465,7 @@ class _Inspection:
                     "column_generated", f"{name} is generated and cannot be written", "Name the column it is made of."
                 )
             for value in defaults.get(position, ()):
-                if value is not None and not await self._holds(found, column, value):
+                if value is not None and self._reach(column) and not await self._holds(found, column, value):
                     self.add(
                         "literal_type",
                         f"the column {name} of type {column.full_type} cannot hold its default value",
@@ -508,10 +489,11 @@ class _Inspection:
             f"ALTER TABLE {relation.quoted} ALTER COLUMN {name} TYPE {to};",
         )
 
-    def _reach(self, column: _Column, named: bool) -> None:
-        """Statements that name a type need its schema."""
-        for schema in column.closed if named else ():
-            self._lacks("USAGE", f"SCHEMA {quoted(schema)}", f"the schema {quoted(schema)}")
+    def _reach(self, column: _Column) -> bool:
+        """Whether statements may name the column's type: that needs its schema."""
+        if column.closed is not None:
+            self._lacks("USAGE", f"SCHEMA {quoted(column.closed)}", f"the schema {quoted(column.closed)}")
+        return column.closed is None
 
     async def _holds(self, codec: Codec, column: _Column, value: Scalar) -> bool:
         """Whether the column takes this value as it is."""
@@ -587,8 +569,7 @@ class _Inspection:
             fits, text = column.base not in _NUMBERS | {"bool"}, value
         else:
             fits, text = column.base in _NUMBERS, repr(value)
-        if column.closed:
-            self._reach(column, True)
+        if not self._reach(column):
             return None
         if where == "set" and isinstance(value, str) and column.base in ("varchar", "bpchar") and column.modifier >= 4:
             fits = len(value) <= column.modifier - 4  # a cast would cut it

@@ -84,6 +84,10 @@ _CLASSES: dict[str, tuple[Kind, Reason]] = {
     # Corruption: no event is to blame, and nothing gets better by going on.
     "XX": (Kind.RULE, Reason.STORE_REJECTED),
 }
+_RAISE = "exec_stmt_raise"
+"""The server's routine behind RAISE: a trigger refuses a row, with whatever code it likes, in its own words."""
+_IDENTITY = "CheckCmdReplicaIdentity"
+"""The one that refuses every statement on a published table without a replica identity."""
 _NAMES_ONLY = frozenset({"28", "3D", "3F", "42"})
 """Classes whose own message names objects, never values."""
 
@@ -96,7 +100,13 @@ def fault_of(exc: BaseException, *, closed: bool = False) -> Fault:
         case asyncpg.PostgresError():
             state = str(exc.sqlstate or "")
             kind, reason = _STATES.get(state) or _CLASSES.get(state[:2]) or (Kind.UNKNOWN, Reason.UNCLASSIFIED)
-            return Fault(kind, reason, _sentence(exc, state))
+            routine = getattr(exc, "server_source_function", None)
+            if routine == _RAISE and kind in (Kind.RULE, Kind.SERVER, Kind.UNKNOWN):
+                kind, reason = Kind.EVENT, Reason.STORE_REJECTED
+            elif routine == _IDENTITY:
+                kind, reason = Kind.RULE, Reason.SCHEMA_MISMATCH
+            told = routine == _IDENTITY or (routine != _RAISE and state[:2] in _NAMES_ONLY)
+            return Fault(kind, reason, _sentence(exc, state, told=told))
         case asyncpg.exceptions.TargetServerAttributeNotMatched():
             return Fault(Kind.SERVER, Reason.UNCLASSIFIED, "No server of the address is of the kind it asks for.")
         case TimeoutError():
@@ -127,13 +137,14 @@ def result_of(fault: Fault, dependent: str | None) -> ApplyResult:
             return Rejected(dependent, fault.reason, fault.message)
 
 
-def _sentence(exc: asyncpg.PostgresError, state: str) -> str:
+def _sentence(exc: asyncpg.PostgresError, state: str, *, told: bool) -> str:
+    """`told`: with the server's own words, which hold no values."""
     named = [
         f"{word} {name}"
         for word, attribute in (("constraint", "constraint_name"), ("column", "column_name"), ("table", "table_name"))
         if (name := getattr(exc, attribute, None))
     ]
-    said = f": {exc.args[0]}" if state[:2] in _NAMES_ONLY and exc.args else ""
+    said = f": {exc.args[0]}" if told and exc.args else ""
     return f"PostgreSQL refused with {state or 'no code'} ({', '.join([_words(exc), *named])}){said}."
 
 

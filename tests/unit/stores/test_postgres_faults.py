@@ -65,6 +65,17 @@ def test_message_tells_the_code_and_names_but_no_values(state: str) -> None:
     assert "jane" not in message
 
 
+@pytest.mark.parametrize("state", ["42501", "42P01", "53100", "57P01", "XX000", "ZZ999", "P0001"])
+def test_code_that_a_trigger_raises_concerns_its_event_only_and_its_words_stay_untold(state: str) -> None:
+    fault = fault_of(error(state, R="exec_stmt_raise"))
+    assert (fault.kind, fault.reason) == (Kind.EVENT, Reason.STORE_REJECTED)
+    assert state in fault.message and "jane" not in fault.message
+
+
+def test_contention_that_a_trigger_raises_is_tried_again() -> None:
+    assert fault_of(error("40001", R="exec_stmt_raise")).kind is Kind.CONTENDED
+
+
 def test_what_the_driver_refuses_to_encode_is_a_rejected_value() -> None:
     fault = fault_of(asyncpg.exceptions.DataError("invalid input for query argument $1: jane@example.org"))
     assert (fault.kind, fault.reason) == (Kind.EVENT, Reason.VALUE_REJECTED)
