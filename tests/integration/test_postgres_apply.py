@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from integrity.core.batch import Batch
 from integrity.core.change import Version
 from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.core.outcome import Applied, Outcome, Rejected
@@ -158,6 +159,40 @@ async def test_names_are_taken_as_written_and_quoted(pg_database: str) -> None:
         pg_database, 'select "Id", "Customer Id", "Gone At" is null from "Sales Data"."Order" order by 1'
     )
     assert found == [(1, 2, False), (2, 1, True)]
+
+
+async def test_names_that_look_like_sql_are_names(pg_database: str) -> None:
+    """63 bytes of letters of two, type names with quotes, and no schema: it is found wherever it is."""
+    table, column = "ü" * 31 + "T", "$1 {0} %s '--"
+    await run(
+        pg_database,
+        """create schema "it's %s {x}" """,
+        """create type "it's %s {x}"."ki""nd'" as enum ('a', 'b')""",
+        f"""create table "it's %s {{x}}"."{table}" ("{table}" int primary key,
+            "{column}" "it's %s {{x}}"."ki""nd'", "select" "it's %s {{x}}"."ki""nd'")""",
+        f"""create index on "it's %s {{x}}"."{table}" ("{column}")""",
+        f"""insert into "it's %s {{x}}"."{table}" values (1, 'a', 'a'), (2, 'b', 'a'), (3, 'a', 'b')""",
+    )
+    chosen = rule(
+        SetDefault({column: "b"}),
+        target=table,
+        columns=(column,),
+        spec=spec_of(KeyType.STRING),
+        where={"select": "a"},
+    )
+    async with store_of(pg_database, chosen, schema='o\'ur "ledger"') as store:
+        assert await store.check(Deadline.after(10)) == []
+        events = Events()
+        events.moved(("b",), ("c",), 5)
+        events.deleted(("a",), 10)
+        result = await store.apply(events.batch(), Deadline.after(10))
+        assert isinstance(result, Rejected) and result.reason is Reason.VALUE_REJECTED  # no such word in the enum
+        events.deleted(("a",), 10)
+        batch = events.batch()
+        batch = Batch(batch.changes, {p: s._replace(start=0) for p, s in batch.spans.items()}, batch.at_ms)
+        assert [e.rows for e in await apply(store, batch)] == [1]
+    found = await fetch(pg_database, f"""select * from "it's %s {{x}}"."{table}" order by 1""")
+    assert found == [(1, "b", "a"), (2, "b", "a"), (3, "a", "b")]
 
 
 async def test_rows_of_a_partitioned_table_move_between_its_partitions(pg_database: str) -> None:

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 import pytest
 
 from integrity.core.keys import KeySpec, KeyType
+from integrity.core.outcome import Applied, ApplyResult, Broken
 from integrity.core.rules.model import Action, Cascade, EventValue, Ignore, Nullify, SetDefault, Tombstone
 from integrity.demo.servers import PostgresServer
-from integrity.errors import LedgerError
+from integrity.errors import LedgerError, Reason
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
 from tests.contract.world import COMPOSITE, MARK, Events, apply, rule, rules_of
@@ -546,30 +547,159 @@ async def test_grants_of_the_findings_are_all_that_a_role_needs(pg_database: str
         await run(pg_database, f"drop owned by {role}", f"drop role {role}")
 
 
-async def test_row_level_security_that_hides_rows_is_found(pg_database: str) -> None:
-    role = pg_database.rpartition("/")[2] + "_role"
+NEEDS: Mapping[str, tuple[Action, Action, set[tuple[str, str]]]] = {
+    "cascade": (
+        Cascade(),
+        Cascade(),
+        {("SELECT", "id"), ("SELECT", "customer_id"), ("UPDATE", "customer_id"), ("DELETE", "")},
+    ),
+    "cascade on delete only": (Cascade(), Ignore(), {("SELECT", "customer_id"), ("DELETE", "")}),
+    "cascade on update only": (
+        Ignore(),
+        Cascade(),
+        {("SELECT", "id"), ("SELECT", "customer_id"), ("UPDATE", "customer_id")},
+    ),
+    "nullify": (
+        Nullify(("customer_id",)),
+        Nullify(("customer_id",)),
+        {("SELECT", "customer_id"), ("UPDATE", "customer_id")},
+    ),
+    "set_default": (
+        SetDefault({"customer_id": 0}),
+        Ignore(),
+        {("SELECT", "id"), ("SELECT", "customer_id"), ("UPDATE", "customer_id")},
+    ),
+    "tombstone": (
+        MARK,
+        Ignore(),
+        {
+            ("SELECT", "customer_id"),
+            ("SELECT", "deleted_at"),
+            ("UPDATE", "deleted_at"),
+            ("UPDATE", "deleted_by"),
+        },
+    ),
+}
+
+
+async def test_each_action_is_asked_for_the_privileges_that_it_cannot_do_without(pg_database: str) -> None:
+    role = await role_for(pg_database)
+    grants = (
+        "select privilege_type, column_name from information_schema.column_privileges"
+        " where grantee = $1 and table_name = $2 and privilege_type in ('SELECT', 'UPDATE')"
+        " union all select privilege_type, '' from information_schema.table_privileges"
+        " where grantee = $1 and table_name = $2"
+    )
+    for number, (name, (on_delete, on_update, needed)) in enumerate(NEEDS.items()):
+        table = f"t{number}"
+        await run(
+            pg_database,
+            f"create table app.{table} (id bigint primary key, customer_id bigint, region text, deleted_at date,"
+            " deleted_by text, secret text)",
+            f"create index on app.{table} (customer_id)",
+        )
+        chosen = rule(on_delete, on_update, target=f"app.{table}", name=table, where={"region": "eu"})
+        store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules_of(chosen), lane=LANE)
+        trial = 1000 * number
+
+        async def works(store: PostgresStore = store, table: str = table) -> ApplyResult:
+            nonlocal trial
+            trial += 10
+            await run(
+                pg_database,
+                f"insert into app.{table} select n, n, 'eu' from generate_series({trial}, {trial + 1}) n",
+            )
+            events = Events(topic=f"{table}-{trial}")
+            events.deleted((trial,), 10)
+            events.moved((trial + 1,), (trial + 2,), 20)
+            return await store.apply(events.batch(), Deadline.after(10))
+
+        try:
+            findings = await store.check(Deadline.after(10))
+            assert {finding.code for finding in findings} == {"privilege_missing"}, name
+            await run(pg_database, *(finding.hint for finding in findings))
+            assert await store.check(Deadline.after(10)) == [], name
+            found = {(str(p), str(c)) for p, c in await fetch(pg_database, grants, role, table)}
+            assert found == needed | {("SELECT", "region")}, name
+            result = await works()
+            assert isinstance(result, Applied), (name, result)
+            for privilege, column in sorted(found):
+                what = f"{privilege} ({column})" if column else privilege
+                await run(pg_database, f"revoke {what} on app.{table} from {role}")
+                result = await works()
+                assert isinstance(result, Broken) and result.reason is Reason.PRIVILEGE, (name, what, result)
+                await run(pg_database, f"grant {what} on app.{table} to {role}")
+            assert isinstance(await works(), Applied), name
+        finally:
+            await store.close()
+    await run(pg_database, f"drop owned by {role}", f"drop role {role}")
+
+
+async def test_type_in_a_schema_that_the_role_may_not_use_is_found(pg_database: str) -> None:
+    role = await role_for(pg_database)
     await run(
         pg_database,
-        f"create role {role} login",
-        ORDERS,
-        INDEX,
-        "alter table orders enable row level security",
-        f"grant all on orders to {role}",
+        "create schema types",
+        "create type types.kind as enum ('a')",
+        "create table app.orders (id bigint primary key, customer_id types.kind, kind types.kind)",
+        "create index on app.orders (customer_id)",
+        f"grant select, update, delete on app.orders to {role}",
     )
-    owner = PostgresStore("shop", pg_database, {}, lane=LANE)
-    await owner.migrate(Deadline.after(10))
-    await owner.close()
-    await run(
-        pg_database,
-        f"grant usage on schema integrity to {role}",
-        f"grant all on all tables in schema integrity to {role}",
-    )
-    store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules_of(rule(Cascade())), lane=LANE)
+    chosen = rule(Cascade(), target="app.orders", spec=TEXT_KEY, where={"kind": "a"})
+    store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules_of(chosen), lane=LANE)
     try:
-        assert await codes(store) == ["row_security"]
+        findings = await store.check(Deadline.after(10))
+        assert {finding.hint for finding in findings} == {f'GRANT USAGE ON SCHEMA "types" TO {role};'}
+        await run(pg_database, findings[0].hint)
+        assert await store.check(Deadline.after(10)) == []
     finally:
         await store.close()
         await run(pg_database, f"drop owned by {role}", f"drop role {role}")
+
+
+async def test_row_level_security_never_hides_rows_in_silence(pg_database: str) -> None:
+    role = await role_for(pg_database)
+    await run(
+        pg_database,
+        "create table app.orders (id bigint primary key, customer_id bigint)",
+        "create index on app.orders (customer_id)",
+        "insert into app.orders values (1, 1)",
+        f"grant all on app.orders to {role}",
+    )
+    chosen = rule(Cascade(), target="app.orders")
+    store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules_of(chosen), lane=LANE)
+    try:
+        assert await codes(store) == []
+        await run(pg_database, "alter table app.orders enable row level security")
+        events = Events()
+        events.deleted((1,), 10)
+        batch = events.batch()
+        result = await store.apply(batch, Deadline.after(10))
+        assert isinstance(result, Broken) and result.reason is Reason.PRIVILEGE
+        [finding] = await store.check(Deadline.after(10))
+        assert finding.code == "row_security"
+        await run(pg_database, finding.hint)
+        assert await codes(store) == []
+        assert [effect.rows for effect in await apply(store, batch)] == [1]
+    finally:
+        await store.close()
+        await run(pg_database, f"drop owned by {role}", f"drop role {role}")
+
+
+async def role_for(url: str) -> str:
+    """A role that may use the ledger and the schema app, and nothing else."""
+    role = url.rpartition("/")[2] + "_role"
+    owner = PostgresStore("shop", url, {}, lane=LANE)
+    await owner.migrate(Deadline.after(10))
+    await owner.close()
+    await run(
+        url,
+        f"create role {role} login",
+        "create schema app",
+        f"grant usage on schema app, integrity to {role}",
+        f"grant select, insert, update, delete on all tables in schema integrity to {role}",
+    )
+    return role
 
 
 async def test_missing_ledger_is_the_one_finding_until_it_is_migrated(pg_database: str) -> None:

@@ -118,6 +118,7 @@ async def test_published_table_that_loses_its_replica_identity_breaks_the_rule(p
         assert "replica identity" in result.message
         [finding] = await store.check(Deadline.after(10))
         await run(pg_database, finding.hint.partition(";")[0])
+        assert await codes(store) == []
         await apply(store, deletion().batch())
     assert await left(pg_database) == [2]
 
