@@ -290,7 +290,7 @@ class Effects:
             limit = f"${count + 1 + split}::int8"
             counted = f"(select count(*) from (select from {target} t where {' and '.join(fits)} limit {limit}) r)"
             return f"select array_agg(n), array_agg(c) from (select k.n, {counted} as c from {keys}) s where c > 0"
-        returned = f"t.{quoted(reference[0])}::{table.codecs[0].read} as n" if listed else "k.n"
+        returned = f"{table.codecs[0].read(f't.{quoted(reference[0])}')} as n" if listed else "k.n"
         kept = ""
         if kind == "refer" and extra:
             returned += f', k.to_hash, k.to_since, {row} as "row"'

@@ -7,8 +7,8 @@ range matches nothing. What the column would round, cut or fold is refused befor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -32,16 +32,16 @@ class Unfit(Exception):
 class Codec:
     """One key part and one column.
 
-    `match` gives what to compare with, or NO_MATCH; `assign` gives what to write; either raises Unfit. `compared` and
-    `written` make SQL of the placeholder of a bound array of these, and `read` is the type as which a column's value
-    equals what `match` gave.
+    `match` gives what to compare with, or NO_MATCH; `assign` gives what to write; either raises Unfit. The rest makes
+    SQL: `compared` and `written` of the placeholder of a bound array of these, `read` of a column what equals that
+    which `match` gave.
     """
 
-    read: str
     match: Callable[[Scalar], object]
     assign: Callable[[Scalar], object]
-    compared: Callable[[str], str] = field(compare=False)
-    written: Callable[[str], str] = field(compare=False)
+    compared: Callable[[str], str]
+    written: Callable[[str], str]
+    read: Callable[[str], str]
 
 
 class Enum(NamedTuple):
@@ -69,17 +69,18 @@ def codec(kind: KeyType, column: str | Enum, modifier: int) -> Codec | None:
             return _codec("text", _text, _assigned_text(modifier if column == "varchar" else -1))
         case KeyType.STRING | KeyType.OBJECTID if column == "bpchar":
             # To PostgreSQL the spaces at the end of char(n) are no part of the value: read as text it has none.
-            return Codec("text", *_padded(modifier), cast("bpchar[]"), cast("bpchar[]"))
+            return Codec(*_padded(modifier), cast("bpchar[]"), cast("bpchar[]"), cast("text"))
         case KeyType.UUID if column == "uuid":
             return _codec("uuid", _same, _same)
         case KeyType.BOOL if column == "bool":
             return _codec("bool", _same, _same)
         case KeyType.DATE if column == "date":
-            return _codec("date", _same, _same)
+            return _text_codec("date", _dated, _dated, "to_char({}, 'YYYY-MM-DD')")
         case KeyType.TIMESTAMP if column == "timestamptz":
-            return _codec("timestamptz", _same, _timed(modifier, _same))
+            shown = "to_char({} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
+            return _text_codec("timestamptz", _zoned, _timed(modifier, _zoned), f"{shown} || '+00'")
         case KeyType.TIMESTAMP if column == "timestamp":
-            return _codec("timestamp", _naive, _timed(modifier, _naive))
+            return _text_codec("timestamp", _naive, _timed(modifier, _naive), "to_char({}, 'YYYY-MM-DD HH24:MI:SS.US')")
         case KeyType.BYTES if column == "bytea":
             return _codec("bytea", _same, _same)
         case _:
@@ -104,12 +105,18 @@ def column_types(kind: KeyType) -> str:
 
 
 def _codec(type: str, match: Callable[[Scalar], object], assign: Callable[[Scalar], object]) -> Codec:
-    return Codec(type, match, assign, cast(f"{type}[]"), cast(f"{type}[]"))
+    return Codec(match, assign, cast(f"{type}[]"), cast(f"{type}[]"), cast(type))
+
+
+def _text_codec(type: str, match: Callable[[Scalar], object], assign: Callable[[Scalar], object], read: str) -> Codec:
+    """Times go as text: the driver sends the first and the last that Python knows as minus and plus infinity."""
+    bound = cast(f"text[]::{type}[]")
+    return Codec(match, assign, bound, bound, lambda column: f"pg_catalog.{read.format(column)}")
 
 
 def cast(type: str) -> Callable[[str], str]:
-    """What makes of a placeholder one of that SQL type."""
-    return lambda placeholder: f"{placeholder}::{type}"
+    """What makes of an expression one of that SQL type."""
+    return lambda expression: f"{expression}::{type}"
 
 
 def _enum_codec(enum: Enum) -> Codec:
@@ -122,7 +129,7 @@ def _enum_codec(enum: Enum) -> Codec:
             f" left join pg_catalog.pg_enum l on l.enumtypid = {enum.oid} and l.enumlabel = u.word order by u.n)"
         )
 
-    return Codec("text", _text, _assigned_text(-1), compared, cast(f"text[]::{enum.name}[]"))
+    return Codec(_text, _assigned_text(-1), compared, cast(f"text[]::{enum.name}[]"), cast("text"))
 
 
 def _same(value: Scalar) -> object:
@@ -207,9 +214,18 @@ def _padded(modifier: int) -> tuple[Callable[[Scalar], object], Callable[[Scalar
     return match, assign
 
 
+def _dated(value: Scalar) -> object:
+    assert isinstance(value, date)
+    return value.isoformat()
+
+
 def _naive(value: Scalar) -> object:
     assert isinstance(value, datetime)
-    return value.astimezone(UTC).replace(tzinfo=None)
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+
+
+def _zoned(value: Scalar) -> object:
+    return f"{_naive(value)}+00"
 
 
 def _timed(modifier: int, bound: Callable[[Scalar], object]) -> Callable[[Scalar], object]:
