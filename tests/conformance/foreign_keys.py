@@ -169,7 +169,7 @@ async def _tables(connection: asyncpg.Connection[Any], case: Case) -> dict[str, 
     found = {}
     for name in case.compared:
         sql = f"select c.relname, to_jsonb(t) from {name} t join pg_class c on c.oid = t.tableoid order by 2, 1"
-        found[name] = [(row[0], json.loads(row[1])) for row in await connection.fetch(sql)]
+        found[name] = [(row[0], json.loads(row[1], parse_float=Decimal)) for row in await connection.fetch(sql)]
     return found
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
 from integrity.core.keys import KeyType
 from integrity.demo.servers import PostgresServer
+from integrity.errors import Reason
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
-from tests.conformance.foreign_keys import Case, Pace, Reference, Refused, native, ours
+from tests.conformance.foreign_keys import Case, Pace, Reference, Refused, Row, native, ours
 
 pytestmark = pytest.mark.servers
 
@@ -448,6 +450,117 @@ async def test_store_leaves_what_the_native_constraint_leaves(url: str, name: st
     assert not isinstance(expected, Refused), "the case itself is refused natively"
     for pace in Pace:
         assert await ours(url, case, pace) == expected, pace
+
+
+class Difference(NamedTuple):
+    """What the native constraint and our store leave: the references by the ids of the rows, or what is refused."""
+
+    why: str
+    case: Case
+    native: Mapping[int, object] | Refused
+    ours: Mapping[int, object] | Refused
+    paces: tuple[Pace, ...] = tuple(Pace)
+
+
+def small(on_delete: str, *steps: str, default: int | None = None) -> Case:
+    reference = Reference(("parent_id",), on_delete, defaults={"parent_id": default})
+    tables = f"""create table parent (id bigint primary key);
+        create table child (id bigint primary key, parent_id bigint default {default or "null"})"""
+    rows = "insert into parent values (1), (2); insert into child values (1, 1), (2, 2)"
+    return Case(tables, (reference,), rows, steps)
+
+
+DIFFERENT: Mapping[str, Difference] = {
+    "restrict": Difference(
+        "An event tells what has happened: nothing can be refused any more.",
+        small("restrict", "delete from parent where id = 1"),
+        Refused("23001"),
+        {1: 1, 2: 2},
+    ),
+    "no action": Difference(
+        "The same.",
+        small("no action", "delete from parent where id = 1"),
+        Refused("23503"),
+        {1: 1, 2: 2},
+    ),
+    "a default that no parent has": Difference(
+        "The parents are in another database: whether the default is one of them is not known here.",
+        small("set default", "delete from parent where id = 1", default=77),
+        Refused("23503"),
+        {1: 77, 2: 2},
+    ),
+    "the parent of the default is deleted": Difference(
+        "It cannot be refused, and the default of its rows is the key that is gone.",
+        small("set default", "delete from parent where id = 1", "delete from parent where id = 2", default=2),
+        Refused("23503"),
+        {1: 2, 2: 2},
+    ),
+    "a key beyond the dependents' column": Difference(
+        "It cannot be refused: a dead letter, and the rows stay.",
+        types("int8", "int4", KeyType.INT64, "1, 2", "1, 2", "update parent set id = 4294967296 where id = 2"),
+        Refused("22003"),
+        Refused(Reason.VALUE_REJECTED),
+    ),
+    "char(n) under char of another length": Difference(
+        "Spaces that do not fill the column may count where the key comes from: a dead letter.",
+        types("char(3)", "char(5)", KeyType.STRING, "'a', 'abc'", "'a', 'abc'", "delete from parent where id = 'a'"),
+        {2: "abc  "},
+        Refused(Reason.VALUE_REJECTED),
+    ),
+    "text under char(n)": Difference(
+        "To text, spaces at the end count; the events of char(n) have them.",
+        types("char(3)", "text", KeyType.STRING, "'a', 'abc'", "'a', 'abc'", "delete from parent"),
+        {},
+        {1: "a"},
+    ),
+    "a parent's row moves to another partition": Difference(
+        "PostgreSQL writes a deletion and an insertion to its log: the source says that the parent is gone.",
+        Case(
+            """create table parent (id bigint primary key) partition by list (id);
+               create table odd partition of parent for values in (1, 3);
+               create table even partition of parent for values in (2, 4);
+               create table child (id bigint primary key, parent_id bigint)""",
+            (Reference(("parent_id",), "cascade"),),
+            "insert into parent values (1), (2); insert into child values (1, 1), (2, 2)",
+            ("update parent set id = 3 where id = 1", "update parent set id = 1 where id = 2"),
+        ),
+        {1: 3, 2: 1},
+        {1: 3},
+    ),
+    "truncate": Difference(
+        "A truncate changes nothing here; it is counted.",
+        small("cascade", "truncate parent cascade"),
+        {},
+        {1: 1, 2: 2},
+    ),
+    "a unique reference, an older event still on its way": Difference(
+        "The rows of the key's former owner are still there when those of the new one come: a dead letter.",
+        Case(
+            """create table parent (id bigint primary key);
+               create table child (id bigint, parent_id bigint primary key)""",
+            (Reference(("parent_id",), "cascade"),),
+            "insert into parent values (1), (2); insert into child values (1, 1), (2, 2)",
+            ("delete from parent where id = 1", "update parent set id = 1 where id = 2"),
+        ),
+        {2: 1},
+        Refused(Reason.CONSTRAINT_VIOLATION),
+        (Pace.PARTITIONED,),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+async def test_store_differs_from_the_native_constraint_where_it_has_to(url: str, name: str) -> None:
+    difference = DIFFERENT[name]
+    assert references(await native(url, difference.case)) == difference.native
+    for pace in difference.paces:
+        assert references(await ours(url, difference.case, pace)) == difference.ours, pace
+
+
+def references(found: dict[str, list[Row]] | Refused) -> Mapping[int, object] | Refused:
+    if isinstance(found, Refused):
+        return found
+    return {int(str(row["id"])): row["parent_id"] for _, row in found["child"]}
 
 
 @pytest.mark.parametrize("pace", Pace)
