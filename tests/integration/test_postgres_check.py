@@ -702,6 +702,16 @@ async def role_for(url: str) -> str:
     return role
 
 
+async def test_search_path_in_which_our_statements_could_mean_something_else_is_found(pg_database: str) -> None:
+    name = pg_database.rpartition("/")[2]
+    await run(pg_database, "create schema app", "create schema other", ORDERS.replace("orders", "app.orders"))
+    await run(pg_database, INDEX.replace("orders", "app.orders"))
+    for path, expected in (("other", []), ("other, pg_catalog", ["search_path"]), ("pg_catalog, other", [])):
+        await run(pg_database, f"alter database {name} set search_path = {path}")
+        async with store_of(pg_database, rule(Cascade())) as store:
+            assert await codes(store) == expected
+
+
 async def test_missing_ledger_is_the_one_finding_until_it_is_migrated(pg_database: str) -> None:
     await run(pg_database, ORDERS, INDEX)
     store = PostgresStore("shop", pg_database, rules_of(rule(Cascade())), lane=LANE, schema="my ledger")

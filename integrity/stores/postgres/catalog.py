@@ -213,6 +213,17 @@ async def resolve(connection: Connection, rules: Iterable[StoreRule], ledger_sch
     resolved = Resolved()
     found = await _relations(connection, chosen, ledger_schema)
     user = await connection.fetchval("select pg_catalog.quote_ident(current_user)")
+    path = await connection.fetchval("select pg_catalog.current_schemas(true)")
+    first = next(schema for schema in path if not schema.startswith("pg_temp"))
+    if first != "pg_catalog":
+        resolved.findings.append(
+            Finding(
+                "search_path",
+                f"The search path of the role {user} has {first} before pg_catalog, which could give PostgreSQL's own"
+                " names another meaning",
+                f"Leave pg_catalog out of it, and it comes first: ALTER ROLE {user} SET search_path = ...;",
+            )
+        )
     named: dict[str, set[int]] = {}
     for rule, relations in zip(chosen, found, strict=True):
         named.setdefault(rule.entity, set()).update(relation.oid for relation in relations)
