@@ -202,6 +202,13 @@ CASES: Mapping[str, tuple[tuple[str, ...], Action, Action, dict[str, object], li
         {},
         ["column_not_null"],
     ),
+    "nullify of a column that a check holds not null": (
+        ("create table orders (id bigint primary key, customer_id bigint check (customer_id is not null))", INDEX),
+        Nullify(("customer_id",)),
+        Cascade(),
+        {},
+        ["column_not_null"],
+    ),
     "a default beyond the column": (
         ("create table orders (id bigint primary key, customer_id smallint)", INDEX),
         SetDefault({"customer_id": 100_000}),
@@ -480,6 +487,10 @@ async def test_check_finds(emptied: str, case: str) -> None:
         assert [finding.code for finding in findings] == expected
         warnings = [finding.code for finding in findings if finding.severity == "warning"]
         assert warnings == (expected if "inheriting_tables" in expected else [])
+        for finding in findings:
+            if finding.code == "column_not_null":
+                await run(emptied, finding.hint.partition(";")[0])
+                assert await codes(store) == []
         assert all(finding.hint and finding.file == "test.yaml" and finding.line == 1 for finding in findings)
 
 

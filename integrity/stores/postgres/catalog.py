@@ -72,13 +72,21 @@ where c.relreplident = 'n' or c.relreplident <> 'f' and not exists (
 group by 1, 2 order by 1, 2
 """
 
-# A domain is what it is made of; its own "not null" counts too, and so does that of a partition. Types are named in
-# full: what a bare name means depends on the search path.
+# A domain is what it is made of; its own "not null" counts too, and so does that of a partition or a check. Types are
+# named in full: what a bare name means depends on the search path.
 _COLUMNS: Final = """
 select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.enum_oid, b.modifier,
-    a.attnotnull or b.not_null or exists (
-        select from pg_catalog.pg_partition_tree(a.attrelid) p
-        join pg_catalog.pg_attribute x on x.attrelid = p.relid and x.attname = a.attname and x.attnotnull
+    coalesce(
+        (select pg_catalog.format('ALTER TABLE %s ALTER COLUMN %I DROP NOT NULL', x.attrelid::regclass, a.attname)
+            from (select relid from pg_catalog.pg_partition_tree(a.attrelid) union all select a.attrelid) p(oid)
+            join pg_catalog.pg_attribute x on x.attrelid = p.oid and x.attname = a.attname and x.attnotnull
+            order by x.attrelid <> a.attrelid limit 1),
+        'ALTER DOMAIN ' || b.not_null::regtype || ' DROP NOT NULL',
+        (select pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', k.conrelid::regclass, k.conname)
+            from pg_catalog.pg_constraint k where k.conrelid = a.attrelid and k.contype = 'c'
+            and pg_catalog.pg_get_expr(k.conbin, k.conrelid)
+                = pg_catalog.format('(%I IS NOT NULL)', a.attname) order by k.conname limit 1),
+        ''
     ) as not_null,
     a.attgenerated <> '' or a.attidentity = 'a' as generated, a.attgenerated::text = 'v' as virtual,
     case when n.nspname = 'pg_catalog' then pg_catalog.format_type(y.oid, -1) else f.name end as type,
@@ -94,9 +102,9 @@ join pg_catalog.pg_namespace n on n.oid = y.typnamespace
 join lateral (select pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(y.typname)) f(name) on true
 join lateral (
     with recursive base(oid, modifier, not_null) as (
-        select a.atttypid, a.atttypmod, false
+        select a.atttypid, a.atttypmod, null::oid
         union all
-        select t.typbasetype, t.typtypmod, base.not_null or t.typnotnull
+        select t.typbasetype, t.typtypmod, coalesce(base.not_null, case when t.typnotnull then t.oid end)
         from base join pg_catalog.pg_type t on t.oid = base.oid where t.typtype = 'd'
     )
     select t.typname, base.modifier, base.not_null, e.oid::int8 as enum_oid
@@ -148,7 +156,8 @@ _TEXTS: Final = frozenset({"text", "varchar", "bpchar"})
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column as the catalogue has it. `base` is the type's name beneath domains, `type` what casts name, `full_type`
+    """A column as the catalogue has it. `base` is the type's name beneath domains, `not_null` the statement that would
+    let it be null (empty: it may be), `type` what casts name, `full_type`
     the same with length or precision, `closed` the type's schema where the role may not use it, `printed` how
     expressions print the name."""
 
@@ -157,7 +166,7 @@ class _Column:
     base: str
     enum_oid: int | None
     modifier: int
-    not_null: bool
+    not_null: str
     generated: bool
     virtual: bool
     type: str
@@ -486,7 +495,7 @@ class _Inspection:
                 self.add(
                     "column_not_null",
                     f"{name} is NOT NULL, so the rule cannot set it to null",
-                    f"ALTER TABLE {relation.quoted} ALTER COLUMN {quoted(name)} DROP NOT NULL; or take another action.",
+                    f"{column.not_null}; or take another action.",
                 )
         return tuple(codecs)
 
@@ -553,7 +562,7 @@ class _Inspection:
                 self.add(
                     "column_not_null",
                     f"{name} is NOT NULL, but null is what the rule needs it to hold",
-                    f"ALTER TABLE {relation.quoted} ALTER COLUMN {quoted(name)} DROP NOT NULL;",
+                    f"{column.not_null};",
                 )
             if isinstance(value, EventValue):
                 fits = column.base in (_TEXTS if value is EventValue.ID else _TEXTS | _TIMES)
