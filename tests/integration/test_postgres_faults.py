@@ -10,15 +10,18 @@ import pytest
 
 from integrity.core.batch import Span, TopicPartition
 from integrity.core.outcome import Applied, Broken, Outcome, Retry
-from integrity.core.rules.model import Cascade, Nullify
+from integrity.core.retry import Backoff
+from integrity.core.rules.model import Cascade, Nullify, Place
 from integrity.demo.servers import PostgresServer
 from integrity.errors import LedgerError, Reason, SettingsError, UnreachableError
 from integrity.ports import Deadline
+from integrity.service.enforce import Enforcer
+from integrity.service.halts import Halts
 from integrity.service.work import Piece, Reader
 from integrity.stores.postgres import PostgresStore
 from tests.contract.world import Events, apply, rule, rules_of
 from tests.integration.pg_shop import LANE, codes, fetch, run, store_of, wire_to
-from tests.unit.service.doubles import TOPIC, Letters, Watched, decode, deleted, enforcers_of
+from tests.unit.service.doubles import TOPIC, Letters, Watched, decode, deleted
 
 pytestmark = pytest.mark.servers
 
@@ -100,7 +103,11 @@ async def enforced(url: str, **more: float) -> list[tuple[int, Reason]]:
     Reader({TOPIC: ("customer", decode)}).read(TopicPartition(TOPIC, 0), [deleted(key, key) for key in range(8)], piece)
     async with store_of(url, rule(Cascade()), **more) as store:
         assert await codes(store) == []
-        enforcer, _ = enforcers_of(store, letters, watch)
+        halts = Halts(store, watch, {"customer.orders": Place("test.yaml", 1, 1)}, recheck_s=0.001)
+        backoff = Backoff(first_s=0.0005, cap_s=0.005)
+        enforcer = Enforcer(
+            store, letters, watch, system="postgresql", rules_hash="", timeout_s=5, halts=halts, backoff=backoff
+        )
         await enforcer.enforce(piece)
     assert sum(effect.rows for effect in watch.effects) == 7
     assert not any("secret" in letter.message for letter in letters.published)
