@@ -223,7 +223,7 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
     """Raises RulesError for a topic that does not exist, with its place; says nothing when Kafka does not answer yet
     (the lanes wait for it)."""
     parents = {entity: rules.by_entity[entity] for store in chosen for entity in rules.of_store(store)}
-    wanted = {topic: parent for parent in parents.values() for topic in parent.events.topics}
+    wanted = {topic: parent for parent in parents.values() if parent.events for topic in parent.events.topics}
     try:
         known = await existing_topics(settings.kafka.client, Deadline.after(CLOSE_TIMEOUT_S))
     except UnreachableError as exc:
@@ -256,7 +256,8 @@ def _lane(
     decoders: dict[str, tuple[str, Decoder]] = {}
     for entity in rules.of_store(store.name):
         parent = rules.by_entity[entity]
-        decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
+        if parent.events is not None:
+            decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)

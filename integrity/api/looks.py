@@ -93,7 +93,7 @@ def _to(request: Request, parent: Parent) -> Key | None:
 
 def _key(parent: Parent, text: str) -> Key:
     try:
-        return parse_key(text, parent.events.key)
+        return parse_key(text, parent.key)
     except KeyRefused as exc:
         raise Problem(HTTPStatus.BAD_REQUEST, f"This is no key of {parent.entity}: {exc.message}.") from exc
 

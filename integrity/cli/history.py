@@ -48,7 +48,7 @@ async def _history(options: Options, entity: str, text: str, is_json: bool) -> A
     else:
         click.echo(f"{entity} {key_text(key)}")
         for name, history in answers.found.items():
-            click.echo("\n".join(["", *_lines(name, parent.events.key, history)]))
+            click.echo("\n".join(["", *_lines(name, parent.key, history)]))
     return answers
 
 

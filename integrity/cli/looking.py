@@ -77,7 +77,7 @@ def key_of(parent: Parent, text: str) -> Key:
     from integrity.core.keys import KeyRefused
 
     try:
-        return parse_key(text, parent.events.key)
+        return parse_key(text, parent.key)
     except KeyRefused as exc:
         raise refused(parent, exc.message) from exc
 
@@ -86,9 +86,7 @@ def refused(parent: Parent, message: str) -> Exception:
     """What is said of a key that is none of the parent's."""
     from integrity.errors import UsageError
 
-    return UsageError(
-        f"This is no key of {parent.entity}: {message}.", hint=f"Its key is {spec_text(parent.events.key)}."
-    )
+    return UsageError(f"This is no key of {parent.entity}: {message}.", hint=f"Its key is {spec_text(parent.key)}.")
 
 
 def spec_text(spec: KeySpec) -> str:

@@ -69,6 +69,9 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Tell why a row is gone or changed, by the value that its reference had.",
         reads_settings=True,
     ),
+    "graph": Entry(
+        "integrity.cli.graph", "Print the reference graph: parents, their dependents, and what depends on those."
+    ),
     "schema": Entry("integrity.cli.schema", "Print the JSON Schema (draft-07) of a rule file."),
     "demo": Entry("integrity.cli.demo", "Show a small shop on embedded servers, end to end."),
     "version": Entry("integrity.cli.version", "Print the version."),
@@ -76,7 +79,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 
 _LATER: Final = frozenset(
     (
-        *("doctor", "grants", "graph", "scan", "undo", "status", "pause", "resume"),
+        *("doctor", "grants", "scan", "undo", "status", "pause", "resume"),
         *("init", "diff", "config", "explain", "bundle", "completion", "top"),
     )
 )

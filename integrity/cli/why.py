@@ -42,7 +42,7 @@ async def _why(options: Options, store: str, table: str, references: Sequence[st
 
         dependent, parent = _rule(found.rules, store, table, values)
         try:
-            key = parse_parts([values[column] for column in dependent.columns], parent.events.key)
+            key = parse_parts([values[column] for column in dependent.columns], parent.key)
         except KeyRefused as exc:
             raise refused(parent, exc.message) from exc
         answers = await ask(
@@ -65,7 +65,7 @@ def _print(dependent: Dependent, parent: Parent, found: Trail, is_json: bool) ->
     if not is_json:
         click.echo("\n".join(told))
         return
-    spec = parent.events.key
+    spec = parent.key
     print_json(
         {
             "store": dependent.store,

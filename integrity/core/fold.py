@@ -298,7 +298,7 @@ def follow(
     path: list[int] = []
     acted = False
     while True:
-        fate = first or _next_fate(settled.fates.get(key, ()), since, left_out)
+        fate = first or next_fate(settled.fates.get(key, ()), since, left_out)
         first = None
         if fate is None:
             if not acted:
@@ -330,7 +330,8 @@ def follow(
                 assert_never(step)
 
 
-def _next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], object] | None) -> Fate | None:
+def next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], object] | None) -> Fate | None:
+    """The first of these fates after `since` that counts."""
     # Most keys have one fate, and a search for it costs more than a look.
     later = fates if len(fates) < 4 else fates[bisect_right(fates, since, key=_version_of) :]
     for fate in later:

@@ -282,7 +282,7 @@ class AuditEncoder:
     """
 
     def __init__(self, rules: RuleSet, topic: str, hmac_key: bytes | None) -> None:
-        self._names = {parent.entity: parent.events.key.names for parent in rules.parents}
+        self._names = {parent.entity: parent.key.names for parent in rules.parents}
         self._stores = {dependent.id: dependent.store for parent in rules.parents for dependent in parent.dependents}
         self._rules = rules.hash
         self._topic = topic

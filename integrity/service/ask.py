@@ -80,7 +80,7 @@ def key_document(spec: KeySpec, key: Key) -> Document:
 
 def history_document(parent: Parent, key: Key, answers: Answers[KeyHistory | None]) -> Document:
     """What all ledgers know of a key."""
-    spec = parent.events.key
+    spec = parent.key
     return {
         "entity": parent.entity,
         "key": key_document(spec, key),
@@ -125,7 +125,7 @@ def fate_document(spec: KeySpec, enforced: Enforced) -> Document:
 
 def impact_document(parent: Parent, key: Key, to: Key | None, answers: Answers[Sequence[Impact]]) -> Document:
     """What an event of a key would do in all stores."""
-    spec = parent.events.key
+    spec = parent.key
     dependents = {dependent.id: dependent for dependent in parent.dependents}
     impacts = [impact for found in answers.found.values() for impact in found]
     return {

@@ -97,7 +97,7 @@ class Redriver:
         self._stores_of = {
             topic: {dependent.store for dependent in parent.dependents}
             for parent in rules.parents
-            for topic in parent.events.topics
+            for topic in (() if parent.events is None else parent.events.topics)
         }
         self._person = person
 

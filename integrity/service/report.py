@@ -37,7 +37,9 @@ class Report:
         self._audit = audit
         self._groups = groups
         self._stale_alarm = StaleAlarm()
-        self._formats = {parent.entity: parent.events.format for parent in rules.parents}
+        self._formats = {
+            parent.entity: "integrity" if parent.events is None else parent.events.format for parent in rules.parents
+        }
 
     def batch(self, store: str, batch: Batch) -> AbstractContextManager[BatchSpan]:
         return self._tracing.batch_span(

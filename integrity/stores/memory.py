@@ -12,6 +12,7 @@ from typing import assert_never
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
+from integrity.core.derive import keys_of, numbered
 from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
@@ -22,6 +23,18 @@ from integrity.core.redrive import admit, aside, keys_in_question, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
 from integrity.ports import Deadline
+from integrity.stores.descent import (
+    CHUNK,
+    Ask,
+    Branch,
+    CarryOut,
+    Choose,
+    Closure,
+    Descent,
+    Newest,
+    Record,
+    RemoveChosen,
+)
 from integrity.stores.lists import parts_of, places_of
 from integrity.stores.rule import StoreRule, policies
 
@@ -64,8 +77,17 @@ class MemoryStore:
 
     exclusive = False
 
-    def __init__(self, name: str, rules: Mapping[str, Sequence[StoreRule]], targets: dict[str, list[Row]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        rules: Mapping[str, Sequence[StoreRule]],
+        targets: dict[str, list[Row]],
+        *,
+        chunk: int = CHUNK,
+    ) -> None:
+        """`chunk` bounds the rows whose keys are held at once on the way down."""
         self.name = name
+        self._chunk = chunk
         self._rules = rules
         self._state = _State(targets)
 
@@ -163,18 +185,21 @@ class MemoryStore:
         if isinstance(admitted, Rejected):
             return admitted
         effects: list[Effect] = []
-        found_here: list[Effect] = []
+        descent = Descent(self._rules, exact=False, chunk=self._chunk)
         for rule in rules:
             left_out = share.left_out(rule.id)
             arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
             groups = trace(rule.policy, settled, arrivals, left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
-            rows = self._execute(state, rule, groups, batch)
-            if over := held(rule.id, rule.dependent.max_rows, groups, rows, share.approved):
+            firsts = dict(admitted.starts.get(rule.id, ()))
+            rows = self._descend(state, descent.branch(rule, groups, settled, len(changes), left_out, firsts), batch)
+            over = held(rule.id, rule.dependent.max_rows, groups, rows, share.approved)
+            if over := over or descent.held(rule, share.approved):
                 return over
-            found = credit(rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
-            found_here += found
-            effects += [effect._replace(change=share.indexes[effect.change]) for effect in found]
+            effects += credit(
+                rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
+            )
+        effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         for key, update in heads_to_write(read, own, heads, settled.updates).items():
             _write_head(state, entity, key, heads.get(key), update)
@@ -183,17 +208,7 @@ class MemoryStore:
                     kept = [a for a in state.arrivals.pop((rule.id, key), []) if a[0] > update.seen]
                     if kept:
                         state.arrivals[rule.id, key] = kept
-        done = done_by_fate(found_here)
-        for key, update in settled.updates.items():
-            state.enforced.setdefault((entity, key), []).extend(
-                Enforced(
-                    fate._replace(event=fate.event_id, change=-1),
-                    done.get(fate.change, {}),
-                    batch.at_ms,
-                    batch.trace_id,
-                )
-                for fate in update.fates
-            )
+        _note(state, entity, settled.updates, effects, batch)
         _forget(state, admitted.over)
         for change, dependent, mark, version in admitted.left_out:
             event = change.origin.event_id
@@ -201,7 +216,56 @@ class MemoryStore:
             state.exceptions[entity, change.key, dependent, event] = Pending(
                 dependent, event, version, mark.id, mark.reason.value
             )
-        return effects
+        return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    def _descend(self, state: _State, way: Branch, batch: Batch) -> list[int]:
+        """Carry out the groups of a dependent, and all that depends on its rows."""
+        answer: object = None
+        while True:
+            try:
+                answer = self._answer(state, way.send(answer), batch)
+            except StopIteration as ended:
+                rows: list[int] = ended.value
+                return rows
+
+    def _answer(self, state: _State, ask: Ask, batch: Batch) -> object:
+        match ask:
+            case Choose(rule, groups, limit):
+                chosen = [(index, own) for index, _, own in self._named(state, rule, groups) if None not in own]
+                return chosen[:limit]
+            case CarryOut(rule, groups):
+                return self._execute(state, rule, groups, batch)
+            case RemoveChosen(rule, groups, chosen):
+                wanted = {own for _, own in chosen}
+                found = [(index, row) for index, row, own in self._named(state, rule, groups) if own in wanted]
+                gone = {id(row) for _, row in found}
+                table = state.targets[rule.dependent.target.name]
+                table[:] = [row for row in table if id(row) not in gone]
+                return [sum(index == group for index, _ in found) for group in range(len(groups))]
+            case Newest(rule, keys):
+                arrivals = {key: state.arrivals.get((rule.id, key)) for key in keys}
+                return {key: max(since for since, _ in found) for key, found in arrivals.items() if found}
+            case Record(rows, happened):
+                heads = {key: h for key in keys_of(happened) if (h := state.heads.get((rows.entity, key)))}
+                updates, effects = numbered(happened, heads)
+                for key, update in updates.items():
+                    _write_head(state, rows.entity, key, heads.get(key), update)
+                _note(state, rows.entity, updates, effects, batch)
+                return None
+            case Closure():
+                raise AssertionError("only an exact store is asked for it")
+            case _:
+                assert_never(ask)
+
+    def _named(self, state: _State, rule: StoreRule, groups: Sequence[Group]) -> list[tuple[int, Row, Key]]:
+        """The rows of these groups: the index of the group, the row, its own key."""
+        assert rule.rows is not None
+        table, names = state.targets[rule.dependent.target.name], rule.rows.spec.names
+        return [
+            (index, row, tuple(row[name] for name in names))  # type: ignore[misc]
+            for index, group in enumerate(groups)
+            for row in self._rows_of(state, rule, table, group)
+        ]
 
     def _execute(self, state: _State, rule: StoreRule, groups: Sequence[Group], batch: Batch) -> list[int]:
         """Carry out all groups at once: choose every group's rows before any row changes."""
@@ -309,6 +373,20 @@ def _is_in_reach(rule: StoreRule, row: Row, key: Key) -> bool:
 
 def _fits(value: object, wanted: Literal | tuple[Literal, ...]) -> bool:
     return value in wanted if isinstance(wanted, tuple) else value == wanted
+
+
+def _note(
+    state: _State, entity: str, updates: Mapping[Key, HeadUpdate], effects: Sequence[Effect], batch: Batch
+) -> None:
+    """Keep what each new fate did, for the history of its key."""
+    done = done_by_fate(effects)
+    for key, update in updates.items():
+        state.enforced.setdefault((entity, key), []).extend(
+            Enforced(
+                fate._replace(event=fate.event_id, change=-1), done.get(fate.change, {}), batch.at_ms, batch.trace_id
+            )
+            for fate in update.fates
+        )
 
 
 def _write_head(state: _State, entity: str, key: Key, head: Head | None, update: HeadUpdate) -> None:

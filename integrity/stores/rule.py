@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from integrity.core.derive import Rows
 from integrity.core.fold import Policy
 from integrity.core.keys import KeySpec
 from integrity.core.policy import policy_of
@@ -19,6 +20,8 @@ class StoreRule:
     dependent: Dependent
     spec: KeySpec
     policy: Policy
+    rows: Rows | None = None
+    """What its rows are, where something depends on them in this store, or somewhere by derived events."""
 
     @property
     def id(self) -> str:
@@ -27,13 +30,32 @@ class StoreRule:
 
 def store_rules(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...]]:
     """Entity -> its dependents in that store, in the order of the rule file."""
+    of_store = rules.of_store(store)
     return {
         entity: tuple(
-            StoreRule(entity, dependent, spec := rules.by_entity[entity].events.key, policy_of(dependent, spec))
+            StoreRule(entity, dependent, spec, policy_of(dependent, spec), rows_of(rules, dependent))
+            for spec in (rules.by_entity[entity].key,)
             for dependent in dependents
         )
-        for entity, dependents in rules.of_store(store).items()
+        for entity, dependents in of_store.items()
     }
+
+
+def rows_of(rules: RuleSet, dependent: Dependent) -> Rows | None:
+    """What the rows of a dependent are; None where nothing depends on them that this store has to take along."""
+    parent = None if dependent.entity is None else rules.by_entity.get(dependent.entity)
+    if parent is None or dependent.key is None:
+        return None
+    has_own_events = parent.events is not None
+    if has_own_events and all(below.store != dependent.store for below in parent.dependents):
+        return None
+    return rows(parent.entity, dependent.key, dependent.columns, recorded=not has_own_events)
+
+
+def rows(entity: str, spec: KeySpec, columns: Sequence[str], *, recorded: bool) -> Rows:
+    """Rows with this own key and these reference columns."""
+    shared = tuple((own, columns.index(name)) for own, name in enumerate(spec.names) if name in columns)
+    return Rows(entity, spec, shared, recorded)
 
 
 def policies(rules: Iterable[StoreRule]) -> tuple[Policy, ...]:

@@ -84,7 +84,8 @@ def columns_of(rule: StoreRule) -> dict[str, KeyType]:
     """Every column of a rule's target: `id`, the reference's, and the rest of `COLUMNS`."""
     dependent = rule.dependent
     spec = dict(rule.spec.fields)
-    return COLUMNS | {column: spec[field] for column, field in dependent.references.items()}
+    own = {} if rule.rows is None else dict(rule.rows.spec.fields)
+    return COLUMNS | own | {column: spec[field] for column, field in dependent.references.items()}
 
 
 def targets_of(rules: Rules) -> dict[str, dict[str, KeyType]]:

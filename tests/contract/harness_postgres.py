@@ -14,6 +14,7 @@ from integrity.core.rules.model import TargetKind
 from integrity.ports import Deadline, Store
 from integrity.stores.memory import Row
 from integrity.stores.postgres import PostgresStore
+from integrity.stores.rule import StoreRule
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
 FEATURES = frozenset({Feature.MARKS, Feature.SHARED})
@@ -46,7 +47,11 @@ class PostgresHarness:
         self._columns = targets_of(rules)
         connection = await asyncpg.connect(self._url)
         for name, columns in self._columns.items():
-            listed = ", ".join(f"{column} {TYPES[kind]}" for column, kind in columns.items())
+            never_null = {column for rule in _all(rules) if rule.rows for column in rule.rows.spec.names}
+            listed = ", ".join(
+                f"{column} {TYPES[kind]}{' not null' if column in never_null else ''}"
+                for column, kind in columns.items()
+            )
             await connection.execute(f"create table {name} ({listed}, primary key (id))")
             values = [tuple(whole(row, columns).values()) for row in rows.get(name, ())]
             await connection.copy_records_to_table(name, records=values, columns=list(columns))
@@ -109,6 +114,10 @@ class PostgresHarness:
             return await connection.fetch(sql, *arguments)
         finally:
             await connection.close()
+
+
+def _all(rules: Rules) -> list[StoreRule]:
+    return [rule for of_entity in rules.values() for rule in of_entity]
 
 
 HARNESS = PostgresHarness

@@ -24,6 +24,7 @@ from integrity.core.rules.model import (
 from integrity.ports import Deadline, Store
 from integrity.stores.memory import Row
 from integrity.stores.rule import StoreRule
+from integrity.stores.rule import rows as rows_with
 from tests.contract.harness import Rules
 
 ENTITY = "customer"
@@ -46,8 +47,13 @@ def rule(
     entity: str = ENTITY,
     max_rows: int | None = None,
     array: bool = False,
+    rows: str | None = None,
+    own: KeySpec = SINGLE,
+    recorded: bool = True,
 ) -> StoreRule:
-    """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them."""
+    """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them.
+
+    Its rows are the entity `rows`, with the key `own`; `recorded`: without events of their own."""
     dependent = Dependent(
         id=f"{entity}.{name}",
         name=name,
@@ -60,8 +66,11 @@ def rule(
         place=Place("test.yaml", 1, 1),
         max_rows=max_rows,
         array=array,
+        entity=rows,
+        key=None if rows is None else own,
     )
-    return StoreRule(entity, dependent, spec, policy_of(dependent, spec))
+    found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded)
+    return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found)
 
 
 def rules_of(*rules: StoreRule) -> Rules:

@@ -18,6 +18,7 @@ def decoder_for(parent: Parent, limits: Limits | None = None) -> Decoder:
 
     UsageError when the rule's format is none that this program reads.
     """
+    assert parent.events is not None, "derived events have their own decoder"
     match parent.events.format:
         case "debezium":
             return debezium_decoder(parent, limits or Limits())

@@ -99,10 +99,11 @@ class _Debezium:
     )
 
     def __init__(self, parent: Parent, limits: Limits) -> None:
+        assert parent.events is not None
         self._entity = parent.entity
-        self._fields = tuple((name, GATES[kind]) for name, kind in parent.events.key.fields)
+        self._fields = tuple((name, GATES[kind]) for name, kind in parent.key.fields)
         # Most keys are one whole number, and that text can be told at sight: nothing in it is left to parse or doubt.
-        [(name, kind), *others] = parent.events.key.fields
+        [(name, kind), *others] = parent.key.fields
         is_plain = not others and kind is KeyType.INT64 and _PLAIN_NAME.fullmatch(name)
         self._plain_key = (
             re.compile(rb'\{"%b":(-?[1-9][0-9]{0,17}|0)\}' % name.encode()).fullmatch if is_plain else None

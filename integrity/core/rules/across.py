@@ -1,4 +1,8 @@
-"""What must hold over all rule files together: unique names, one parent a topic, one rule a column set, no cycle."""
+"""What must hold over all rule files together: unique names, one parent a topic, one rule a column set, rows that are
+one entity with one key everywhere, no cycle that never ends.
+
+Dependents may lead back to a parent through `entity`: a row is removed, or its key changes, once, so such cycles end.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,24 @@ from typing import TypeVar
 
 from integrity.core.rules.dependents import DependentDraft
 from integrity.core.rules.findings import FindingCode, Located, Report, shown
-from integrity.core.rules.model import Parent, TargetKind
-from integrity.core.rules.walk import Text
+from integrity.core.rules.key_fields import KeyDraft
+from integrity.core.rules.model import Parent, Target, TargetKind
+from integrity.core.rules.walk import Text, not_supported
 
 _Name = TypeVar("_Name")
 
 
 @dataclass(slots=True)
 class ParentDraft:
-    """What could be read of one file; `parent` is whole or None."""
+    """What could be read of one file; `parent` is whole or None. `key` is that of its own events; `is_derived` says
+    that it has none."""
 
     report: Report
     entity: Text | None = None
     topics: Sequence[Text] = ()
     dependents: Sequence[DependentDraft] = ()
+    key: KeyDraft | None = None
+    is_derived: bool = False
     parent: Parent | None = field(default=None)
 
 
@@ -52,7 +60,50 @@ def check_across(drafts: Sequence[ParentDraft]) -> None:
             first = _claim(references, claim, draft.report, dependent.references_at)
             message = f"two rules on the same columns of {shown(dependent.target.name)} in {dependent.store}"
             _clash(draft.report, FindingCode.DUPLICATE_REFERENCE, message, first, dependent.references_at)
+    _check_entities(drafts)
     _check_cycles(drafts)
+
+
+def _check_entities(drafts: Sequence[ParentDraft]) -> None:
+    """Rows of one target are one entity, an entity's rows are in one target, and its key is the same everywhere."""
+    own = {draft.entity.value: draft.key for draft in drafts if draft.entity is not None and draft.key is not None}
+    rows: dict[str, tuple[str, Target, KeyDraft]] = {}
+    homes: dict[tuple[str, Target], str] = {}
+    places: dict[str, str] = {}
+    for draft in drafts:
+        for dependent in draft.dependents:
+            entity, store, target, key = dependent.entity, dependent.store, dependent.target, dependent.key
+            if entity is None or store is None or target is None or not target.name or key is None:
+                continue
+            name, report = entity.value, draft.report
+            first = rows.setdefault(name, (store, target, key))
+            if first[:2] != (store, target) or list(first[2].items()) != list(key.items()):
+                message = f"{shown(name)} is other rows, or has another key, at {places[name]}"
+                hint = "Dependents that are one entity have the same store, target and key."
+                report.add(FindingCode.ENTITY_CLASH, message, entity, hint)
+            other = homes.setdefault((store, target), name)
+            if other != name:
+                message = f"the rows of {shown(target.name)} in {store} are {shown(other)} at {places[other]}"
+                report.add(FindingCode.ENTITY_CLASH, message, entity, "The rows of one target are one entity.")
+            types = own.get(name)
+            if types is not None and list(types.values()) != list(key.values()):
+                message = f"the key of {shown(name)} has other types in its own events"
+                hint = "Fields and columns go together by their position."
+                report.add(FindingCode.KEY_CLASH, message, dependent.key_at or entity, hint)
+            places.setdefault(name, f"{report.file}:{entity.line}:{entity.column}")
+    parents = {draft.entity.value for draft in drafts if draft.entity is not None}
+    for draft in drafts:
+        home = rows.get("" if draft.entity is None or not draft.is_derived else draft.entity.value)
+        for dependent in draft.dependents:
+            if home is not None and dependent.store not in (None, home[0]):
+                what = f"a dependent in {dependent.store} of rows in {home[0]} that have no events of their own"
+                not_supported(draft.report, what, dependent.at, f"Name events of {shown(home[1].name)} in this file.")
+            if dependent.entity is None and dependent.store is not None and dependent.target is not None:
+                name = homes.get((dependent.store, dependent.target), "")
+                if name in parents:
+                    message = f"the rows are {shown(name)} at {places[name]}, and the dependent does not say so"
+                    hint = f"Write entity: {name} and its key here too: what depends on the rows has to follow."
+                    draft.report.add(FindingCode.UNNAMED_ENTITY, message, dependent.at, hint)
 
 
 def _check_names(draft: ParentDraft) -> None:
@@ -67,19 +118,24 @@ def _check_names(draft: ParentDraft) -> None:
 
 def _check_cycles(drafts: Iterable[ParentDraft]) -> None:
     # A null record in a topic that feeds a parent deletes that parent: such rules form a graph.
+    drafts = list(drafts)
     fed_by = {topic.value: draft for draft in drafts for topic in draft.topics}
+    named = {draft.entity.value: draft for draft in drafts if draft.entity is not None}
     for draft in drafts:
         for dependent in draft.dependents:
             target = dependent.target
             if target is None or target.kind is not TargetKind.TOPIC or target.name not in fed_by:
                 continue
-            if _reaches(fed_by[target.name], draft, fed_by):
+            if _reaches(fed_by[target.name], draft, fed_by, named):
                 message = f"the topic {shown(target.name)} leads back to this parent: a cycle that never ends"
                 draft.report.add(FindingCode.CYCLE, message, dependent.at)
 
 
-def _reaches(start: ParentDraft, goal: ParentDraft, fed_by: dict[str, ParentDraft]) -> bool:
-    seen: set[str] = set()
+def _reaches(
+    start: ParentDraft, goal: ParentDraft, fed_by: dict[str, ParentDraft], named: dict[str, ParentDraft]
+) -> bool:
+    """Whether one parent leads to another: by topics that are written to, and by what rows are."""
+    seen = {id(start)}
     waiting = [start]
     while waiting:
         draft = waiting.pop()
@@ -87,9 +143,12 @@ def _reaches(start: ParentDraft, goal: ParentDraft, fed_by: dict[str, ParentDraf
             return True
         for dependent in draft.dependents:
             target = dependent.target
-            if target is not None and target.kind is TargetKind.TOPIC and target.name not in seen:
-                seen.add(target.name)
-                waiting.extend([fed_by[target.name]] if target.name in fed_by else [])
+            topic = target.name if target is not None and target.kind is TargetKind.TOPIC else ""
+            entity = "" if dependent.entity is None else dependent.entity.value
+            for next_ in (fed_by.get(topic), named.get(entity)):
+                if next_ is not None and id(next_) not in seen:
+                    seen.add(id(next_))
+                    waiting.append(next_)
     return False
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
-from integrity.core.keys import KeyType
+from integrity.core.keys import KeySpec
 from integrity.core.rules import names
 from integrity.core.rules.actions import Reference, is_event_value, read_action, report_immutable
 from integrity.core.rules.document import ListNode, MappingNode, Node
 from integrity.core.rules.findings import FindingCode, Located, Report, did_you_mean, listed, shown
+from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.model import (
     Action,
     Cascade,
@@ -21,6 +23,7 @@ from integrity.core.rules.model import (
     TargetKind,
     Tombstone,
 )
+from integrity.core.rules.rows import check_rows
 from integrity.core.rules.vocabulary import DEPENDENT_FIELDS, DEPENDENT_LATER, MATCHES, MATCHES_LATER
 from integrity.core.rules.walk import (
     Fields,
@@ -45,10 +48,6 @@ _TARGET_FAULTS: Mapping[TargetKind, tuple[FindingCode, Callable[[str], str | Non
 }
 
 
-KeyDraft = Mapping[str, KeyType | None]
-"""The parent's key fields in order; None for a type that could not be read."""
-
-
 @dataclass(frozen=True, slots=True)
 class DependentDraft:
     """What could be read of a dependent, for the checks over all files; None where it could not.
@@ -65,6 +64,24 @@ class DependentDraft:
     at: Located
     references_at: Located
     dependent: Dependent | None
+    entity: Text | None = None
+    """What its rows are; `key` names them, at `key_at`."""
+    key: KeyDraft | None = None
+    key_at: Located | None = None
+
+
+def peek_rows(node: Node) -> tuple[tuple[str, KeyDraft], ...]:
+    """The entities that the rows of a list of dependents are, with their keys. Reports nothing: whoever reads the
+    dependents does."""
+    quiet = Report("")
+    found: list[tuple[str, KeyDraft]] = []
+    for item in node.items if isinstance(node, ListNode) else ():
+        said = {key.text: value for key, value in item.entries} if isinstance(item, MappingNode) else {}
+        entity = text_of(quiet, "entity", said["entity"]) if "entity" in said else None
+        key = read_key(quiet, said.get("key"))
+        if entity is not None and key is not None:
+            found.append((entity.value, key))
+    return tuple(found)
 
 
 def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft | None) -> DependentDraft | None:
@@ -85,6 +102,13 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
     max_rows = _max_rows(report, fields["max_rows"][1]) if "max_rows" in fields else None
     on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key)
     array = _array(report, fields, kind, references or {}, where or {}, on_delete)
+    rows_entity, rows_key = _rows(report, fields, kind)
+    rows_spec: KeySpec | None = None
+    if rows_key is not None:
+        rows_spec = check_rows(report, rows_key, fields["key"][0], references or {}, key, kind, (on_delete, on_update))
+        if array:
+            hint = "What is in the list goes, the document stays: nothing can follow for it."
+            report.add(FindingCode.BAD_ARRAY, "array and entity exclude each other", fields["array"][0], hint)
     dependent: Dependent | None = None
     if (
         entity is not None
@@ -97,6 +121,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
         and on_delete is not None
         and on_update is not None
         and array is not None
+        and (rows_entity is None) == (rows_spec is None)
     ):
         ordered = {column: field for field in key for column, named in references.items() if named == field}
         dependent = Dependent(
@@ -111,6 +136,8 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
             place=Place(report.file, mapping.line, mapping.column),
             max_rows=max_rows,
             array=array,
+            entity=None if rows_entity is None else rows_entity.value,
+            key=rows_spec,
         )
     return DependentDraft(
         name=name,
@@ -120,7 +147,21 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
         at=mapping,
         references_at=fields["references"][0] if "references" in fields else mapping,
         dependent=dependent,
+        entity=rows_entity,
+        key=rows_key,
+        key_at=fields["key"][0] if "key" in fields else None,
     )
+
+
+def _rows(report: Report, fields: Fields, kind: TargetKind | None) -> tuple[Text | None, KeyDraft | None]:
+    """`entity` and `key`, which go together."""
+    for one, other, example in (("entity", "key", "{id: int64}"), ("key", "entity", "order")):
+        if one in fields and other not in fields:
+            hint = f"Write {other}: {example}, for example."
+            report.add(FindingCode.MISSING_FIELD, f"the dependent has {one} and no {other}", fields[one][0], hint)
+    entity = _named(report, "entity", fields["entity"][1] if "entity" in fields else None, names.entity_fault)
+    fault_of = None if kind is None else partial(names.column_fault, kind)
+    return entity, read_key(report, fields["key"][1] if "key" in fields else None, "key column", fault_of)
 
 
 def _target(report: Report, fields: Fields, at: Located) -> tuple[Target | None, Node | None]:

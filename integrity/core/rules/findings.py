@@ -69,12 +69,16 @@ class FindingCode(StrEnum):
     LITERAL_TYPE = "literal_type"
     IMMUTABLE_ID = "immutable_id"
     BAD_ARRAY = "bad_array"
+    KEY_COLUMN = "key_column"
+    KEY_CLASH = "key_clash"
     # over all files
     DUPLICATE_PARENT = "duplicate_parent"
     DUPLICATE_TOPIC = "duplicate_topic"
     DUPLICATE_DEPENDENT = "duplicate_dependent"
     DUPLICATE_REFERENCE = "duplicate_reference"
     CYCLE = "cycle"
+    ENTITY_CLASH = "entity_clash"
+    UNNAMED_ENTITY = "unnamed_entity"
 
 
 class Located(Protocol):

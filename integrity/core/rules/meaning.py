@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
+from integrity.core.keys import KeySpec
 from integrity.core.rules.model import (
     Action,
     Cascade,
@@ -31,14 +32,15 @@ def hash_of(parents: Iterable[Parent]) -> str:
 
 
 def _parent(parent: Parent) -> Mapping[str, object]:
+    events = parent.events
     return {
         "parent": parent.entity,
-        "topics": sorted(parent.events.topics),
-        "format": parent.events.format,
-        "key": [[name, kind] for name, kind in parent.events.key.fields],
-        "tombstones": parent.events.tombstones,
-        "deleted_when": parent.events.deleted_when,
-        "epoch": parent.events.epoch,
+        "topics": None if events is None else sorted(events.topics),
+        "format": None if events is None else events.format,
+        "key": _key(parent.key),
+        "tombstones": None if events is None else events.tombstones,
+        "deleted_when": None if events is None else events.deleted_when,
+        "epoch": None if events is None else events.epoch,
         "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
     }
 
@@ -53,10 +55,16 @@ def _dependent(dependent: Dependent) -> Mapping[str, object]:
             "on_delete": _action(dependent.on_delete),
             "on_update": _action(dependent.on_update),
             "where": {column: _condition(value) for column, value in dependent.where.items()},
+            "entity": dependent.entity,
+            "rows_key": None if dependent.key is None else _key(dependent.key),
         }
         | ({} if dependent.max_rows is None else {"max_rows": dependent.max_rows})
         | ({"array": True} if dependent.array else {})
     )
+
+
+def _key(spec: KeySpec) -> object:
+    return [[name, kind] for name, kind in spec.fields]
 
 
 def _action(action: Action) -> object:

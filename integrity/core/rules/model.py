@@ -111,6 +111,9 @@ class Dependent:
     `max_rows`: an event with more rows than that is held. `array`, which only a collection has: the one field of the
     reference is a list of keys, each a reference of its own.
     `name` is unique in its file; `id`, `entity.name`, is unique over all files.
+
+    `entity` names what the rows are, `key` which columns name one of them: then the file of that entity goes on with
+    what depends on the rows. Both are there or neither.
     """
 
     id: str
@@ -124,6 +127,8 @@ class Dependent:
     place: Place
     max_rows: int | None = None
     array: bool = False
+    entity: str | None = None
+    key: KeySpec | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -155,12 +160,21 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """One rule file."""
+    """One rule file. Without `events` it is a *derived* parent: what happens to its rows follows from the dependents
+    that name its entity, and `rows_key` is the key that they give."""
 
     entity: str
-    events: Events
+    events: Events | None
     dependents: tuple[Dependent, ...]
     place: Place
+    rows_key: KeySpec | None = None
+
+    @property
+    def key(self) -> KeySpec:
+        """The parent's key: that of its own events, or the one of its rows."""
+        key = self.rows_key if self.events is None else self.events.key
+        assert key is not None, "a parent has events, or dependents that name it"
+        return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +190,10 @@ class RuleSet:
     def stores(self) -> tuple[str, ...]:
         """The names of the stores that some dependent is in, sorted."""
         return tuple(sorted({dependent.store for parent in self.parents for dependent in parent.dependents}))
+
+    def named(self, entity: str) -> tuple[Dependent, ...]:
+        """The dependents whose rows are this entity. They agree on store, target and key."""
+        return tuple(d for parent in self.parents for d in parent.dependents if d.entity == entity)
 
     def of_store(self, store: str) -> Mapping[str, tuple[Dependent, ...]]:
         """Entity -> its dependents in that store; entities without any are left out."""

@@ -6,15 +6,17 @@ Strict: whatever is not known to this version is a fault, and all faults of all 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from integrity.core import condition
-from integrity.core.keys import KeySpec, KeyType
+from integrity.core.keys import KeySpec
 from integrity.core.rules import names
 from integrity.core.rules.across import ParentDraft, check_across
-from integrity.core.rules.dependents import DependentDraft, KeyDraft, read_dependent
+from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, MappingNode, Node, ScalarNode, read_document
-from integrity.core.rules.findings import FindingCode, Report, did_you_mean, shown
+from integrity.core.rules.findings import FindingCode, Report, shown
+from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
 from integrity.core.rules.model import Events, Parent, Place, RuleSet, Tombstones
 from integrity.core.rules.vocabulary import (
@@ -23,8 +25,6 @@ from integrity.core.rules.vocabulary import (
     EVENTS_LATER,
     FORMATS,
     FORMATS_LATER,
-    KEY_TYPE_HABITS,
-    KEY_TYPES,
     PARENT_FIELDS,
     PARENT_LATER,
     TRUNCATES,
@@ -52,7 +52,9 @@ def parse_rules(files: Mapping[str, bytes | str]) -> RuleSet:
     """
     if not files:
         raise RulesError([Finding(FindingCode.NO_RULES, "there is no rule file")])
-    drafts = [_read_file(file, data) for file, data in files.items()]
+    openings = [_open(file, data) for file, data in files.items()]
+    rows = {entity: key for opening in openings for entity, key in opening.rows}
+    drafts = [_read(opening, rows) for opening in openings]
     check_across(drafts)
     findings = [finding for draft in drafts for finding in draft.report.findings()]
     if findings:
@@ -62,31 +64,66 @@ def parse_rules(files: Mapping[str, bytes | str]) -> RuleSet:
     return RuleSet(
         parents=parents,
         hash=hash_of(parents),
-        by_topic=MappingProxyType({topic: parent for parent in parents for topic in parent.events.topics}),
+        by_topic=MappingProxyType({t: parent for parent in parents if parent.events for t in parent.events.topics}),
         by_entity=MappingProxyType({parent.entity: parent for parent in parents}),
     )
 
 
-def _read_file(file: str, data: bytes | str) -> ParentDraft:
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A file before its dependents are read, which for a derived parent needs what other files say of its rows."""
+
+    report: Report
+    root: MappingNode | None = None
+    fields: Fields = field(default_factory=dict)
+    entity: Text | None = None
+    rows: tuple[tuple[str, KeyDraft], ...] = ()
+    """The entities that its dependents name, with their keys."""
+
+
+def _open(file: str, data: bytes | str) -> _Opening:
     root, report = read_document(data, file)
     if root is None:
-        return ParentDraft(report)
+        return _Opening(report)
     if not isinstance(root, MappingNode):
         wrong_type(report, "a rule file", "a mapping", root, "It begins with version: 1.")
-        return ParentDraft(report)
+        return _Opening(report)
     what = "the rule file"
     fields = fields_of(report, what, root, PARENT_FIELDS, PARENT_LATER)
     _check_version(report, required(report, what, fields, "version", root, f"Write version: {VERSION}."))
     entity = _entity(report, required(report, what, fields, "parent", root, "Write parent: customer, for example."))
-    hint = "A parent without events of its own, which continues the graph of another file, is not supported yet."
-    topics, key, events = _events(report, required(report, what, fields, "events", root, hint))
-    dependents = _dependents(report, required(report, what, fields, "dependents", root), entity, key)
-    draft = ParentDraft(report, entity, topics, dependents)
+    return _Opening(report, root, fields, entity, peek_rows(fields["dependents"][1]) if "dependents" in fields else ())
+
+
+def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
+    report, root, fields, entity = opening.report, opening.root, opening.fields, opening.entity
+    if root is None:
+        return ParentDraft(report)
+    topics: tuple[Text, ...] = ()
+    key: KeyDraft | None = None
+    events: Events | None = None
+    if "events" in fields:
+        topics, key, events = _events(report, fields["events"][1])
+    elif entity is not None:
+        key = rows.get(entity.value)
+        if key is None:
+            message = f"the file has no events, and no dependent says that its rows are {shown(entity.value)}"
+            hint = f"Write events, or entity: {entity.value} and key at the dependent that these rows are."
+            report.add(FindingCode.UNNAMED_ENTITY, message, root, hint)
+    dependents = _dependents(report, required(report, "the rule file", fields, "dependents", root), entity, key)
+    own = key if "events" in fields else None
+    draft = ParentDraft(report, entity, topics, dependents, own, is_derived="events" not in fields)
     whole = tuple(d.dependent for d in dependents if d.dependent is not None)
-    if report.is_clean and entity is not None and events is not None:
+    rows_key = None if "events" in fields else _spec(key)
+    if report.is_clean and entity is not None and (events is not None or rows_key is not None):
         assert len(whole) == len(dependents), "a dependent without findings is whole"
-        draft.parent = Parent(entity.value, events, whole, Place(file, root.line, root.column))
+        draft.parent = Parent(entity.value, events, whole, Place(report.file, root.line, root.column), rows_key)
     return draft
+
+
+def _spec(key: KeyDraft | None) -> KeySpec | None:
+    types = () if key is None else tuple((name, kind) for name, kind in key.items() if kind is not None)
+    return KeySpec(types) if key is not None and types and len(types) == len(key) else None
 
 
 def _check_version(report: Report, node: Node | None) -> None:
@@ -120,7 +157,7 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
     topics = _topics(report, fields, mapping)
     format_node = required(report, "events", fields, "format", mapping, "Write format: debezium.")
     kind = None if format_node is None else choice_of(report, "format", format_node, FORMATS, FORMATS_LATER)
-    key = _key(report, required(report, "events", fields, "key", mapping, "Write key: {id: int64}, for example."))
+    key = read_key(report, required(report, "events", fields, "key", mapping, "Write key: {id: int64}, for example."))
     tombstones: str | None = Tombstones.DELETE
     if "tombstones" in fields:
         tombstones = choice_of(report, "tombstones", fields["tombstones"][1], [*Tombstones])
@@ -128,11 +165,11 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
         choice_of(report, "truncate", fields["truncate"][1], TRUNCATES, TRUNCATES_LATER)
     deleted_when = _deleted_when(report, fields["deleted_when"][1]) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
-    types = () if key is None else tuple((name, type_) for name, type_ in key.items() if type_ is not None)
-    if not topics or kind is None or not types or tombstones is None:
+    spec = _spec(key)
+    if not topics or kind is None or spec is None or tombstones is None:
         return topics, key, None
     found = tuple(topic.value for topic in topics)
-    return topics, key, Events(found, kind, KeySpec(types), Tombstones(tombstones), deleted_when, epoch)
+    return topics, key, Events(found, kind, spec, Tombstones(tombstones), deleted_when, epoch)
 
 
 def _deleted_when(report: Report, node: Node) -> str | None:
@@ -177,35 +214,6 @@ def _is_topic(report: Report, text: Text) -> bool:
     if fault is not None:
         report.add(FindingCode.BAD_TOPIC, f"the topic {shown(text.value)} {fault}", text)
     return fault is None
-
-
-def _key(report: Report, node: Node | None) -> KeyDraft | None:
-    mapping = None if node is None else mapping_of(report, "key", node, "key: {id: int64}")
-    if mapping is None:
-        return None
-    if len(mapping.entries) > names.KEY_FIELDS_MAX:
-        report.add(FindingCode.WRONG_TYPE, f"key has more than {names.KEY_FIELDS_MAX} fields", mapping)
-        return None
-    found: dict[str, KeyType | None] = {}
-    for name, value in mapping.entries:
-        fault = names.key_field_fault(name.text)
-        if fault is not None:
-            report.add(FindingCode.BAD_NAME, f"the key field {shown(name.text)} {fault}", name)
-        found[name.text] = _key_type(report, name.text, value)
-    return found
-
-
-def _key_type(report: Report, name: str, node: Node) -> KeyType | None:
-    what = f"the type of the key field {shown(name)}"
-    text = text_of(report, what, node)
-    if text is None:
-        return None
-    if text.value in KEY_TYPES:
-        return KeyType(text.value)
-    habit = KEY_TYPE_HABITS.get(text.value.lower())
-    hint = f"Did you mean {habit}?" if habit is not None else did_you_mean(text.value, KEY_TYPES)
-    report.add(FindingCode.UNKNOWN_VALUE, f"{what} is unknown: {shown(text.value)}", text, hint)
-    return None
 
 
 def _dependents(

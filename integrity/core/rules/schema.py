@@ -54,7 +54,7 @@ def rules_schema() -> Schema:
                 "events": _events(),
                 "dependents": {"type": "array", "minItems": 1, "items": _dependent()},
             },
-            required=PARENT_FIELDS,
+            required=[field for field in PARENT_FIELDS if field != "events"],
         ),
     }
 
@@ -82,12 +82,7 @@ def _events() -> Schema:
             "topic": _TOPIC,
             "topics": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _TOPIC},
             "format": _words(FORMATS),
-            "key": {
-                "type": "object",
-                "minProperties": 1,
-                "maxProperties": names.KEY_FIELDS_MAX,
-                "additionalProperties": _words(KEY_TYPES),
-            },
+            "key": _key(),
             "tombstones": {"enum": [str(word) for word in Tombstones], "default": Tombstones.DELETE.value},
             "truncate": {"enum": list(TRUNCATES), "default": TRUNCATES[0]},
             "deleted_when": {"type": "string", "minLength": 1, "maxLength": EXPRESSION_CHARACTERS_MAX},
@@ -96,6 +91,15 @@ def _events() -> Schema:
         required=("format", "key"),
     )
     return schema | {"oneOf": [{"required": ["topic"]}, {"required": ["topics"]}]}
+
+
+def _key() -> Schema:
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": names.KEY_FIELDS_MAX,
+        "additionalProperties": _words(KEY_TYPES),
+    }
 
 
 def _dependent() -> Schema:
@@ -118,6 +122,8 @@ def _dependent() -> Schema:
             "on_delete": _actions(ON_DELETE),
             "on_update": _actions(ON_UPDATE) | {"default": "cascade"},
             "max_rows": {"type": "integer", "minimum": 1},
+            "entity": {"type": "string", "pattern": names.ENTITY_PATTERN, "maxLength": names.NAME_CHARACTERS_MAX},
+            "key": _key(),
         },
         required=("store", "references", "on_delete"),
     )
@@ -126,7 +132,7 @@ def _dependent() -> Schema:
     bare = {"required": ["on_delete"], "properties": {"on_delete": {"const": "tombstone"}}}
     return schema | {
         "oneOf": [{"required": [kind]} for kind in ("table", "collection", "topic")],
-        "dependencies": {"array": ["collection"]},
+        "dependencies": {"array": ["collection"], "entity": ["key"], "key": ["entity"]},
         "if": {"required": ["topic"]},
         "then": {"not": filled},
         "else": {"not": {"anyOf": [bare, empty]}},

@@ -14,7 +14,8 @@ VERSION = 1
 PARENT_FIELDS: Mapping[str, str] = {
     "version": "The version of the rule file format. Always 1.",
     "parent": "The name of the parent entity: lower-case letters, digits and _, unique over all rule files.",
-    "events": "Where the parent's change events come from and how its key is read from them.",
+    "events": "Where the parent's change events come from and how its key is read from them. Left out where the "
+    "parent is what dependents of other files are made of: entity says so there.",
     "dependents": "The references to this parent, one entry for each table, collection or topic that holds its key.",
 }
 PARENT_LATER = ("copies", "late_children", "entity", "key")
@@ -54,8 +55,10 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "on_delete": "What happens to the dependents when their parent is deleted.",
     "on_update": "What happens to the dependents when their parent's key changes. The default is cascade: they follow.",
     "max_rows": "At most so many rows for one event; above it the event is held: nothing changes until it is approved.",
+    "entity": "What the rows are: the file with this name as parent goes on with what depends on them.",
+    "key": "The columns that name one of these rows, in order, each with its type: {id: int64}. Goes with entity.",
 }
-DEPENDENT_LATER = ("as_of", "undo", "entity", "key", "late_children")
+DEPENDENT_LATER = ("as_of", "undo", "late_children")
 
 ACTIONS: Mapping[str, str] = {
     "cascade": "On delete: delete the dependents. On update: their reference follows the key.",

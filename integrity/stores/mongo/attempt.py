@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, assert_never
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from integrity.core.batch import Batch, Share, shares, standing
-from integrity.core.fold import Settled, credit, lookups, settle, trace
+from integrity.core.derive import Happened, Rows, keys_of, numbered
+from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
-from integrity.stores.mongo.effects import Enforcer
+from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
+from integrity.stores.mongo.effects import Came, Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, hashes_of
 from integrity.stores.mongo.lists import ListEnforcer
 from integrity.stores.rule import StoreRule, policies
 
+RECORDED_MAX: Final = 5_000
+"""Keys of documents whose fates wait to be written together."""
+
 
 class Attempt:
-    """`dependent` is whose operation runs, or ran when an error came; None while the ledger's do."""
+    """`dependent` is the branch whose operation runs, or ran when an error came; None while the ledger's do. `below` is
+    the dependent itself, where it is further down the graph."""
 
     def __init__(self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], batch: Batch) -> None:
         self.dependent: str | None = None
+        self.below: str | None = None
         self._ledger = ledger
         self._rules = rules
         self._batch = batch
@@ -62,6 +71,7 @@ class Attempt:
         writes = heads_to_write(hash_of, {change.key for change in changes}, heads, settled.updates)
         arrivals = await self._arrivals(settled, admitted, hash_of, session)
         effects: list[Effect] = []
+        way = _Way(Descent(self._rules, exact=False))
         ended = [a.id for key, of_key in arrivals.items() for a in of_key if _is_passed(a, writes.get(key))]
         for rule in rules:
             mine = {key: [a for a in of_key if a.dependent == rule.id] for key, of_key in arrivals.items()}
@@ -70,22 +80,97 @@ class Attempt:
             groups = trace(rule.policy, settled, sinces, left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             self.dependent = rule.id
-            enforcer = ListEnforcer if rule.dependent.array else Enforcer
-            acted = await enforcer(self._ledger, rule, session, self._batch.at_ms).carry_out(
-                groups, mine, share.approved
-            )
-            if isinstance(acted, Held):
-                return acted
-            rows, came = acted
-            self.dependent = None
+            if not rule.dependent.array:
+                enforcer = Enforcer(self._ledger, rule, session, self._batch.at_ms)
+                if over := await enforcer.held(groups, mine, share.approved):
+                    return over
+            way.top, way.approved = rule, share.approved
+            way.arrivals[rule.id] = mine
+            firsts = dict(admitted.starts.get(rule.id, ()))
+            branch = way.descent.branch(rule, groups, settled, len(changes), left_out, firsts)
+            rows = await self._descend(branch, way, session)
+            if over := way.held or way.descent.held(rule, share.approved):
+                return over
+            self.dependent = self.below = None
+            came, way.came = way.came, []
             effects += credit(
                 rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
             )
-            ended += [a.id for group in groups for a in mine.get(group.key, ()) if a.since == group.since]
             await self._ledger.add_arrivals(rule.id, [(hash_of[key], since, id_) for key, since, id_ in came], session)
-        await self._ledger.remove_arrivals(ended, session)
+        effects += way.descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
+        await self._write_down(way, session)
+        await self._ledger.remove_arrivals([*ended, *way.ended], session)
         await self._record(share, admitted, hash_of, heads, writes, effects, session)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    async def _descend(self, asks: Branch, way: _Way, session: AsyncClientSession) -> list[int]:
+        """Carry out the groups of a dependent, and all that depends on its documents."""
+        answer: object = None
+        while True:
+            try:
+                ask = asks.send(answer)
+            except StopIteration as ended:
+                rows: list[int] = ended.value
+                return rows
+            answer = await self._answer(ask, way, session)
+
+    async def _answer(self, ask: Ask, way: _Way, session: AsyncClientSession) -> object:
+        if isinstance(ask, Record):
+            way.happened.setdefault(ask.rows, []).extend(ask.happened)
+            if sum(map(len, way.happened.values())) >= RECORDED_MAX:
+                await self._write_down(way, session)
+            return None
+        self.below = ask.rule.id
+        enforcer = Enforcer(self._ledger, ask.rule, session, self._batch.at_ms)
+        arrivals = way.arrivals.setdefault(ask.rule.id, {})
+        match ask:
+            case Choose(_, groups, limit):
+                return await enforcer.own_keys(groups, arrivals, limit)
+            case CarryOut(_, groups):
+                if ask.rule.dependent.array:
+                    rows, came = await self._carry_out_of_lists(ask, way, session)
+                else:
+                    rows, came = await enforcer.carry_out(groups, arrivals)
+                way.came += came
+                way.end(groups, arrivals)
+                return rows
+            case RemoveChosen(_, groups, chosen):
+                return await enforcer.remove_chosen(groups, arrivals, chosen)
+            case Newest(rule, keys):
+                hashes = {of: key for key, of in hashes_of(rule.entity, keys).items()}
+                found: dict[Key, list[Arrival]] = {}
+                for arrival in await self._ledger.arrivals(list(hashes), session):
+                    if arrival.dependent == rule.id:
+                        found.setdefault(hashes[arrival.key_hash], []).append(arrival)
+                arrivals |= found
+                return {key: max(a.since for a in of_key) for key, of_key in found.items()}
+            case Closure():
+                raise AssertionError("only an exact store is asked for it")
+            case _:
+                assert_never(ask)
+
+    async def _carry_out_of_lists(
+        self, ask: CarryOut, way: _Way, session: AsyncClientSession
+    ) -> tuple[list[int], list[Came]]:
+        enforcer = ListEnforcer(self._ledger, ask.rule, session, self._batch.at_ms)
+        # Further down it is the way itself that knows how many rows an event has.
+        approved = way.approved if ask.rule is way.top else {index for group in ask.groups for index in group.path}
+        acted = await enforcer.carry_out(ask.groups, way.arrivals.get(ask.rule.id, {}), approved)
+        if isinstance(acted, Held):
+            way.held = acted
+            return [0] * len(ask.groups), []
+        return acted
+
+    async def _write_down(self, way: _Way, session: AsyncClientSession) -> None:
+        """Write what happened to documents that are parents without events of their own."""
+        ledger = self._ledger
+        for rows, happened in way.happened.items():
+            hash_of = hashes_of(rows.entity, keys_of(happened))
+            heads = await ledger.heads({of: key for key, of in hash_of.items()}, rows.spec, session)
+            updates, effects = numbered(happened, heads)
+            await ledger.write_heads(rows.entity, hash_of, heads.keys(), updates, (), session)
+            await ledger.write_fates(rows.entity, hash_of, updates, effects, self._batch, session)
+        way.happened.clear()
 
     async def _arrivals(
         self, settled: Settled, admitted: Admitted, hash_of: Mapping[Key, bytes], session: AsyncClientSession
@@ -115,6 +200,26 @@ class Attempt:
         await ledger.write_fates(share.entity, hash_of, writes, effects, self._batch, session)
         await ledger.clear_exceptions(admitted.over, session)
         await ledger.write_exceptions(share.entity, admitted.left_out, hash_of, self._batch.at_ms, session)
+
+
+@dataclass(slots=True)
+class _Way:
+    """The way down from the dependents of one entity: per dependent what came to its keys, what came and what ended
+    meanwhile, and what is to be written down."""
+
+    descent: Descent
+    arrivals: dict[str, dict[Key, list[Arrival]]] = field(default_factory=dict)
+    came: list[Came] = field(default_factory=list)
+    ended: list[object] = field(default_factory=list)
+    happened: dict[Rows, list[Happened]] = field(default_factory=dict)
+    top: StoreRule | None = None
+    approved: Collection[int] = ()
+    held: Held | None = None
+    """Set when the dependent at the top of the way has too many rows: nothing is to be committed then."""
+
+    def end(self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]) -> None:
+        """The arrivals that were acted on are none any more."""
+        self.ended += [a.id for group in groups for a in arrivals.get(group.key, ()) if a.since == group.since]
 
 
 def _is_passed(arrival: Arrival, update: HeadUpdate | None) -> bool:

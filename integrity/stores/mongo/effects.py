@@ -6,7 +6,7 @@ that anybody changed since is a write conflict: what is written by `_id` is what
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 import bson
@@ -22,8 +22,8 @@ from integrity.core.outcome import Held
 from integrity.core.rules.model import Tombstone
 from integrity.stores.memory import mark_values
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
-from integrity.stores.mongo.query import EXACT, Filter, reader, referencing, within_reach
-from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, to_bson
+from integrity.stores.mongo.query import EXACT, Filter, path_reader, reader, referencing, within_reach
+from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, own_part, to_bson
 from integrity.stores.mongo.verdict import CountMismatch
 from integrity.stores.rule import StoreRule
 
@@ -36,10 +36,14 @@ READ_DOCUMENTS = 10_000
 
 
 class _Chosen(NamedTuple):
-    """A document: its `_id`, and its reference as it is stored."""
+    """A document: its `_id`, its reference as it is stored, and (where more was asked for) all that was read of it."""
 
     id: object
     stored: tuple[object, ...]
+    whole: Document
+
+
+_NOTHING: Document = {}
 
 
 Came = tuple[Key, Version, object]
@@ -78,13 +82,10 @@ class Enforcer:
         self._collection: AsyncCollection[Document] = ledger.database[rule.dependent.target.name]
 
     async def carry_out(
-        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int] = ()
-    ) -> tuple[list[int], list[Came]] | Held:
-        """Carry out all groups; return the number of documents of each, and the arrivals to keep. Held: some event has
-        more documents than the rule allows, and nothing was changed."""
-        chosen = await self._choose(groups, arrivals, approved)
-        if isinstance(chosen, Held):
-            return chosen
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
+    ) -> tuple[list[int], list[Came]]:
+        """Carry out all groups; return the number of documents of each, and the arrivals to keep."""
+        chosen = await self._choose(groups, arrivals)
         removed: list[object] = []
         changes = _Changes()
         came: list[Came] = []
@@ -106,39 +107,111 @@ class Enforcer:
         await self._update(changes)
         return [len(documents) for documents in chosen], came
 
-    async def _choose(
+    async def held(
         self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int]
-    ) -> list[list[_Chosen]] | Held:
-        chosen: list[list[_Chosen]] = [[] for _ in groups]
+    ) -> Held | None:
+        """Held when some event has more documents than the rule allows; they are counted no further than that."""
+        limit = self._rule.dependent.max_rows
+        if limit is None:
+            return None
+        counts = [0] * len(groups)
+        place_of = self._placing(groups, arrivals)
+        async for documents in self._documents(list({group.key for group in groups})):
+            for document in documents:
+                place = place_of(document)
+                if place is not None:
+                    counts[place] += 1
+            if over := held(self._rule.id, limit, groups, counts, approved):
+                return over
+        return None
+
+    async def own_keys(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], limit: int | None
+    ) -> list[tuple[int, Key]]:
+        """The index of the group and the own key of each document, at most `limit`; without those that have none."""
+        of_rows = self._rule.rows
+        assert of_rows is not None
+        own = [(kind, path_reader(path)) for path, kind in of_rows.spec.fields]
+        place_of = self._placing(groups, arrivals)
+        found: list[tuple[int, Key]] = []
+        async for documents in self._documents(list({group.key for group in groups}), of_rows.spec.names):
+            for document in documents:
+                place = place_of(document)
+                key = tuple([own_part(kind, read(document.whole)) for kind, read in own])
+                if place is not None and None not in key:
+                    found.append((place, key))  # type: ignore[arg-type]
+            if limit is not None and len(found) >= limit:
+                break
+        return found[:limit]
+
+    async def remove_chosen(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], chosen: Sequence[tuple[int, Key]]
+    ) -> list[int]:
+        """Remove the documents with these own keys; how many of each group."""
+        of_rows = self._rule.rows
+        assert of_rows is not None
+        own = [(kind, path_reader(path)) for path, kind in of_rows.spec.fields]
+        wanted, place_of = set(chosen), self._placing(groups, arrivals)
+        rows, removed = [0] * len(groups), list[object]()
+        for part in chunks(chosen, _KEYS_MAX):
+            names = {key: [to_bson(k, v) for k, v in zip(of_rows.spec.types, key, strict=True)] for _, key in part}
+            filters = [referencing(of_rows.spec.names, names)]
+            keys = list({groups[index].key for index, _ in part})
+            async for documents in self._documents(keys, of_rows.spec.names, filters):
+                for document in documents:
+                    place = place_of(document)
+                    key = tuple([own_part(kind, read(document.whole)) for kind, read in own])
+                    if place is not None and (place, key) in wanted:
+                        rows[place] += 1
+                        removed.append(document.id)
+        await self._remove(removed)
+        return rows
+
+    def _placing(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
+    ) -> Callable[[_Chosen], int | None]:
+        """What tells the group that a document belongs to."""
         places: dict[Key, dict[Version | None, int]] = {}
         for place, group in enumerate(groups):
             places.setdefault(group.key, {})[group.since] = place
         since_of = {key: {token(a.document): a.since for a in arrivals[key]} for key in places if arrivals.get(key)}
         kinds = self._rule.spec.types
-        async for documents in self._documents(list(places)):
+
+        def place_of(document: _Chosen) -> int | None:
+            key = tuple(map(from_bson, kinds, document.stored))
+            came = since_of.get(key)
+            return places[key].get(came.get(token(document.id)) if came else None)
+
+        return place_of
+
+    async def _choose(self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]) -> list[list[_Chosen]]:
+        chosen: list[list[_Chosen]] = [[] for _ in groups]
+        place_of = self._placing(groups, arrivals)
+        async for documents in self._documents(list({group.key for group in groups})):
             for document in documents:
-                key = tuple(map(from_bson, kinds, document.stored))
-                came = since_of.get(key)
-                place_found = places[key].get(came.get(token(document.id)) if came else None)
-                if place_found is not None:
-                    chosen[place_found].append(document)
-            limit = self._rule.dependent.max_rows
-            if limit and (over := held(self._rule.id, limit, groups, [len(some) for some in chosen], approved)):
-                return over
+                place = place_of(document)
+                if place is not None:
+                    chosen[place].append(document)
         return chosen
 
-    async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[list[_Chosen]]:
+    async def _documents(
+        self, keys: Sequence[Key], more: Sequence[str] = (), filters: Sequence[Filter] = ()
+    ) -> AsyncIterator[list[_Chosen]]:
         """Every document within reach that holds one of the keys, some thousands at a time."""
         columns = self._rule.dependent.columns
         # A part of _id comes with the whole, and cannot be asked for beside it.
-        fields = dict.fromkeys(("_id", *(c for c in columns if not c.startswith("_id."))), 1)
+        fields = dict.fromkeys(("_id", *(c for c in (*columns, *more) if not c.startswith("_id."))), 1)
         read = [reader(column) for column in columns]
         for filter_ in holding(self._rule, keys):
             cursor = self._collection.find(
-                filter_, fields, session=self._session, batch_size=READ_DOCUMENTS, collation=EXACT
+                {"$and": [filter_, *filters]} if filters else filter_,
+                fields,
+                session=self._session,
+                batch_size=READ_DOCUMENTS,
+                collation=EXACT,
             )
             while documents := await cursor.to_list(READ_DOCUMENTS):
-                yield [_Chosen(document["_id"], tuple([of(document) for of in read])) for document in documents]
+                yield [_Chosen(d["_id"], tuple([of(d) for of in read]), d if more else _NOTHING) for d in documents]
 
     def _change(
         self, changes: _Changes, documents: Sequence[_Chosen], before: Key, after: Values, more: Document

@@ -74,6 +74,19 @@ def reader(path: str) -> Callable[[Mapping[str, Any]], object]:
     return read
 
 
+def path_reader(path: str) -> Callable[[Mapping[str, Any]], object]:
+    """What reads the value at a dotted path, None where it is not there or an array is on the way."""
+    parts = path.split(".")
+
+    def read(document: Mapping[str, Any]) -> object:
+        value: object = document
+        for part in parts:
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    return read
+
+
 def _steps(paths: Iterable[str]) -> list[str]:
     """Every path with all its beginnings, once each: `a.b` gives `a` and `a.b`."""
     found: dict[str, None] = {}

@@ -28,6 +28,7 @@ from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult
 from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline
+from integrity.stores.descent import of_branch
 from integrity.stores.mongo import inspect, setup
 from integrity.stores.mongo.attempt import Attempt
 from integrity.stores.mongo.ledger import Document, Ledger, commands
@@ -108,7 +109,7 @@ class MongoStore:
                         await _commit(session, deadline)
                     return result
         except CAUSES as exc:
-            return verdict_of(exc, attempt.dependent)
+            return of_branch(verdict_of(exc, attempt.dependent), attempt.below)
 
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         """See `Inspectable.history`."""

@@ -16,7 +16,7 @@ from uuid import UUID
 from bson import CodecOptions, DatetimeConversion, Decimal128, Int64, ObjectId
 from bson.binary import UuidRepresentation
 
-from integrity.core.keys import KeyType, Scalar
+from integrity.core.keys import KeyRefused, KeyType, Scalar, gate
 
 CODECS: CodecOptions[dict[str, Any]] = CodecOptions(
     dict,
@@ -26,6 +26,7 @@ CODECS: CodecOptions[dict[str, Any]] = CodecOptions(
 )
 """UUIDs in binary subtype 4; a time that Python has no datetime for is read as it is, to be written back unchanged."""
 
+_NUMBERS = frozenset({KeyType.INT32, KeyType.INT64, KeyType.NUMERIC})
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -112,6 +113,18 @@ def element_key(kind: KeyType, element: object) -> Scalar | None:
             return element.date() if isinstance(element, datetime) and is_midnight else None
         case _:
             assert_never(kind)
+
+
+def own_part(kind: KeyType, value: object) -> Scalar | None:
+    """The key part that a field of a document's own key is, in the form that keys have; None when it is none."""
+    part = element_key(kind, value)
+    if part is None or kind not in (KeyType.INT32, KeyType.INT64, KeyType.NUMERIC):
+        return part
+    assert isinstance(part, int | Decimal)
+    try:
+        return gate(kind, int(part) if kind is not KeyType.NUMERIC and part == int(part) else Decimal(part), None)
+    except KeyRefused:
+        return None
 
 
 def _number(element: object) -> int | Decimal | None:

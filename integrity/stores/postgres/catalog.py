@@ -379,6 +379,7 @@ class _Inspection:
         conditions = await self._conditions(relation)
         settings = await self._settings(relation)
         primary_key = self._primary_key(relation)
+        own = self._own(relation)
         self._index(relation)
         self._privileges(relation, primary_key)
         self._refusals(relation)
@@ -389,7 +390,7 @@ class _Inspection:
                 f"ALTER ROLE {self._user} BYPASSRLS;",
             )
         return Table(
-            rule, relation.schema, relation.name, codecs, conditions, settings, primary_key, relation.kind == "p"
+            rule, relation.schema, relation.name, codecs, conditions, settings, primary_key, relation.kind == "p", own
         )
 
     def _below(self, relation: _Relation) -> None:
@@ -496,6 +497,33 @@ class _Inspection:
                     "column_not_null",
                     f"{name} is NOT NULL, so the rule cannot set it to null",
                     f"{column.not_null}; or take another action.",
+                )
+        return tuple(codecs)
+
+    def _own(self, relation: _Relation) -> tuple[Codec, ...]:
+        """The columns of the rows' own key, by which what depends on them is found."""
+        rows = self._rule.rows
+        codecs: list[Codec] = []
+        for name, kind in () if rows is None else rows.spec.fields:
+            column = self._column(relation, name)
+            found = None if column is None else codec(kind, column.codec_type, column.modifier)
+            if column is None:
+                continue
+            if found is None:
+                self.add(
+                    "column_type",
+                    f"the column {name} is of type {column.type}, the rows' own key of type {kind.value}",
+                    f"A key column of type {kind.value} goes with a column of type {column_types(kind)}.",
+                )
+                continue
+            codecs.append(found)
+            if not column.exact:
+                self._loose(relation, column)
+            if not column.not_null:
+                self.add(
+                    "key_nullable",
+                    f"{name} may be null, so that a row could not be named for what depends on it",
+                    f"ALTER TABLE {relation.quoted} ALTER COLUMN {quoted(name)} SET NOT NULL;",
                 )
         return tuple(codecs)
 
@@ -662,6 +690,10 @@ class _Inspection:
         if isinstance(dependent.on_delete, Tombstone):
             read.append(dependent.on_delete.marker)
             write += dependent.on_delete.set
+        if rule.rows is not None:
+            read += rule.rows.spec.names
+            if not write:  # rows are locked before what depends on them is removed
+                write = [dependent.columns[0]]
         if "DELETE" in self._statements and not relation.deletable:
             self._lacks("DELETE", relation.quoted, relation.quoted)
         for privilege, names in (("SELECT", read), ("UPDATE", write)):

@@ -21,7 +21,7 @@ from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH, Codec, cast
 from integrity.stores.rule import StoreRule
 
-_PLAIN: Final = "{}"
+PLAIN: Final = "{}"
 """The `since` of rows that are no arrivals: an empty array, which no version is."""
 
 
@@ -48,7 +48,7 @@ class Table:
     """A dependent as the catalogue has it: names are real, types are checked.
 
     `primary_key` is empty where the table has none; arrivals then cannot be told apart. `partitioned` tells that its
-    rows are those of its partitions.
+    rows are those of its partitions. `own` are the codecs of the rows' own key, where something depends on them.
     """
 
     rule: StoreRule
@@ -59,6 +59,7 @@ class Table:
     settings: tuple[Setting, ...]
     primary_key: tuple[str, ...]
     partitioned: bool
+    own: tuple[Codec, ...] = ()
 
 
 def changed_positions(rule: StoreRule) -> tuple[int, ...]:
@@ -97,6 +98,23 @@ def reach(table: Table, bound: int) -> tuple[list[str], list[object]]:
     if table.settings:
         fits.append(f"t.{quoted(table.settings[0].column)} is null")
     return fits, values
+
+
+def target_of(table: Table) -> str:
+    """What statements name. As a native foreign key: rows of tables that inherit from this one are not its rows."""
+    return quoted(table.schema, table.name) if table.partitioned else f"only {quoted(table.schema, table.name)}"
+
+
+def since_condition(table: Table, arrivals_table: str, dependent: str) -> str:
+    """That a row `t` is there since `k.since`, at the key whose hash is `k.hash`."""
+    return (
+        f"coalesce((select a.since from {arrivals_table} a where a.key_hash = k.hash"
+        f" and a.dependent = {dependent} and a.\"row\" = {_row_name(table)}), '{{}}'::int8[]) = k.since::int8[]"
+    )
+
+
+def _row_name(table: Table) -> str:
+    return f"jsonb_build_array({', '.join(f't.{quoted(column)}' for column in table.primary_key)})::text"
 
 
 def _written(step: Step, width: int) -> Sequence[int]:
@@ -156,7 +174,7 @@ class Effects:
                     chosen = [groups[index] for index in found]
                     if split:
                         columns.append([hashes[group.key] for group in chosen])
-                        columns.append([_PLAIN if group.since is None else text(group.since) for group in chosen])
+                        columns.append([PLAIN if group.since is None else text(group.since) for group in chosen])
                     for place, count in await run(connection, chosen, columns, at_ms, split):
                         rows[found[place - 1]] = count
         return rows
@@ -171,7 +189,7 @@ class Effects:
             chosen = [groups[place] for place in places]
             if split:
                 columns.append([hashes[group.key] for group in chosen])
-                columns.append([_PLAIN if group.since is None else text(group.since) for group in chosen])
+                columns.append([PLAIN if group.since is None else text(group.since) for group in chosen])
             for place, count in await self._run(connection, "count", split, False, columns, limit):
                 rows[places[place - 1]] = count
         return rows
@@ -275,17 +293,13 @@ class Effects:
             elif _is_literal(setting):
                 count += 1
                 sets.append(f"{quoted(setting.column)} = ${count}::text::{setting.type}")
-        row = f"jsonb_build_array({', '.join(f't.{quoted(column)}' for column in table.primary_key)})::text"
+        row = _row_name(table)
         dependent = f"${count + 1}::text"
         if split:
-            fits.append(
-                f"coalesce((select a.since from {self._arrivals_table} a where a.key_hash = k.hash"
-                f" and a.dependent = {dependent} and a.\"row\" = {row}), '{{}}'::int8[]) = k.since::int8[]"
-            )
+            fits.append(since_condition(table, self._arrivals_table, dependent))
         bound = ", ".join(made(f"${i}") for i, (_, made) in enumerate(arrays, 1))
         keys = f"unnest({bound}) with ordinality as k({', '.join(name for name, _ in arrays)}, n)"
-        # As a native foreign key: rows of tables that inherit from this one are not its rows.
-        target = quoted(table.schema, table.name) if table.partitioned else f"only {quoted(table.schema, table.name)}"
+        target = target_of(table)
         if kind == "count":
             limit = f"${count + 1 + split}::int8"
             counted = f"(select count(*) from (select from {target} t where {' and '.join(fits)} limit {limit}) r)"

@@ -75,18 +75,19 @@ async def impact(connection: Connection, table: Table, key: Key, to: Key | None)
         return Impact(table.rule.id, action, 0)
     columns = table.rule.dependent.columns
     fits = [
-        f"t.{quoted(column)} = ${place}::{codec.array.removesuffix('[]')}"
+        f"t.{quoted(column)} = ({codec.compared(f'${place}')})[1]"
         for place, (column, codec) in enumerate(zip(columns, table.codecs, strict=True), 1)
     ]
     more, arguments = reach(table, len(bound))
+    keys = [[part] for part in bound]
     chosen = f"from {quoted(table.schema, table.name)} t where {' and '.join([*fits, *more])}"
     identifying = [*await _readable_primary_key(connection, table)]
-    rows = int(await connection.fetchval(f"select count(*) {chosen}", *bound, *arguments))
+    rows = int(await connection.fetchval(f"select count(*) {chosen}", *keys, *arguments))
     if not rows or not identifying:
         return Impact(table.rule.id, action, rows)
     named = ", ".join(f"t.{quoted(column)}" for column in identifying)
     found = await connection.fetch(
-        f"select jsonb_build_array({named})::text {chosen} limit {SAMPLE_ROWS_MAX}", *bound, *arguments
+        f"select jsonb_build_array({named})::text {chosen} limit {SAMPLE_ROWS_MAX}", *keys, *arguments
     )
     sample = [dict(zip(identifying, json.loads(row[0], parse_float=str), strict=True)) for row in found]
     return Impact(table.rule.id, action, rows, tuple(sample))

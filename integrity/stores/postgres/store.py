@@ -8,23 +8,38 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, assert_never
 
 import asyncpg
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Op, Version
-from integrity.core.fold import Settled, credit, lookups, settle, trace
+from integrity.core.derive import Happened, Rows, keys_of, numbered
+from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import Impact, KeyHistory
-from integrity.core.keys import Key
+from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline
+from integrity.stores.descent import (
+    Ask,
+    Branch,
+    CarryOut,
+    Choose,
+    Closure,
+    Descent,
+    Newest,
+    Record,
+    RemoveChosen,
+    of_branch,
+)
 from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
+from integrity.stores.postgres.choosing import Chooser
 from integrity.stores.postgres.effects import Effects
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, ddl
@@ -33,6 +48,8 @@ from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.types import Unfit
 from integrity.stores.rule import StoreRule, policies
 
+RECORDED_MAX: Final = 5_000
+"""Keys of rows whose fates wait to be written together."""
 LOCK_TIMEOUT_S: Final = 3.0
 """How long a statement waits for a row that somebody else has locked."""
 
@@ -64,6 +81,7 @@ class PostgresStore:
         # Whoever asks never waits for a batch, nor a batch for it.
         self._aside = Sessions(name, url, pool_size=1, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
         self._effects: dict[str, Effects] | None = None
+        self._choosers: dict[str, Chooser] = {}
         self._constraints_at_once = False
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]:
@@ -149,9 +167,11 @@ class PostgresStore:
             return Retry("Another process wrote of the same key at the same time.")
         except Unfit as exc:
             assert at.dependent is not None
-            return Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
+            refused = Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
+            return of_branch(refused, at.below)
         except _Unresolved as exc:
-            return Broken(exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
+            broken = Broken(at.dependent or exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
+            return of_branch(broken, at.below)
         except DRIVER_ERRORS as exc:
             return await self._fault(exc, at, batch)
 
@@ -197,12 +217,17 @@ class PostgresStore:
         known = [key for key in {**settled.updates, **dict.fromkeys(admitted.keys)} if key in read.heads]
         arrivals = await self._ledger.read_arrivals(connection, known, read.hashes, ids) if known else {}
         effects: list[Effect] = []
+        way = _Way(Descent(self._rules, exact=True), batch)
         for rule in rules:
             mine = arrivals.get(rule.id, {})
-            acted = await self._act(connection, rule, share, settled, admitted, read, mine, batch, at)
+            if mine:
+                way.told_apart[rule.id] = read.hashes
+            acted = await self._act(connection, rule, share, settled, admitted, mine, way, at)
             if isinstance(acted, Held):
                 return acted
             effects += acted
+        effects += way.descent.effects(rules, share.changes, settled.outcomes, share.exceptions, admitted.only)
+        await self._record(connection, way)
         await self._ledger.write_heads(
             connection, share.entity, heads_to_write(keys, own, read.heads, settled.updates), read, effects, batch
         )
@@ -227,9 +252,8 @@ class PostgresStore:
         share: Share,
         settled: Settled,
         admitted: Admitted,
-        read: Heads,
         arrivals: Mapping[Key, Collection[Version]],
-        batch: Batch,
+        way: _Way,
         at: _Place,
     ) -> list[Effect] | Held:
         left_out = share.left_out(rule.id)
@@ -238,21 +262,76 @@ class PostgresStore:
         rows: list[int] = []
         if groups:
             at.dependent = rule.id
-            effects = self._effects_of(rule)
             max_rows = rule.dependent.max_rows
             if max_rows is not None:
-                rows = await effects.count(connection, groups, read.hashes, max_rows + 1, split=bool(arrivals))
+                hashes = way.told_apart.get(rule.id, {})
+                rows = await self._effects_of(rule).count(
+                    connection, groups, hashes, max_rows + 1, split=bool(arrivals)
+                )
                 if over := held(rule.id, max_rows, groups, rows, share.approved):
                     return over
-            rows = await effects.execute(connection, groups, read.hashes, batch.at_ms, split=bool(arrivals))
+            firsts = dict(admitted.starts.get(rule.id, ()))
+            branch = way.descent.branch(rule, groups, settled, len(share.changes), left_out, firsts)
+            rows = await self._descend(connection, branch, way, at)
             if self._constraints_at_once:
                 await connection.execute("set constraints all immediate")
                 await connection.execute("set constraints all deferred")
-            at.dependent = None
+            at.dependent = at.below = None
             # Again: rows may have come between the count and the act.
             if over := held(rule.id, max_rows, groups, rows, share.approved):
                 return over
+            if over := way.descent.held(rule, share.approved):
+                return over
         return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
+
+    async def _descend(self, connection: Connection, asks: Branch, way: _Way, at: _Place) -> list[int]:
+        """Carry out the groups of a dependent, and all that depends on its rows."""
+        answer: object = None
+        while True:
+            try:
+                ask = asks.send(answer)
+            except StopIteration as ended:
+                rows: list[int] = ended.value
+                return rows
+            if not isinstance(ask, Record):
+                at.below = ask.rule.id
+            answer = await self._answer(connection, ask, way)
+
+    async def _answer(self, connection: Connection, ask: Ask, way: _Way) -> object:
+        match ask:
+            case Choose(rule, groups, limit):
+                chooser = self._chooser_of(rule)
+                hashes = way.hashes_of(rule, groups)
+                return await chooser.choose(connection, groups, hashes, limit)
+            case Closure(rule, groups, limit):
+                return await self._chooser_of(rule).closure(connection, groups, limit)
+            case CarryOut(rule, groups):
+                hashes = way.hashes_of(rule, groups)
+                return await self._effects_of(rule).execute(
+                    connection, groups, hashes or {}, way.batch.at_ms, split=hashes is not None
+                )
+            case RemoveChosen(rule, groups, chosen):
+                return await self._chooser_of(rule).remove(connection, groups, chosen)
+            case Newest(rule, keys):
+                hashed = {key: key_hash(rule.entity, key) for key in keys}
+                arrivals = await self._ledger.read_arrivals(connection, keys, hashed, [rule.id])
+                return {key: max(since) for key, since in arrivals.get(rule.id, {}).items()}
+            case Record(rows, happened):
+                way.happened.setdefault(rows, []).extend(happened)
+                if sum(map(len, way.happened.values())) >= RECORDED_MAX:
+                    await self._record(connection, way)
+                return None
+            case _:
+                assert_never(ask)
+
+    async def _record(self, connection: Connection, way: _Way) -> None:
+        """Write what happened to rows that are parents without events of their own."""
+        for rows, happened in way.happened.items():
+            read = Heads()
+            await self._ledger.read_heads(connection, rows.entity, rows.spec, keys_of(happened), read, own=True)
+            updates, effects = numbered(happened, read.heads)
+            await self._ledger.write_heads(connection, rows.entity, updates, read, effects, way.batch)
+        way.happened.clear()
 
     async def _read(
         self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: set[Key]
@@ -300,7 +379,7 @@ class PostgresStore:
                 self._constraints_at_once = True
                 return Retry(f"{fault.message} Constraints will be checked one dependent at a time.")
             return Retry(fault.message, unreachable=fault.kind is Kind.SERVER)
-        return result_of(fault, at.dependent)
+        return of_branch(result_of(fault, at.dependent), at.below)
 
     def _unreachable(self, fault: Fault) -> UnreachableError:
         return UnreachableError(
@@ -315,7 +394,9 @@ class PostgresStore:
     async def _resolve(self, connection: Connection) -> list[Finding]:
         rules = [rule for of_entity in self._rules.values() for rule in of_entity]
         resolved = await resolve(connection, rules, self._ledger.schema)
-        self._effects = {id: Effects(table, self._ledger.arrivals_table) for id, table in resolved.tables.items()}
+        at = self._ledger.arrivals_table
+        self._effects = {id: Effects(table, at) for id, table in resolved.tables.items()}
+        self._choosers = {id: Chooser(table, at) for id, table in resolved.tables.items() if table.rule.rows}
         return resolved.findings
 
     def _effects_of(self, rule: StoreRule) -> Effects:
@@ -323,6 +404,32 @@ class PostgresStore:
         if found is None:
             raise _Unresolved(rule.id)
         return found
+
+    def _chooser_of(self, rule: StoreRule) -> Chooser:
+        found = self._choosers.get(rule.id)
+        if found is None:
+            raise _Unresolved(rule.id)
+        return found
+
+
+@dataclass(slots=True)
+class _Way:
+    """The way down from the dependents of one entity, and what is to be recorded of it."""
+
+    descent: Descent
+    batch: Batch
+    told_apart: dict[str, Mapping[Key, bytes]] = field(default_factory=dict)
+    """Dependents of the event's own entity where rows have arrived, with the hashes of the keys."""
+    happened: dict[Rows, list[Happened]] = field(default_factory=dict)
+
+    def hashes_of(self, rule: StoreRule, groups: Sequence[Group]) -> Mapping[Key, bytes] | None:
+        """The hashes of keys where arrivals have to be told from other rows; None where there are none."""
+        if rule.id in self.told_apart:
+            known = self.told_apart[rule.id]
+            return {group.key: known.get(group.key) or key_hash(rule.entity, group.key) for group in groups}
+        if any(group.since is not None for group in groups):
+            return {group.key: key_hash(rule.entity, group.key) for group in groups}
+        return None
 
 
 def _is_closed(connection: Connection | None) -> bool:
@@ -339,6 +446,8 @@ class _Place:
     def __init__(self) -> None:
         self.connection: Connection | None = None
         self.dependent: str | None = None
+        self.below: str | None = None
+        """The dependent itself, where it is further down the graph."""
         self.committing = False
 
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
+from uuid import UUID
 
-from integrity.core.keys import KeyType, Scalar
+from integrity.core.keys import KeyRefused, KeyType, Scalar, gate
 
 NO_MATCH: Final = object()
 """No row of the column can hold the value."""
 
 _INT8 = range(-(2**63), 2**63)
 _INTEGERS = frozenset({"int2", "int4", "int8"})
+_RANGES = {KeyType.INT32: range(-(2**31), 2**31), KeyType.INT64: _INT8}
+_INFINITE = (datetime.max, datetime.min, date.max, date.min)
+_NUMBERS = frozenset({KeyType.INT32, KeyType.INT64, KeyType.NUMERIC})
 _TEXTS = frozenset({"text", "varchar"})
 _HEADER = 4
 """What a type modifier counts beyond what was declared (VARHDRSZ)."""
@@ -102,6 +106,41 @@ def column_types(kind: KeyType) -> str:
             return "bytea"
         case KeyType.UUID | KeyType.BOOL | KeyType.DATE:
             return kind.value
+
+
+def scalar(kind: KeyType, value: object) -> Scalar:
+    """The key part that a column's value is, not null. Raises Unfit for what the key's type does not have."""
+    if type(value) is int and kind is KeyType.INT64:
+        return value
+    match value:
+        case bool() if kind is KeyType.BOOL:
+            return value
+        case Decimal() | int() if kind in _NUMBERS:
+            number = Decimal(value)
+            if kind is KeyType.NUMERIC and number.is_finite():
+                return gate(kind, number, None)
+            if number.is_finite() and number == int(number) and int(number) in _RANGES.get(kind, ()):
+                return int(number)
+        case str() if kind is KeyType.STRING:
+            return value
+        case str() if kind is KeyType.OBJECTID:
+            try:
+                return gate(kind, value, None)
+            except KeyRefused as exc:
+                raise Unfit("the row's own key is no ObjectId") from exc
+        case UUID() if kind is KeyType.UUID:
+            return UUID(bytes=value.bytes)
+        case datetime() | date() if value in _INFINITE or (
+            isinstance(value, datetime) and value.replace(tzinfo=None) in _INFINITE
+        ):
+            pass  # how the driver shows infinity, which no key is
+        case datetime() if kind is KeyType.TIMESTAMP:
+            return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        case date() if kind is KeyType.DATE and not isinstance(value, datetime):
+            return value
+        case bytes() if kind is KeyType.BYTES:
+            return value
+    raise Unfit(f"the row's own key is no {kind.value}")
 
 
 def _codec(type: str, match: Callable[[Scalar], object], assign: Callable[[Scalar], object]) -> Codec:

@@ -6,11 +6,13 @@ back otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, assert_never
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
+from integrity.core.derive import keys_of, numbered
 from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.keys import Key, canonical, key_hash
@@ -18,6 +20,7 @@ from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
 from integrity.core.outcome import Effect, Held, Rejected
 from integrity.core.redrive import LeftOut, admit, aside, keys_in_question, retrace
 from integrity.errors import Reason
+from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
 from integrity.stores.topic.records import ExceptionRecord, FateRecord, HeadRecord, Mark, ProgressRecord, Write
@@ -70,6 +73,8 @@ class Enforcement:
         self._ledger = ledger
         self._lane = lane
         self._starts = starts
+        self._branch = ""
+        """The dependent of the event's own entity, at whose rows or below it the work is."""
 
     def run(self) -> Work:
         """Yields records to publish, in order; returns the effects. Raises Refused or HeldBack."""
@@ -104,21 +109,110 @@ class Enforcement:
         if isinstance(admitted, Rejected):
             raise Refused(admitted.dependent, admitted.reason, admitted.message)
         effects: list[Effect] = []
+        descent = Descent(self._rules, exact=False)
         for rule in rules:
             left_out = share.left_out(rule.id)
             number = self._state.number(rule.id)
             assert number is not None, "the state knows every rule of the store"
             groups = trace(rule.policy, settled, self._arrivals(number, entity, settled), left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
-            rows = yield from self._execute(number, rule, groups, share.approved)
+            self._branch = rule.id
+            self._bound(number, rule, groups, share.approved)
+            firsts = dict(admitted.starts.get(rule.id, ()))
+            rows = yield from self._descend(descent.branch(rule, groups, settled, len(changes), left_out, firsts))
+            if over := descent.held(rule, share.approved):
+                raise HeldBack(over)
             effects += credit(
                 rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
             )
+        effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         yield self._heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
         yield self._forget(admitted.over)
         yield self._exceptions(entity, admitted.left_out)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    def _bound(self, number: int, rule: StoreRule, groups: Sequence[Group], approved: Collection[int]) -> None:
+        """Raises HeldBack when some event has more children than the rule allows."""
+        if rule.dependent.max_rows is not None and groups:
+            parts = [(key_hash(rule.entity, group.key), group.since) for group in groups]
+            counts = self._state.choose(number, parts)
+            if over := held(rule.id, rule.dependent.max_rows, groups, counts, approved):
+                raise HeldBack(over)
+
+    def _descend(self, asks: Branch) -> Generator[list[Write], None, list[int]]:
+        """Carry out the groups of a dependent, and all that depends on its children."""
+        answer: object = None
+        while True:
+            try:
+                ask = asks.send(answer)
+            except StopIteration as ended:
+                rows: list[int] = ended.value
+                return rows
+            answer = yield from self._answer(ask)
+
+    def _answer(self, ask: Ask) -> Generator[list[Write], None, object]:
+        match ask:
+            case Choose(rule, groups, limit):
+                named = ((child.part, own) for child, own in self._named(rule, groups) if own is not None)
+                return list(islice(named, limit))
+            case CarryOut(rule, groups):
+                return (yield from self._execute(self._number(rule), rule, groups))
+            case RemoveChosen(rule, groups, chosen):
+                return (yield from self._remove(rule, groups, set(chosen)))
+            case Newest(rule, keys):
+                number = self._number(rule)
+                found = {key: self._state.arrivals_at(number, key_hash(rule.entity, key)) for key in keys}
+                return {key: max(since for _, since in arrivals) for key, arrivals in found.items() if arrivals}
+            case Record(rows, happened):
+                heads = {
+                    key: head
+                    for key in keys_of(happened)
+                    if (head := self._state.head(key_hash(rows.entity, key), rows.spec))
+                }
+                updates, effects = numbered(happened, heads)
+                yield self._heads(rows.entity, (), heads, updates, effects)
+                return None
+            case Closure():
+                raise AssertionError("only an exact store is asked for it")
+            case _:
+                assert_never(ask)
+
+    def _number(self, rule: StoreRule) -> int:
+        number = self._state.number(rule.id)
+        assert number is not None, "the state knows every rule of the store"
+        return number
+
+    def _named(self, rule: StoreRule, groups: Sequence[Group]) -> Iterator[tuple[Child, Key | None]]:
+        """The children of these groups, each with its own key."""
+        number = self._number(rule)
+        row = self._state.row_rule(number)
+        parts = [(key_hash(rule.entity, group.key), group.since) for group in groups]
+        after = 0
+        if not any(self._state.choose(number, parts)):
+            return
+        while children := self._state.chosen(after, CHUNK):
+            after = children[-1].number
+            for child in children:
+                yield child, row.own(read_row(child.value))
+
+    def _remove(
+        self, rule: StoreRule, groups: Sequence[Group], chosen: Collection[tuple[int, Key]]
+    ) -> Generator[list[Write], None, list[int]]:
+        """Remove the children that were chosen."""
+        number = self._number(rule)
+        hashes = [key_hash(rule.entity, group.key) for group in groups]
+        rows = [0] * len(groups)
+        writes: list[Write] = []
+        for child, own in self._named(rule, groups):
+            if own is not None and (child.part, own) in chosen:
+                rows[child.part] += 1
+                writes += self._act(number, rule, groups[child.part], hashes[child.part], child)
+            if len(writes) >= CHUNK:
+                yield writes
+                writes = []
+        yield writes
+        return rows
 
     def _arrivals(self, number: int, entity: str, settled: Settled) -> dict[Key, set[Version]]:
         if not self._state.arrivals():
@@ -130,15 +224,13 @@ class Enforcement:
         return {key: since for key, since in found.items() if since}
 
     def _execute(
-        self, number: int, rule: StoreRule, groups: Sequence[Group], approved: Collection[int]
+        self, number: int, rule: StoreRule, groups: Sequence[Group]
     ) -> Generator[list[Write], None, list[int]]:
         """Carry out all groups at once: choose every group's children before any of them changes."""
         if not groups:
             return []
         hashes = [key_hash(rule.entity, group.key) for group in groups]
         counts = self._state.choose(number, [(h, group.since) for h, group in zip(hashes, groups, strict=True)])
-        if over := held(rule.id, rule.dependent.max_rows, groups, counts, approved):
-            raise HeldBack(over)
         yield self._leave(number, groups, hashes)
         after = 0
         while any(counts) and (children := self._state.chosen(after, CHUNK)):
@@ -166,7 +258,7 @@ class Enforcement:
         match group.end:
             case Removed() | Marked():
                 self._state.remove(child.id)
-                return [Write(at, child.at.key, None, headers, rule.id)]
+                return [Write(at, child.at.key, None, headers, self._branch)]
             case Referencing(values, arrival):
                 if child.offset < self._starts.get(at, 0):
                     self._state.remove(child.id)
@@ -175,11 +267,12 @@ class Enforcement:
                 try:
                     value = row.rewritten(child.value, read_row(child.value), group.key, values)
                 except Unwritable as exc:
-                    raise Refused(rule.id, exc.reason, exc.message) from exc
+                    where = "" if rule.id == self._branch else f"{rule.id}, which depends on these rows: "
+                    raise Refused(self._branch, exc.reason, where + exc.message) from exc
                 writes: list[Write] = []
                 if value != child.value:
                     self._state.rewrite(child, value, headers)
-                    writes.append(Write(at, child.at.key, value, headers, rule.id))
+                    writes.append(Write(at, child.at.key, value, headers, self._branch))
                 if arrival is not None:
                     key = tuple(value for value in values if value is not None)
                     writes.append(self._record(*self._state.add_arrival(number, child.at, rule.entity, key, arrival)))

@@ -65,11 +65,13 @@ class Row(NamedTuple):
 class RowRule:
     """How one dependent reads and writes its rows."""
 
-    __slots__ = ("_paths", "_where", "rule")
+    __slots__ = ("_own", "_paths", "_where", "rule")
 
     def __init__(self, rule: StoreRule) -> None:
         self.rule = rule
         self._paths = tuple(tuple(column.split(".")) for column in rule.dependent.columns)
+        of_rows = () if rule.rows is None else rule.rows.spec.fields
+        self._own = tuple((tuple(name.split(".")), kind) for name, kind in of_rows)
         self._where = tuple((tuple(field.split(".")), wanted) for field, wanted in rule.dependent.where.items())
 
     def reference(self, row: Row) -> Key | None:
@@ -93,6 +95,19 @@ class RowRule:
                 raise NoRow from None
         if null or not all(_fits(_at(document, path), wanted) for path, wanted in self._where):
             return None
+        return tuple(parts)
+
+    def own(self, row: Row) -> Key | None:
+        """The row's own key; None when a part is missing, null or of another type: then nothing can reference it."""
+        parts: list[Scalar] = []
+        for path, kind in self._own:
+            value = _ABSENT if row.fields is None else _at(row.fields, path)
+            if value is _ABSENT or value is None:
+                return None
+            try:
+                parts.append(gate(kind, value, None))
+            except KeyRefused:
+                return None
         return tuple(parts)
 
     def rewritten(self, text: bytes, row: Row, old: Key, new: Values) -> bytes:

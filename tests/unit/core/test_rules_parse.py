@@ -188,8 +188,6 @@ def test_max_rows_is_part_of_what_the_rules_mean() -> None:
 LATER_DEPENDENT = [
     "as_of: created_at",
     "undo: 30d",
-    "entity: order",
-    "key: {id: int64}",
     "match: full",
     "late_children: {sweeps: [1m]}",
     "on_update: restrict",
@@ -236,10 +234,10 @@ def test_copies_are_refused_as_of_a_later_version() -> None:
     assert _codes(f"{VALID}copies: []\n") == [FindingCode.NOT_SUPPORTED_YET]
 
 
-def test_parent_that_continues_another_file_is_told_to_come_later() -> None:
+def test_file_without_events_is_told_what_it_continues() -> None:
     [finding] = _findings(f"version: 1\nparent: p\ndependents:\n  - {{{TABLE}, {CASCADE}}}\n")
-    assert finding.code == FindingCode.MISSING_FIELD
-    assert "not supported yet" in finding.hint
+    assert finding.code == FindingCode.UNNAMED_ENTITY
+    assert "entity: p" in finding.hint
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,417 @@
+"""The way down the graph in one store: rows that are parents take what depends on them along, in one transaction.
+
+Written once for all stores: a generator that asks for one thing after another (`Ask`) and is sent the answer. It keeps
+its own stack, so that a chain of any length needs no recursion, and only the keys of rows that lie above where it
+works: at most a chunk of them a reference.
+
+Removals go from the bottom up, since the database may hold foreign keys of its own between the levels; key changes go
+from the top down, for the same reason. Where one event of a batch wants the one and another event the other, the way is
+down; a database that refuses that is asked again with the events apart, as with every refusal.
+
+Cycles end: rows that are being removed further up are not followed a second time, and rows that moved are not where
+they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from integrity.core.batch import DeadLetterMark
+from integrity.core.change import ParentChange, Version
+from integrity.core.derive import (
+    Derived,
+    Happened,
+    Reference,
+    Rows,
+    Stage,
+    below,
+    derive,
+    journey,
+    recorded,
+    trace_derived,
+)
+from integrity.core.fold import Group, Remove, Removed, Settled
+from integrity.core.keys import Key
+from integrity.core.ledger import Done, Fate
+from integrity.core.outcome import ApplyResult, Broken, Effect, Held, Outcome, Rejected
+from integrity.stores.rule import StoreRule
+
+
+def of_branch(result: ApplyResult, below: str | None) -> ApplyResult:
+    """The result of a try that failed at the dependent `below`. A refusal is the refusal of its whole branch, named by
+    the dependent of the event's own entity: only with all of it is a level like what stands above it."""
+    match result:
+        case Rejected(dependent, reason, message) if below not in (None, dependent):
+            return Rejected(dependent, reason, f"{below}, which depends on these rows: {message}")
+        case Broken(dependent, reason, message) if dependent is not None and below not in (None, dependent):
+            return Broken(dependent, reason, f"{below}, which depends on these rows: {message}")
+        case _:
+            return result
+
+
+CHUNK: Final = 5_000
+"""Rows whose keys are held at once for a reference, while what depends on them is removed."""
+CLOSURE_MAX: Final = 20_000
+"""Rows of one table that refer to one another and are removed at once; more go level by level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """The rows of these groups, at most `limit` of them, in any order: the index of the group and the row's own key.
+    Rows whose own key has a null part are no one's parents: they are left out. The rows must not change until the
+    transaction ends, but by what is asked for. Answer: a list of pairs."""
+
+    rule: StoreRule
+    groups: Sequence[Group]
+    limit: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CarryOut:
+    """Carry out these groups. Answer: the rows of each."""
+
+    rule: StoreRule
+    groups: Sequence[Group]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveChosen:
+    """Remove the rows that were chosen of these groups, and no other. Answer: the rows of each group."""
+
+    rule: StoreRule
+    groups: Sequence[Group]
+    chosen: Sequence[tuple[int, Key]]
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """Since when the newest arrivals at these keys are there, for rows of this rule. Answer: key -> version."""
+
+    rule: StoreRule
+    keys: Sequence[Key]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Write into the ledger what happened to keys of these rows. Answer: None."""
+
+    rows: Rows
+    happened: Sequence[Happened]
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """The rows of these groups, the rows that refer to those by the same rule, and so on: the key that each refers to,
+    and its own. Asked of exact stores only. Answer: a list of pairs, or None when there are more than `limit`."""
+
+    rule: StoreRule
+    groups: Sequence[Group]
+    limit: int
+
+
+Ask = Choose | CarryOut | RemoveChosen | Newest | Record | Closure
+Way = Generator[Any, Any, Any]
+"""Asks, or gives another Way to be gone first and its result to be sent."""
+
+IsLeftOut = Callable[[int], object]
+Branch = Generator[Ask, Any, list[int]]
+_REMOVED: Final = Removed()
+_NO_FIRSTS: Final[Mapping[Key, Fate]] = MappingProxyType({})
+
+
+class Descent:
+    """The way down from the dependents of one entity, for one part of a batch.
+
+    `exact` says that rows may come to a group while the transaction is open, so that only chosen rows are removed;
+    otherwise the transaction sees what was there when it began.
+    """
+
+    def __init__(self, rules: Mapping[str, Sequence[StoreRule]], *, exact: bool, chunk: int = CHUNK) -> None:
+        self._rules = rules
+        self._exact = exact
+        self._chunk = chunk
+        self._open: set[tuple[str, Key]] = set()
+        self.counted: dict[tuple[int, str], int] = {}
+        """(change, dependent below) -> rows."""
+
+    def branch(
+        self,
+        rule: StoreRule,
+        groups: Sequence[Group],
+        settled: Settled,
+        changes: int,
+        left_out: IsLeftOut | None,
+        firsts: Mapping[Key, Fate] = _NO_FIRSTS,
+    ) -> Branch:
+        """Carry out the groups of a dependent and everything below. `changes` is how many the batch has; `firsts` are
+        the fates that act on the rows of some keys whatever is known of them. Returns the rows of each group."""
+        if not groups:
+            return []
+        stages = (
+            None
+            if rule.rows is None
+            else [
+                journey(rule.policy, settled, group, left_out=left_out, first=firsts.get(group.key)) for group in groups
+            ]
+        )
+        stack: list[Way] = [self._reference(rule, groups, stages, range(changes))]
+        answer: Any = None
+        while True:
+            try:
+                asked = stack[-1].send(answer)
+            except StopIteration as ended:
+                stack.pop()
+                answer = ended.value
+                if not stack:
+                    return list(answer)
+                continue
+            if isinstance(asked, Generator):
+                stack.append(asked)
+                answer = None
+            else:
+                answer = yield asked
+
+    def effects(
+        self,
+        rules: Sequence[StoreRule],
+        changes: Sequence[ParentChange],
+        outcomes: Sequence[Outcome | None],
+        exceptions: Mapping[tuple[int, str], DeadLetterMark],
+        only: Mapping[int, str],
+    ) -> list[Effect]:
+        """The effects on the dependents below those of `rules`."""
+        if all(rule.rows is None for rule in rules):
+            return []
+        graph = {entity: [Reference(r.policy, r.rows) for r in found] for entity, found in self._rules.items()}
+        tops = [Reference(rule.policy, rule.rows) for rule in rules]
+        return below(changes, outcomes, tops, graph, self.counted, exceptions, only)
+
+    def held(self, rule: StoreRule, approved: Collection[int]) -> Held | None:
+        """Held when some event has more rows of a dependent further down than that one's rule allows; the event is
+        held for all of its branch, which begins at `rule`."""
+        limits = {each.id: each.dependent.max_rows for found in self._rules.values() for each in found}
+        for (change, dependent), rows in self.counted.items():
+            limit = limits[dependent]
+            if limit is not None and rows > limit and change not in approved:
+                return Held(
+                    rule.id,
+                    f"The event has more rows of {dependent}, which depends on these rows, than max_rows allows there "
+                    f"({limit}): nothing is changed until it is approved.",
+                )
+        return None
+
+    def _reference(
+        self,
+        rule: StoreRule,
+        groups: Sequence[Group],
+        stages: Sequence[Sequence[Stage]] | None,
+        roots: Sequence[int],
+    ) -> Way:
+        """One dependent. `stages` are those of each group; None where its rows are nobody's parents."""
+        rows = rule.rows
+        if rows is None or stages is None:
+            return (yield CarryOut(rule, groups))
+        if rows.shared and any(stage.values is not None for of_group in stages for stage in of_group):
+            return (yield self._moving(rule, rows, groups, stages, roots))
+        if rule.entity == rows.entity and rows.recorded and isinstance(rule.policy.on_delete, Remove):
+            tops = {group.key: of_group[-1] for group, of_group in zip(groups, stages, strict=True)}
+            pairs: list[tuple[Key, Key]] | None = yield self._closure(rule, rows, groups)
+            if pairs is not None:
+                return (yield self._closing(rule, rows, groups, tops, pairs, roots))
+        return (yield self._removing(rule, rows, groups, stages, roots))
+
+    def _removing(
+        self,
+        rule: StoreRule,
+        rows: Rows,
+        groups: Sequence[Group],
+        stages: Sequence[Sequence[Stage]],
+        roots: Sequence[int],
+    ) -> Way:
+        """Own keys end, or stay: a chunk of removed rows after the other, each after what is below it."""
+        counts = [0] * len(groups)
+        ending = [index for index, group in enumerate(groups) if isinstance(group.end, Removed)]
+        removed, of_removed = [groups[index] for index in ending], [stages[index] for index in ending]
+        chosen: Sequence[tuple[int, Key]]
+        while ending:
+            chosen = yield Choose(rule, removed, self._chunk)
+            fresh = [(group, key) for group, key in chosen if (rows.entity, key) not in self._open]
+            names = {(rows.entity, key) for _, key in fresh}
+            self._open |= names
+            if fresh:
+                yield self._level(rule, rows, derive(rows, of_removed, fresh, roots))
+            self._open -= names
+            if len(chosen) < self._chunk and not self._exact:
+                break
+            if chosen:
+                found = yield RemoveChosen(rule, removed, chosen)
+                for index, count in zip(ending, found, strict=True):
+                    counts[index] += count
+            if len(chosen) < self._chunk:
+                break
+        others = [i for i, g in enumerate(groups) if not (self._exact and isinstance(g.end, Removed))]
+        if others:
+            found = yield CarryOut(rule, [groups[index] for index in others])
+            for index, count in zip(others, found, strict=True):
+                counts[index] += count
+        return counts
+
+    def _closure(self, rule: StoreRule, rows: Rows, groups: Sequence[Group]) -> Way:
+        """Rows of one table that refer to one another, from the top down; without those being removed further up."""
+        found: list[tuple[Key, Key]] = []
+        seen: set[Key] = set()
+        if self._exact:
+            below: dict[Key, list[Key]] = {}
+            pairs: Sequence[tuple[Key, Key]] | None = yield Closure(rule, groups, CLOSURE_MAX)
+            if pairs is None:
+                return None
+            for reference, own in pairs:
+                below.setdefault(reference, []).append(own)
+            level = [group.key for group in groups]
+            while level:
+                level_pairs = [(reference, own) for reference in level for own in below.pop(reference, ())]
+                level = self._add(rows, level_pairs, seen, found)
+            return found
+        waiting: Sequence[Group] = groups
+        while waiting:
+            chosen: list[tuple[int, Key]] = yield Choose(rule, waiting, CLOSURE_MAX)
+            level = self._add(rows, [(waiting[index].key, own) for index, own in chosen], seen, found)
+            if len(found) + len(chosen) >= CLOSURE_MAX:
+                return None
+            waiting = [Group(own, None, (), _REMOVED) for own in level]
+        return found
+
+    def _add(
+        self, rows: Rows, pairs: Iterable[tuple[Key, Key]], seen: set[Key], found: list[tuple[Key, Key]]
+    ) -> list[Key]:
+        """Add the rows that are new; returns their own keys."""
+        new: list[Key] = []
+        for reference, own in pairs:
+            if own not in seen and (rows.entity, own) not in self._open:
+                seen.add(own)
+                new.append(own)
+                found.append((reference, own))
+        return new
+
+    def _closing(
+        self,
+        rule: StoreRule,
+        rows: Rows,
+        groups: Sequence[Group],
+        tops: Mapping[Key, Stage],
+        pairs: Sequence[tuple[Key, Key]],
+        roots: Sequence[int],
+    ) -> Way:
+        """Remove rows of one table that refer to one another at once: the database may forbid any order of them."""
+        behind = dict(tops)
+        for reference, own in pairs:
+            behind[own] = behind[reference]
+        derived = derive(
+            rows, [[behind[own]] for _, own in pairs], [(i, own) for i, (_, own) in enumerate(pairs)], roots
+        )
+        names = {(rows.entity, own) for _, own in pairs}
+        place = {key: index for index, key in enumerate(dict.fromkeys((*tops, *(own for _, own in pairs))))}
+        every = [Group(key, None, (), _REMOVED) for key in place]
+        done: dict[int, dict[str, Done]] = {}
+        self._open |= names
+        if pairs:
+            yield self._below(rows, derived, done, without=rule)
+        self._open -= names
+        if not self._exact:
+            counts = yield CarryOut(rule, every)
+        elif pairs:
+            counts = yield RemoveChosen(rule, every, [(place[reference], own) for reference, own in pairs])
+        else:
+            counts = [0] * len(every)
+        for index, (_, own) in enumerate(pairs):
+            if count := counts[place[own]] if own not in tops else 0:
+                root = derived.roots[index]
+                self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
+                done.setdefault(index, {})[rule.id] = rule.policy.on_delete_action, count
+        yield Record(rows, recorded(derived, done, rule.id))
+        return [counts[place[group.key]] for group in groups]
+
+    def _moving(
+        self,
+        rule: StoreRule,
+        rows: Rows,
+        groups: Sequence[Group],
+        stages: Sequence[Sequence[Stage]],
+        roots: Sequence[int],
+    ) -> Way:
+        """Own keys change: every row is chosen before any changes, so that swaps and chains need no order."""
+        chosen: list[tuple[int, Key]] = yield Choose(rule, groups, None)
+        fresh = [(group, key) for group, key in chosen if (rows.entity, key) not in self._open]
+        derived = derive(rows, stages, fresh, roots)
+        from_below = all(isinstance(groups[index].end, Removed) for index, _ in fresh)
+        names = {(rows.entity, key) for _, key in fresh}
+        if from_below:
+            self._open |= names
+            yield self._level(rule, rows, derived)
+            self._open -= names
+        counts = yield self._finish(rule, groups, chosen)
+        if not from_below:
+            yield self._level(rule, rows, derived)
+        return counts
+
+    def _finish(self, rule: StoreRule, groups: Sequence[Group], chosen: Sequence[tuple[int, Key]]) -> Way:
+        if not self._exact:
+            return (yield CarryOut(rule, groups))
+        counts = [0] * len(groups)
+        removed = [(index, key) for index, key in chosen if isinstance(groups[index].end, Removed)]
+        if removed:
+            counts = list((yield RemoveChosen(rule, groups, removed)))
+        others = [index for index, group in enumerate(groups) if not isinstance(group.end, Removed)]
+        if others:
+            found = yield CarryOut(rule, [groups[index] for index in others])
+            for index, count in zip(others, found, strict=True):
+                counts[index] += count
+        return counts
+
+    def _level(self, rule: StoreRule, rows: Rows, derived: Derived) -> Way:
+        """What depends on the rows of one dependent, one reference after the other."""
+        done: dict[int, dict[str, Done]] = {}
+        yield self._below(rows, derived, done, without=None)
+        if rows.recorded:
+            yield Record(rows, recorded(derived, done, rule.id))
+        return None
+
+    def _below(
+        self, rows: Rows, derived: Derived, done: dict[int, dict[str, Done]], *, without: StoreRule | None
+    ) -> Way:
+        settled = derived.settled()
+        for each in self._rules.get(rows.entity, ()):
+            if each is without:
+                continue
+            groups = trace_derived(each.policy, settled)
+            if not groups:
+                continue
+            stages = None if each.rows is None else [journey(each.policy, settled, group) for group in groups]
+            if not rows.recorded:
+                # The rows' own events may be on their way: what came last is what is there now.
+                newest: Mapping[Key, Version] = yield Newest(each, [group.key for group in groups])
+                groups = [group._replace(since=newest.get(group.key)) for group in groups]
+            counts = yield self._reference(each, groups, stages, derived.roots)
+            for group, count in zip(groups, counts, strict=True):
+                if count:
+                    self._count(each, group, count, derived, done)
+        return None
+
+    def _count(
+        self,
+        rule: StoreRule,
+        group: Group,
+        count: int,
+        derived: Derived,
+        done: dict[int, dict[str, Done]],
+    ) -> None:
+        for root in {derived.roots[index] for index in group.path}:
+            self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
+        for index in group.path:
+            policy = rule.policy
+            action = policy.on_delete_action if derived.deletes[index] else policy.on_update_action
+            before = done.setdefault(index, {}).get(rule.id, (action, 0))[1]
+            done[index][rule.id] = action, before + count

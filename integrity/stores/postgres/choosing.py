@@ -1,0 +1,166 @@
+"""Rows that are parents themselves: their own keys are read and locked, and exactly these rows are removed later.
+
+Between the two the rows below are removed. A row that somebody writes under the same reference meanwhile is none of
+those chosen: it stays, with what depends on it, as any dependent that is written after its parent's deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from integrity.core.fold import Group
+from integrity.core.keys import Key, KeyType
+from integrity.stores.postgres.effects import PLAIN, Table, reach, since_condition, target_of
+from integrity.stores.postgres.ledger import Connection, text
+from integrity.stores.postgres.names import quoted
+from integrity.stores.postgres.types import NO_MATCH, Codec, cast, scalar
+
+_LIMIT_MAX: Final = 2**62
+
+
+class Chooser:
+    """The statements of one dependent whose rows are an entity."""
+
+    def __init__(self, table: Table, arrivals_table: str) -> None:
+        assert table.rule.rows is not None
+        self._table = table
+        self._rows = table.rule.rows
+        self._arrivals_table = arrivals_table
+        self._choose = {split: self._choose_sql(split) for split in (False, True)}
+        self._remove = self._remove_sql()
+        self._closure, self._lock = self._closure_sql() if table.rule.entity == self._rows.entity else ("", "")
+
+    async def choose(
+        self, connection: Connection, groups: Sequence[Group], hashes: Mapping[Key, bytes] | None, limit: int | None
+    ) -> list[tuple[int, Key]]:
+        """The index of the group and the own key of each row, which is locked. `hashes` of the groups' keys where
+        arrivals have to be told from other rows. Raises Unfit for a key that its column has and its type has not."""
+        places, columns = self._bound([group.key for group in groups])
+        if not places:
+            return []
+        split = hashes is not None
+        if hashes is not None:
+            columns.append([hashes[groups[place].key] for place in places])
+            columns.append([PLAIN if (s := groups[place].since) is None else text(s) for place in places])
+        _, conditions = reach(self._table, 0)
+        names = [self._table.rule.id] if split else []
+        found = await connection.fetch(
+            self._choose[split], *columns, *conditions, _LIMIT_MAX if limit is None else limit, *names
+        )
+        kinds = self._rows.spec.types
+        if len(kinds) == 1:
+            [kind] = kinds
+            return [(places[n - 1], (scalar(kind, part),)) for n, part in found]
+        return [(places[n - 1], tuple(map(scalar, kinds, parts))) for n, *parts in found]
+
+    async def closure(
+        self, connection: Connection, groups: Sequence[Group], limit: int
+    ) -> list[tuple[Key, Key]] | None:
+        """The rows of these groups, the rows that refer to those, and so on, locked: the key that each refers to, and
+        its own. None when there are more than `limit`. Raises Unfit as `choose` does."""
+        _, columns = self._bound([group.key for group in groups])
+        _, conditions = reach(self._table, 0)
+        found = await connection.fetch(self._closure, *columns, *conditions, limit + 1)
+        if len(found) > limit:
+            return None
+        if not found:
+            return []
+        # Between the look and the lock a row may have got another reference: it is none of these then.
+        kinds, width = (*self._table.rule.spec.types, *self._rows.spec.types), len(self._table.codecs)
+        parts = zip(*[map(scalar, kinds, row) for row in found], strict=True)
+        codecs = (*self._table.codecs, *self._table.own)
+        bound = [[codec.match(part) for part in column] for codec, column in zip(codecs, parts, strict=True)]
+        keys = [tuple(map(scalar, kinds, row)) for row in await connection.fetch(self._lock, *bound, *conditions)]
+        return [(key[:width], key[width:]) for key in keys]
+
+    async def remove(
+        self, connection: Connection, groups: Sequence[Group], chosen: Sequence[tuple[int, Key]]
+    ) -> list[int]:
+        """Remove the rows that were chosen; the rows of each group."""
+        columns: list[list[object]] = [
+            [codec.match(groups[index].key[position]) for index, _ in chosen]
+            for position, codec in enumerate(self._table.codecs)
+        ]
+        columns += [[codec.match(own[i]) for _, own in chosen] for i, codec in enumerate(self._table.own)]
+        _, conditions = reach(self._table, 0)
+        rows = [0] * len(groups)
+        for index, count in await connection.fetch(self._remove, *columns, [index for index, _ in chosen], *conditions):
+            rows[index] = count
+        return rows
+
+    def _bound(self, keys: Sequence[Key]) -> tuple[Sequence[int], list[list[object]]]:
+        columns = [[codec.match(key[i]) for key in keys] for i, codec in enumerate(self._table.codecs)]
+        places = [place for place, bound in enumerate(zip(*columns, strict=True)) if NO_MATCH not in bound]
+        return places, [[column[place] for place in places] for column in columns]
+
+    def _read(self, columns: Sequence[str], codecs: Sequence[Codec]) -> list[str]:
+        """Columns as `scalar` takes them: texts as texts, whatever type they have; all else as it is."""
+        kinds = (*self._table.rule.spec.types, *self._rows.spec.types)[-len(columns) :]
+        texts = (KeyType.STRING, KeyType.OBJECTID)
+        return [
+            codec.read(column) if kind in texts else column
+            for column, codec, kind in zip(columns, codecs, kinds, strict=True)
+        ]
+
+    def _choose_sql(self, split: bool) -> str:
+        table = self._table
+        arrays = [(f"m{i}", codec.compared) for i, codec in enumerate(table.codecs)]
+        if split:
+            arrays += [("hash", cast("bytea[]")), ("since", cast("text[]"))]
+        fits = [f"t.{quoted(column)} = k.m{i}" for i, column in enumerate(table.rule.dependent.columns)]
+        within, values = reach(table, len(arrays))
+        fits += within
+        limit = len(arrays) + len(values) + 1
+        if split:
+            fits.append(since_condition(table, self._arrivals_table, f"${limit + 1}::text"))
+        own = ", ".join(self._read([f"t.{quoted(column)}" for column in self._rows.spec.names], table.own))
+        return (
+            f"select k.n, {own} from {target_of(table)} t, {_unnested(arrays)}"
+            f" where {' and '.join(fits)} limit ${limit}::int8 for update of t"
+        )
+
+    def _closure_sql(self) -> tuple[str, str]:
+        table = self._table
+        reference = [f"t.{quoted(column)}" for column in table.rule.dependent.columns]
+        own = [f"t.{quoted(column)}" for column in self._rows.spec.names]
+        arrays = [(f"m{i}", codec.compared) for i, codec in enumerate(table.codecs)]
+        within, values = reach(table, len(arrays))
+        names = [*(f"m{i}" for i in range(len(reference))), *(f"o{i}" for i in range(len(own)))]
+        target = target_of(table)
+        tops = " and ".join([*(f"{column} = k.m{i}" for i, column in enumerate(reference)), *within])
+        more = " and ".join([*(f"{column} = c.o{i}" for i, column in enumerate(reference)), *within])
+        selected = f"select {', '.join([*reference, *own])} from {target} t"
+        # By index for each row ("offset 0" forbids a join): a join would read the table once a level.
+        both_codecs = (*table.codecs, *table.own)
+        shown = ", ".join(self._read([f"c.{name}" for name in names], both_codecs))
+        closure = (
+            f"with recursive c({', '.join(names)}) as ({selected}, {_unnested(arrays)} where {tops}"
+            f" union select l.* from c cross join lateral ({selected} where {more} offset 0) l)"
+            f" select {shown} from c limit ${len(arrays) + len(values) + 1}::int8"
+        )
+        both = [*arrays, *((f"o{i}", codec.compared) for i, codec in enumerate(table.own))]
+        fits = [f"{column} = k.{name}" for column, name in zip([*reference, *own], names, strict=True)]
+        fits += reach(table, len(both))[0]
+        locked = ", ".join(self._read([*reference, *own], both_codecs))
+        return closure, (
+            f"select {locked} from {target} t, {_unnested(both)} where {' and '.join(fits)} for update of t"
+        )
+
+    def _remove_sql(self) -> str:
+        table = self._table
+        arrays = [(f"m{i}", codec.compared) for i, codec in enumerate(table.codecs)]
+        arrays += [(f"o{i}", codec.compared) for i, codec in enumerate(table.own)]
+        arrays.append(("g", cast("int4[]")))
+        fits = [f"t.{quoted(column)} = k.m{i}" for i, column in enumerate(table.rule.dependent.columns)]
+        fits += [f"t.{quoted(column)} = k.o{i}" for i, column in enumerate(self._rows.spec.names)]
+        fits += reach(table, len(arrays))[0]
+        return (
+            f"with acted as (delete from {target_of(table)} t using {_unnested(arrays)}"
+            f" where {' and '.join(fits)} returning k.g) select g, count(*) from acted group by g"
+        )
+
+
+def _unnested(arrays: Sequence[tuple[str, Callable[[str], str]]]) -> str:
+    bound = ", ".join(made(f"${i}") for i, (_, made) in enumerate(arrays, 1))
+    return f"unnest({bound}) with ordinality as k({', '.join(name for name, _ in arrays)}, n)"
