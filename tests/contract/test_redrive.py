@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from integrity.core.batch import Batch, DeadLetterMark, Discard, Redrive, Span, TopicPartition
 from integrity.core.change import ParentChange, Version
 from integrity.core.outcome import Effect, Outcome, Rejected
@@ -9,7 +11,7 @@ from integrity.core.rules.model import Cascade, Nullify
 from integrity.errors import Reason
 from integrity.ports import Deadline, Store
 from integrity.stores.memory import Row
-from tests.contract.harness import Harness, Rules
+from tests.contract.harness import Feature, Harness, Rules
 from tests.contract.world import AT_MS, ENTITY, Events, apply, orders, rule, rules_of
 
 REDRIVE = TopicPartition("integrity.redrive", 0)
@@ -74,6 +76,21 @@ async def test_redrive_acts_on_its_dependent_alone_and_once(harness: Harness) ->
     assert await harness.head(ENTITY, (1,)) == before
     assert await apply(store, again(change, first=1)) == [Effect(0, ORDERS, "cascade", Outcome.DUPLICATE, 0)]
     assert await store.progress([REDRIVE], Deadline.after(10)) == {REDRIVE: 2}
+
+
+@pytest.mark.needs(Feature.ARRAYS)
+async def test_redrive_acts_on_the_elements_of_lists(harness: Harness) -> None:
+    rows: list[Row] = [{"id": 1, "customer_ids": [1, 2, 1]}, {"id": 2, "customer_ids": [3]}]
+    rules = rules_of(rule(Cascade(), columns=("customer_ids",), array=True))
+    store = await harness.open(rules, {"orders": rows})
+    events = Events()
+    change = await set_apart(store, events, events.moved((1,), (3,), 10))
+    assert [row["customer_ids"] for row in await harness.rows("orders")] == [[1, 2, 1], [3]]
+    assert [effect.rows for effect in await apply(store, again(change))] == [2]
+    assert [row["customer_ids"] for row in await harness.rows("orders")] == [[3, 2, 3], [3]]
+    events.deleted((3,), 20, partition=1)
+    assert [effect.rows for effect in await apply(store, events.batch())] == [3]
+    assert [row["customer_ids"] for row in await harness.rows("orders")] == [[2], []]
 
 
 async def test_redrive_that_was_enforced_is_not_enforced_again_on_replay(harness: Harness) -> None:

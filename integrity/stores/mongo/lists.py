@@ -1,4 +1,5 @@
-"""What a rule with `array` does to its collection: each element of the list is a reference, and the document stays.
+"""What a rule with `array` does to its collection: each element of the list is a reference, and the document stays, so
+that whatever depends on the document is not concerned.
 
 A list is read as BSON and written as a whole, by the document's `_id`: an owner that pushes to it meanwhile is a write
 conflict. It is written only if all that stays of it is written back byte for byte.
