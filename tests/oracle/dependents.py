@@ -9,7 +9,7 @@ says. A rule with `where` is two native tables: a row is in the one with the for
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -70,6 +70,8 @@ class Target:
     parent: Parent
     references: tuple[Reference, ...]
     where: bool = False
+    lists: bool = False
+    """A document holds a list of keys."""
 
     @property
     def marks(self) -> bool:
@@ -91,6 +93,11 @@ class Target:
 def _target(store: Store, parent: Parent, on_delete: Action, on_update: Action, *, where: bool = False) -> Target:
     name = f"{store}_{parent.entity}_{on_delete}_{on_update}{'_where' * where}"
     return Target(name, store, parent, (Reference(parent.columns, on_delete, on_update),), where)
+
+
+def _list(on_delete: Action, on_update: Action) -> Target:
+    reference = Reference(CUSTOMER.columns, on_delete, on_update)
+    return Target(f"docs_list_{on_delete}_{on_update}", "docs", CUSTOMER, (reference,), lists=True)
 
 
 def _targets() -> tuple[Target, ...]:
@@ -146,6 +153,8 @@ def _targets() -> tuple[Target, ...]:
         *(_target(store, parents[entity], *pair) for (store, entity), those in pairs.items() for pair in those),
         _target("main", CUSTOMER, "cascade", "cascade", where=True),
         _target("docs", CUSTOMER, "nullify", "cascade", where=True),
+        _list("cascade", "cascade"),
+        _list("default", "nullify"),
         # Two references of one row to the same parent.
         Target(
             "main_links",
@@ -160,11 +169,6 @@ def _targets() -> tuple[Target, ...]:
 
 
 TARGETS = _targets()
-
-
-def key_of(row: Row, target: Target) -> tuple[Any, ...]:
-    """The key that the row's first reference holds."""
-    return row[: len(target.references[0].columns)]
 
 
 # --- rules --------------------------------------------------------------------------------------------------------
@@ -195,6 +199,8 @@ def _rule(target: Target, reference: Reference, number: int, prefix: str) -> dic
     }
     if target.where:
         rule["where"] = {"kind": "Customer", "region": ["eu", "uk"], "archived_at": None}
+    if target.lists:
+        rule["array"] = True
     return rule
 
 
@@ -216,11 +222,10 @@ def _action(target: Target, reference: Reference, action: Action) -> Any:
 
 def path(target: Target, column: str) -> str:
     """Where a column's value is in a document or a record's value: a composite reference lies one level down."""
-    return (
-        f"owner.{column}"
-        if target.store != "main" and target.parent is ACCOUNT and column in ACCOUNT.columns
-        else column
-    )
+    if target.lists:
+        return f"{column}s"
+    is_nested = target.store != "main" and target.parent is ACCOUNT and column in ACCOUNT.columns
+    return f"owner.{column}" if is_nested else column
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -230,12 +235,13 @@ def _table(target: Target, name: str, constraints: Sequence[str] = (), *, defaul
     kinds = dict(zip(target.parent.columns, (_SQL_TYPES[kind] for kind in target.parent.key.values()), strict=True))
     kinds |= {"other_id": "bigint", "deleted_at": "timestamptz", "archived_at": "timestamptz"}
     values = dict(zip(target.parent.columns, target.parent.default, strict=True)) if defaults else {}
+    own = "id bigint, place int, primary key(id, place)" if target.lists else "id bigint primary key"
     columns = [
         f"{column} {kinds.get(column, 'text')}" + (f" default {values[column]!r}" if column in values else "")
         for column in target.columns
     ]
     indexes = "".join(f"create index on {name}({', '.join(each.columns)});\n" for each in target.references)
-    return f"create table {name}(id bigint primary key, {', '.join((*columns, *constraints))});\n{indexes}"
+    return f"create table {name}({own}, {', '.join((*columns, *constraints))});\n{indexes}"
 
 
 def our_tables() -> str:
@@ -266,6 +272,8 @@ def native_database() -> str:
         parts.append(_table(target, target.name, foreign, defaults=True))
         if target.where:
             parts.append(_table(target, f"{target.name}_out"))
+        if target.lists:
+            parts.append(f"create table {target.name}_docs(id bigint primary key);\n")
     parts += [_trigger(parent, what) for parent in PARENTS for what in ("delete", "update")]
     return "".join(parts)
 
@@ -333,6 +341,32 @@ def _statement(target: Target, reference: Reference, what: str) -> str:
             return update({"deleted_at": at, "deleted_by": "'parent deleted'"})
 
 
+def native_tables(target: Target) -> tuple[str, ...]:
+    """A rule with `where` has a table for the rows without its values; a list of keys is a table of links."""
+    return (target.name, *([f"{target.name}_out"] * target.where), *([f"{target.name}_docs"] * target.lists))
+
+
+def native_records(target: Target, id_: int, row: Row) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """A row as records of the native tables."""
+    if target.lists:
+        yield f"{target.name}_docs", (id_,)
+        yield from ((target.name, (id_, place, key)) for place, key in enumerate(row[0]))
+    else:
+        yield target.name if target.is_within(row) else f"{target.name}_out", (id_, *row)
+
+
+def native_query(target: Target) -> str:
+    """The rows with ids from $1 up to $2: the id, then the columns."""
+    if target.lists:
+        (column,) = target.columns
+        keys = f"select {column} from {target.name} l where l.id = d.id and {column} is not null order by place"
+        return f"select id, array({keys}) from {target.name}_docs d where id >= $1 and id < $2"
+    return " union all ".join(
+        f"select id, {', '.join(target.columns)} from {table} where id >= $1 and id < $2"
+        for table in native_tables(target)
+    )
+
+
 # --- rows as a document or a record's value -----------------------------------------------------------------------
 
 
@@ -356,4 +390,7 @@ def row_of(target: Target, found: dict[str, Any]) -> Row:
 
 def comparable(values: Sequence[Any]) -> Row:
     """The same values from whatever store."""
-    return tuple(value.astimezone(UTC) if isinstance(value, datetime) else value for value in values)
+    return tuple(
+        value.astimezone(UTC) if isinstance(value, datetime) else tuple(value) if isinstance(value, list) else value
+        for value in values
+    )

@@ -182,6 +182,9 @@ class History:
 
     def _row(self, target: Target, alive: list[Key], marks: Row) -> Row:
         rng = self._rng
+        if target.lists:
+            keys = [*alive, self.parent.default]
+            return (tuple(rng.choice(keys)[0] for _ in range(rng.randint(0, 3))),)
         row: Row = ()
         for reference in target.references:
             others = [self.parent.default, *self._always]

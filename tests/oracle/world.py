@@ -31,6 +31,9 @@ from tests.oracle.dependents import (
     comparable,
     document,
     native_database,
+    native_query,
+    native_records,
+    native_tables,
     our_tables,
     path,
     row_of,
@@ -82,7 +85,7 @@ class Side:
         with (self.directory / f"run-{len(self.processes)}.log").open("wb") as log:
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.oracle.process" if self.without else "integrity", "run"],
+                    [sys.executable, "-m", "tests.oracle.process" if self.without else "integrity", "run", "--migrate"],
                     env={**os.environ, **self.environment, **sizes, **more, "PYTHONPATH": str(Path.cwd())},
                     stdout=log,
                     stderr=log,
@@ -143,7 +146,9 @@ class Side:
         found: Rows = {}
         for target in self.targets:
             if target.store == "main":
-                found[target] = await _table(self.main, target, target.name, ids)
+                query = f"select id, {', '.join(target.columns)} from {target.name} where id >= $1 and id < $2"
+                rows = await self.main.fetch(query, ids.start, ids.stop)
+                found[target] = {row[0]: comparable(row[1:]) for row in rows}
             elif target.store == "docs":
                 cursor = self.docs.get_default_database()[target.name].find(
                     {"_id": {"$gte": ids.start, "$lt": ids.stop}}
@@ -171,11 +176,6 @@ class Side:
                         latest[int(record.key)] = row_of(target, json.loads(record.value))
 
 
-async def _table(connection: asyncpg.Connection, target: Target, name: str, ids: range) -> dict[int, Row]:
-    query = f"select id, {', '.join(target.columns)} from {name} where id >= $1 and id < $2"
-    return {row[0]: comparable(row[1:]) for row in await connection.fetch(query, ids.start, ids.stop)}
-
-
 @dataclass
 class World:
     name: str
@@ -199,19 +199,20 @@ class World:
 
     async def _write_native(self, target: Target, writes: Sequence[Write]) -> None:
         """A changed row is a new one here: it may have to go to the other table of a rule with `where`."""
-        tables = {True: target.name, False: f"{target.name}_out"} if target.where else {True: target.name}
-        old = [w.id for w in writes if not w.new]
-        for within, table in tables.items():
-            await self.native.execute(f"delete from {table} where id = any($1)", old)
-            rows = [(w.id, *w.row) for w in writes if w.row is not None and target.is_within(w.row) is within]
-            await self.native.copy_records_to_table(table, records=rows, columns=["id", *target.columns])
+        records: dict[str, list[tuple[Any, ...]]] = {table: [] for table in native_tables(target)}
+        for table in records:
+            await self.native.execute(f"delete from {table} where id = any($1)", [w.id for w in writes if not w.new])
+        for write in writes:
+            for table, record in () if write.row is None else native_records(target, write.id, write.row):
+                records[table].append(record)
+        for table, mine in records.items():
+            await self.native.copy_records_to_table(table, records=mine)
 
     async def native_rows(self, ids: range) -> Rows:
         found: Rows = {}
         for target in TARGETS:
-            found[target] = await _table(self.native, target, target.name, ids)
-            if target.where:
-                found[target] |= await _table(self.native, target, f"{target.name}_out", ids)
+            rows = await self.native.fetch(native_query(target), ids.start, ids.stop)
+            found[target] = {row[0]: comparable(row[1:]) for row in rows}
         return found
 
     async def publish(self, records: Iterable[tuple[str, Record]]) -> None:
@@ -331,7 +332,7 @@ def _write_rules(directory: Path, world: World, prefix: str, stores: Sequence[St
 
 
 async def _prepare(side: Side, create_topic: CreateTopic) -> None:
-    """Topics and indexes for its dependents, and the ledgers."""
+    """Topics and indexes for its dependents."""
     partitions = []
     for target in side.targets:
         if target.store == "cards":
@@ -343,16 +344,6 @@ async def _prepare(side: Side, create_topic: CreateTopic) -> None:
             columns = [(path(target, column), 1) for column in target.references[0].columns]
             await side.docs.get_default_database()[target.name].create_index(columns)
     side.cards.assign(partitions)
-    migrated = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "integrity", "migrate"],
-        env={**os.environ, **side.environment},
-        cwd=side.directory,
-        capture_output=True,
-        text=True,
-    )
-    if migrated.returncode:
-        raise Stuck(migrated.stderr)
 
 
 def _environment(name: str, place: Path, bootstrap_servers: str, urls: Mapping[Store, str]) -> dict[str, str]:
