@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, assert_never
@@ -17,7 +17,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 import integrity
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
-from integrity.core.rules.model import RuleSet, TargetKind
+from integrity.core.rules.model import Parent, RuleSet, TargetKind
 from integrity.errors import Finding, RulesError, UnreachableError, UsageError
 from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
@@ -208,6 +208,7 @@ async def redriver(
             topic=topic,
             bytes_max=facts.bytes_max,
             rules=rules,
+            decoders=_decoders(rules.parents),
             person=person,
         )
 
@@ -245,6 +246,16 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
         raise RulesError(findings)
 
 
+def _decoders(parents: Iterable[Parent]) -> dict[str, tuple[str, Decoder]]:
+    """Topic -> the entity of its parent, and how its records are read."""
+    return {
+        topic: (parent.entity, decoder_for(parent))
+        for parent in parents
+        if parent.events is not None
+        for topic in parent.events.topics
+    }
+
+
 def _lane(
     store: Store,
     store_settings: StoreSettings,
@@ -253,11 +264,7 @@ def _lane(
     letters: DeadLetters,
     report: Report,
 ) -> Lane:
-    decoders: dict[str, tuple[str, Decoder]] = {}
-    for entity in rules.of_store(store.name):
-        parent = rules.by_entity[entity]
-        if parent.events is not None:
-            decoders |= {topic: (entity, decoder_for(parent)) for topic in parent.events.topics}
+    decoders = _decoders(rules.by_entity[entity] for entity in rules.of_store(store.name))
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)

@@ -43,6 +43,7 @@ CREATE TABLE letter (
     truncated INTEGER, bytes INTEGER, at_partition INTEGER, at_offset INTEGER) WITHOUT ROWID;
 CREATE TABLE status (
     id TEXT PRIMARY KEY, status TEXT, at TEXT, actor TEXT, note TEXT) WITHOUT ROWID;
+CREATE TABLE living (place TEXT, name BLOB, offset INTEGER NOT NULL, PRIMARY KEY (place, name)) WITHOUT ROWID;
 CREATE TEMP TABLE wanted (id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 _COLUMNS: Final = (
@@ -172,6 +173,19 @@ class LetterIndex:
         )
         return {(Status(status), reason, dependent): count for status, reason, dependent, count in rows}
 
+    def note_living(self, place: str, name: bytes, offset: int) -> None:
+        """Note a record of a partition that says, as far as it can be told, that what has this name is in use."""
+        self._db.execute("INSERT OR REPLACE INTO living VALUES (?, ?, ?)", (place, name, offset))
+
+    def lives_after(self, place: str, names: Collection[bytes], offset: int) -> bool:
+        """Whether something with one of these names was in use in that partition after the offset."""
+        marks = ", ".join("?" * len(names))
+        found = self._db.execute(
+            f"SELECT 1 FROM living WHERE place = ? AND name IN ({marks}) AND offset > ? LIMIT 1",
+            (place, *names, offset),
+        )
+        return found.fetchone() is not None
+
     def _where(self, chosen: Filter) -> tuple[str, list[object]]:
         parts, values = ["true"], list[object]()
         if chosen.ids:
@@ -247,6 +261,34 @@ class LetterReader:
             self._consumer.assign([at])
             await self._take(at, wanted, found)
         return found
+
+    async def read_after(self, topic: str, partition: int, offset: int, take: Callable[[Record], None]) -> bool:
+        """Read a partition from behind an offset to the end that it has now; False when it does not reach back so far.
+
+        Raises UnreachableError."""
+        if partition not in {at.partition for at in await self._partitions(topic)}:
+            return False
+        at = KafkaPartition(topic, partition)
+        try:
+            self._consumer.assign([at])
+            first = (await self._consumer.beginning_offsets([at]))[at]
+            end = (await self._consumer.end_offsets([at]))[at]
+            if first > offset + 1:
+                return False
+            self._consumer.seek(at, offset + 1)
+            quiet_since = time.monotonic()
+            while await self._position(at) < end:
+                read = (await self._poll()).get(at, ())
+                for record in read:
+                    headers = record.headers
+                    take(Record(topic, partition, record.offset, record.timestamp, record.key, record.value, headers))
+                if read:
+                    quiet_since = time.monotonic()
+                elif time.monotonic() - quiet_since > STALLED_S:
+                    raise UnreachableError(f"Topic {topic} could not be read to its end.")
+        except KafkaError as exc:
+            raise UnreachableError(f"Topic {topic} can't be read: {type(exc).__name__}.") from exc
+        return True
 
     async def _take(self, at: KafkaPartition, wanted: Mapping[int, Letter], found: dict[str, Record]) -> None:
         offsets = sorted(wanted)

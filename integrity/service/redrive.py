@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from integrity.core.batch import ANY_DEPENDENT
-from integrity.core.decode.record import Record
+from integrity.core.change import Op, ParentChange
+from integrity.core.decode.record import Decoder, Record
+from integrity.core.keys import Key, key_hash
 from integrity.core.rules.model import RuleSet
 from integrity.errors import PublishError, Reason, RecordRefusedError, UnreachableError
 from integrity.kafka.audit import ByHand
@@ -25,6 +27,7 @@ from integrity.ports import Deadline
 
 SEND_TIMEOUT_S: Final = 30.0
 REFUSALS_KEPT: Final = 1_000
+_HAPPENED: Final = (Op.DELETED, Op.MOVED, Op.GONE)
 
 
 class Marks(Protocol):
@@ -83,9 +86,11 @@ class Redriver:
         topic: str,
         bytes_max: int,
         rules: RuleSet,
+        decoders: Mapping[str, tuple[str, Decoder]],
         person: Person,
     ) -> None:
-        """`topic` is that of redrives, `bytes_max` what a record there may have."""
+        """`topic` is that of redrives, `bytes_max` what a record there may have. `decoders` maps a parents' topic to
+        its entity and how its records are read now."""
         self._reader = reader
         self._index = index
         self._marks = marks
@@ -99,6 +104,8 @@ class Redriver:
             for parent in rules.parents
             for topic in (() if parent.events is None else parent.events.topics)
         }
+        self._decoders = decoders
+        self._looked_at: dict[str, bool] = {}
         self._person = person
 
     async def retry(self, chosen: Filter, limit: int | None, told: Callable[[int], None] = lambda _: None) -> Done:
@@ -115,6 +122,8 @@ class Redriver:
                     done.refuse(letter.id, "its record is not in the topic of dead letters any more (retention)")
                 elif sent.bytes_max > self._bytes_max:
                     done.refuse(letter.id, f"its record is too large for topic {self._topic}")
+                elif letter.dependent == ANY_DEPENDENT and (doubt := await self._doubt(letter, records[letter.id])):
+                    done.refuse(letter.id, doubt)
                 else:
                     ready.append((letter, sent))
             await self._send(ready, Status.RETRIED, done)
@@ -142,6 +151,35 @@ class Redriver:
         if letter.store not in self._stores_of.get(letter.topic, ()):
             return f"the rules read no topic {letter.topic} for store {letter.store} any more"
         return ""
+
+    async def _doubt(self, letter: Letter, record: Record) -> str:
+        """Why what could not be read must not act any more; empty when it may.
+
+        The ledgers may not know its key, and then have no version that protects a parent that was created again since.
+        So what came after it in its partition is looked at, once for all letters there: the first is the oldest."""
+        entity, decode = self._decoders[letter.topic]
+        change = decode(record)
+        if not isinstance(change, ParentChange) or change.op not in _HAPPENED:
+            return ""
+        place = f"{letter.topic}/{letter.partition}"
+        if place not in self._looked_at:
+            self._looked_at[place] = await self._reader.read_after(
+                letter.topic, letter.partition, letter.offset, lambda later: self._note(place, entity, later)
+            )
+        if not self._looked_at[place]:
+            return "its topic has not kept what came after it, so that nobody knows whether its key is in use again"
+        if self._index.lives_after(place, _names(entity, change.key, record.key), letter.offset):
+            return "its key was in use again after it: mend by hand what it asked for, and discard it"
+        return ""
+
+    def _note(self, place: str, entity: str, later: Record) -> None:
+        """Note a later record that does not say that its key is gone."""
+        found = self._decoders[later.topic][1](later)
+        if later.value is None or (isinstance(found, ParentChange) and found.op in _HAPPENED):
+            return
+        key = found.key if isinstance(found, ParentChange) else None
+        for name in _names(entity, key, later.key):
+            self._index.note_living(place, name, later.offset)
 
     def _chosen(
         self, chosen: Filter, limit: int | None, done: Done, why_not: Callable[[Letter], str]
@@ -251,6 +289,11 @@ def _returned(letter: Letter, record: Record, chosen: Filter) -> Returned:
     approved = letter.reason == Reason.TOO_MANY_ROWS and letter.id in chosen.ids
     ask = Ask.APPROVE if approved else Ask.RETRY
     return Returned(ask, letter.id, letter.entity, letter.dependent, letter.store, letter.retries + 1, record)
+
+
+def _names(entity: str, key: Key | None, raw: bytes | None) -> list[bytes]:
+    """What a key goes by in a partition: as it was read, and as its bytes are."""
+    return ([] if key is None else [b"=" + key_hash(entity, key)]) + ([] if raw is None else [b"~" + raw])
 
 
 def _why_not_discard(letter: Letter) -> str:
