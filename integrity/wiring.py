@@ -5,6 +5,7 @@ Everything that is opened is closed in reverse order by one AsyncExitStack.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
@@ -24,6 +25,7 @@ from integrity.kafka.audit import AuditTrail
 from integrity.kafka.consumer import Consumer, existing_topics
 from integrity.kafka.dead_letters import DeadLetters
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
+from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.ports import Deadline, Inspectable, Store
@@ -33,6 +35,7 @@ from integrity.service.lane import Lane
 from integrity.service.redrive import Person, Redriver
 from integrity.service.report import Report
 from integrity.service.supervisor import Member, Supervisor
+from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
 from integrity.stores.rule import store_rules
@@ -152,6 +155,10 @@ async def service(
             audit.start()
             trail = audit
             stack.push_async_callback(lambda: trail.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        following = asyncio.create_task(
+            OpenLetters(client, settings.dlq.topic, lambda now: metrics.set_waiting(*now)).run(), name="open letters"
+        )
+        stack.push_async_callback(lambda: cancelled(following))
         report = Report(metrics, telemetry.tracing, audit, rules, settings)
         members: list[Member] = []
         stores: dict[str, Inspectable] = {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
+
+log = logging.getLogger(__name__)
 
 GIVE_UP_TIMEOUT_S = 1.0
 """How long something that is cancelled may take to end before it is left alone."""
@@ -23,6 +26,14 @@ async def within(waiting: Awaitable[object], seconds: float) -> None:
 async def sleep_or(event: asyncio.Event, seconds: float) -> None:
     """Sleep, but wake at once when the event is set."""
     await within(event.wait(), seconds)
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel what runs aside, and wait a moment for its end; what it failed with is told in the log."""
+    task.cancel()
+    await asyncio.wait({task}, timeout=GIVE_UP_TIMEOUT_S)
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        log.error("something that runs aside had ended unexpectedly", extra={"task": task.get_name()}, exc_info=error)
 
 
 async def unless(stop: asyncio.Event, work: Awaitable[_Result]) -> _Result | None:

@@ -6,8 +6,9 @@ All methods may be called on the event loop at any rate that a lane has: what is
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -50,6 +51,17 @@ class Metrics:
         self._dead_letters = Counter(
             "integrity_dead_letters_total", "Dead letters published.", ["reason", "dependent"], registry=registry
         )
+        self._open = Gauge(
+            "integrity_dead_letters_open", "Dead letters that are open.", ["reason", "dependent"], registry=registry
+        )
+        self._held = Gauge(
+            "integrity_held", "Events held for more rows than max_rows.", ["dependent"], registry=registry
+        )
+        # Not shown before it is known: without a label it would be 0 from the start.
+        self._oldest_letter = Gauge(
+            "integrity_dead_letter_oldest_seconds", "Age of the oldest open dead letter.", registry=None
+        )
+        self._oldest_letter_shown = False
         self._audit_dropped = Counter(
             "integrity_audit_dropped_total", "Audit records dropped because Kafka did not take them.", registry=registry
         )
@@ -97,6 +109,20 @@ class Metrics:
     def count_dead_letter(self, reason: Reason, dependent: str) -> None:
         """`dependent` is `*` when the record could not be decoded."""
         self._dead_letters.labels(reason.value, dependent).inc()
+
+    def set_waiting(
+        self, open_now: Mapping[tuple[str, str], int], held: Mapping[str, int], oldest_ms: int | None
+    ) -> None:
+        """The dead letters that are open, by reason and dependent, and held, by dependent; and when the oldest open one
+        failed, in milliseconds since the epoch."""
+        for (reason, dependent), count in open_now.items():
+            self._open.labels(reason, dependent).set(count)
+        for dependent, count in held.items():
+            self._held.labels(dependent).set(count)
+        if not self._oldest_letter_shown:
+            self._oldest_letter_shown = True
+            self._registry.register(self._oldest_letter)
+        self._oldest_letter.set_function(lambda: 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000))
 
     def count_audit_dropped(self, records: int) -> None:
         """What `AuditTrail` calls."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from aiokafka import AIOKafkaProducer
 
@@ -77,6 +78,12 @@ async def dlq(installation: Installation, *arguments: str, code: int = 0) -> Any
     return json.loads(out)
 
 
+async def until_metric(address: str, line: str) -> None:
+    async with asyncio.timeout(60), httpx.AsyncClient() as client:
+        while line not in (await client.get(f"http://{address}/metrics")).text:
+            await asyncio.sleep(0.1)
+
+
 async def test_what_a_trigger_refused_is_listed_mended_sent_back_and_done_once(
     installation: Installation, kafka: KafkaServer, pg_database: str
 ) -> None:
@@ -96,6 +103,8 @@ async def test_what_a_trigger_refused_is_listed_mended_sent_back_and_done_once(
     three, seven, unread = (one["id"] for one in listed["letters"])
     shown = await dlq(installation, "show", three)
     assert shown["record"]["key"] == {"text": '{"id":3}'}
+    address = service.said("enforcing")[0]["http"]
+    await until_metric(address, f'integrity_dead_letters_open{{dependent="{ORDERS}",reason="store_rejected"}} 2.0')
     await dlq(installation, "retry", "--all", code=2)  # nobody to ask, and no --yes
 
     await run_sql(pg_database, "delete from poison where customer_id = 3")
@@ -117,6 +126,8 @@ async def test_what_a_trigger_refused_is_listed_mended_sent_back_and_done_once(
     assert (await dlq(installation, "discard", "--id", unread, "--yes"))["discarded"] == 1
     assert (await dlq(installation, "list"))["total"] == 0
 
+    await until_metric(address, f'integrity_dead_letters_open{{dependent="{ORDERS}",reason="store_rejected"}} 0.0')
+    await until_metric(address, "integrity_dead_letter_oldest_seconds 0.0")
     assert await fetch(pg_database, "select customer_id, count(*) from orders group by 1") == [(9, 2)]
     assert await fetch(pg_database, "select count(*), count(distinct id) from effects") == [(18, 18)]
     assert await fetch(pg_database, "select count(*) from integrity.exceptions") == [(0,)]

@@ -40,6 +40,7 @@ def used_metrics() -> Metrics:
         ]
     )
     metrics.count_dead_letter(Reason.BAD_JSON, "*")
+    metrics.set_waiting({("bad_json", "*"): 2}, {"customer.orders": 1}, None)
     metrics.count_audit_dropped(7)
     metrics.set_lag("orders_db", "customers", 0, 12)
     metrics.set_oldest_unenforced("orders_db", 1.5)
@@ -59,6 +60,9 @@ def test_every_value_is_shown_under_the_names_of_the_contract() -> None:
         'integrity_effects_total{action="nullify",dependent="customer.reviews",outcome="skipped"} 1.0',
         'integrity_rows_total{action="cascade",dependent="customer.orders"} 15.0',
         'integrity_dead_letters_total{dependent="*",reason="bad_json"} 1.0',
+        'integrity_dead_letters_open{dependent="*",reason="bad_json"} 2.0',
+        'integrity_held{dependent="customer.orders"} 1.0',
+        "integrity_dead_letter_oldest_seconds 0.0",
         "integrity_audit_dropped_total 7.0",
         'integrity_lag{partition="0",store="orders_db",topic="customers"} 12.0',
         'integrity_oldest_unenforced_seconds{store="orders_db"} 1.5',

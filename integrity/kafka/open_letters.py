@@ -1,0 +1,144 @@
+"""How many dead letters wait: follows the topic of their statuses, which is compacted and small, from its beginning.
+
+What is open or held is kept in a private file of SQLite's, so that memory stays small however many there are. Never
+fails and never waits for anything but Kafka: it is for the metrics alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition as KafkaPartition
+from aiokafka.errors import KafkaError
+
+from integrity.kafka.consumer import CONSUMER_SETTINGS
+from integrity.kafka.dead_letters import Status, status_topic
+
+log = logging.getLogger(__name__)
+
+_START_TIMEOUT_S: Final = 15.0
+_STOP_TIMEOUT_S: Final = 5.0
+_AGAIN_S: Final = 15.0
+"""How long a broker that fails, or a topic that is not there yet, is left alone."""
+_POLL_MS: Final = 1_000
+
+
+class Waiting(NamedTuple):
+    """`open` counts by (reason, dependent), `held` by dependent. `oldest_ms` is when the oldest of the open ones failed
+    (the last time), in milliseconds since the epoch; None when none is open."""
+
+    open: Mapping[tuple[str, str], int]
+    held: Mapping[str, int]
+    oldest_ms: int | None
+
+
+class OpenLetters:
+    """Run it in a task of its own; `told` hears of every change, and first when the topic was read to its end."""
+
+    def __init__(self, client: Mapping[str, Any], topic: str, told: Callable[[Waiting], None]) -> None:
+        """`topic` is that of the dead letters."""
+        self._client = client
+        self._topic = status_topic(topic)
+        self._told = told
+        # A private file of SQLite's own, removed with the connection.
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute(
+            "CREATE TABLE waiting (id BLOB PRIMARY KEY, status TEXT, reason TEXT, dependent TEXT, at_ms INTEGER)"
+            " WITHOUT ROWID"
+        )
+        self._db.execute("CREATE INDEX waiting_at ON waiting (status, at_ms)")
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+
+    async def run(self) -> None:
+        """Follow the topic; ends only when it is cancelled."""
+        try:
+            while True:
+                try:
+                    await self._follow()
+                except (KafkaError, OSError) as exc:
+                    log.info("the statuses of dead letters can't be read", extra={"error": type(exc).__name__})
+                await asyncio.sleep(_AGAIN_S)
+        finally:
+            self._db.close()
+
+    def take(self, key: bytes | None, value: bytes | None) -> None:
+        """Note a record of the topic."""
+        if key is None:
+            return
+        before = self._db.execute("SELECT status, reason, dependent FROM waiting WHERE id = ?", (key,)).fetchone()
+        if before is not None:
+            self._counts[before] -= 1
+            self._db.execute("DELETE FROM waiting WHERE id = ?", (key,))
+        try:
+            said = _decode(value or b"")
+            at_ms = int(datetime.fromisoformat(said.at.replace("Z", "+00:00")).timestamp() * 1000)
+        except (msgspec.DecodeError, ValueError):
+            return
+        if said.status in (Status.OPEN, Status.HELD):
+            self._counts[said.status, said.reason, said.dependent] += 1
+            self._db.execute(
+                "INSERT INTO waiting VALUES (?, ?, ?, ?, ?)", (key, said.status, said.reason, said.dependent, at_ms)
+            )
+
+    def waiting(self) -> Waiting:
+        """What waits now."""
+        open_: Counter[tuple[str, str]] = Counter()
+        held: Counter[str] = Counter()
+        for (status, reason, dependent), count in self._counts.items():
+            if status == Status.OPEN:
+                open_[reason, dependent] += count
+            else:
+                held[dependent] += count
+        (oldest_ms,) = self._db.execute("SELECT min(at_ms) FROM waiting WHERE status = 'open'").fetchone()
+        return Waiting(open_, held, oldest_ms)
+
+    async def _follow(self) -> None:
+        """One connection, until it fails; from the beginning again, which changes nothing that is known."""
+        consumer = AIOKafkaConsumer(**self._client, **CONSUMER_SETTINGS)
+        try:
+            await asyncio.wait_for(consumer.start(), _START_TIMEOUT_S)
+            if self._topic not in await consumer.topics():
+                return
+            consumer.subscribe([self._topic])
+            partitions = await self._partitions(consumer)
+            ends = await consumer.end_offsets(partitions)
+            complete = False
+            while True:
+                changed = False
+                for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+                    for record in records:
+                        self.take(record.key, record.value)
+                        changed = True
+                if not complete:
+                    positions = [await consumer.position(at) >= end for at, end in ends.items()]
+                    complete = changed = all(positions)
+                if changed and complete:
+                    self._told(self.waiting())
+        finally:
+            # Never cancelled: a cancelled stop() leaves tasks behind that go on fetching.
+            await asyncio.wait({asyncio.create_task(consumer.stop(), name="stop following")}, timeout=_STOP_TIMEOUT_S)
+
+    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[KafkaPartition]:
+        """Without a group a subscription is assigned all partitions, once they are known."""
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while not (found := list(consumer.assignment())):
+                await asyncio.sleep(0.05)
+        return found
+
+
+class _Said(msgspec.Struct, frozen=True):
+    status: str
+    at: str
+    reason: str = ""
+    dependent: str = ""
+
+
+_decode = msgspec.json.Decoder(_Said).decode
