@@ -20,8 +20,8 @@ from integrity.core.batch import ANY_DEPENDENT, DeadLetterMark, Share
 from integrity.core.change import EARLIEST, Op, ParentChange, Version
 from integrity.core.fold import Group, Leave, Policy, Settled, follow
 from integrity.core.keys import Key
-from integrity.core.ledger import Fate, Head, Pending
-from integrity.core.outcome import Outcome, Rejected
+from integrity.core.ledger import Done, Fate, Head, Pending, done_by_fate
+from integrity.core.outcome import Effect, Outcome, Rejected
 from integrity.errors import Reason
 
 _HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
@@ -131,6 +131,27 @@ def admit(
         if outcomes[index] is Outcome.APPLIED
     ]
     return Admitted(starts, only, over, left_out)
+
+
+class MadeUpFor(NamedTuple):
+    """What redrives did at a fate that the ledger knows: by dependent, the action and how many rows."""
+
+    key: Key
+    fate: Fate
+    done: Mapping[str, Done]
+
+
+def made_up_for(admitted: Admitted, effects: Sequence[Effect]) -> list[MadeUpFor]:
+    """What to add to the ledger's fates. `effects` count their changes within the share."""
+    done = done_by_fate(effects)
+    found: dict[tuple[Key, Version], MadeUpFor] = {}
+    for dependent, starts in admitted.starts.items():
+        for key, fate in starts:
+            if dependent in done.get(fate.change, {}):
+                before = found.get((key, fate.version), MadeUpFor(key, fate, {})).done
+                at_fate = {**before, **done[fate.change]}  # what depends on its rows too
+                found[key, fate.version] = MadeUpFor(key, fate, at_fate)
+    return list(found.values())
 
 
 def _about(index: int, dependent: str) -> dict[int, str]:

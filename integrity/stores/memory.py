@@ -19,7 +19,7 @@ from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, 
 from integrity.core.keys import Key, canonical
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
-from integrity.core.redrive import admit, aside, keys_in_question, retrace
+from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
 from integrity.ports import Deadline
@@ -209,6 +209,11 @@ class MemoryStore:
                     if kept:
                         state.arrivals[rule.id, key] = kept
         _note(state, entity, settled.updates, effects, batch)
+        for key, fate, more in made_up_for(admitted, effects):
+            state.enforced[entity, key] = [
+                each._replace(done={**each.done, **more}) if each.fate.version == fate.version else each
+                for each in state.enforced[entity, key]
+            ]
         _forget(state, admitted.over)
         for change, dependent, mark, version in admitted.left_out:
             event = change.origin.event_id

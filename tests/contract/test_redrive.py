@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from integrity.core.batch import Batch, DeadLetterMark, Discard, Redrive, Span, TopicPartition
@@ -52,6 +54,12 @@ async def references(harness: Harness, target: str = "orders") -> dict[object, o
     return {row["id"]: row["customer_id"] for row in await harness.rows(target)}
 
 
+async def done(store: Store) -> Mapping[str, tuple[str, int]]:
+    """What the ledger says that the newest fate of 1 did."""
+    history = await store.history(ENTITY, (1,), Deadline.after(10))  # type: ignore[attr-defined]
+    return history.enforced[-1].done
+
+
 async def refused(store: Store, batch: Batch) -> Rejected:
     result = await store.apply(batch, Deadline.after(30))
     assert isinstance(result, Rejected), result
@@ -70,10 +78,12 @@ async def test_redrive_acts_on_its_dependent_alone_and_once(harness: Harness) ->
     change = await set_apart(store, events, events.deleted((1,), 10))
     assert await references(harness) == {1: 1, 2: 1, 3: 2}
     before = await harness.head(ENTITY, (1,))
+    assert await done(store) == {NOTES: ("nullify", 2)}
     assert await apply(store, again(change)) == [Effect(0, ORDERS, "cascade", Outcome.APPLIED, 2)]
     assert await references(harness) == {3: 2}
     assert await harness.exceptions(ENTITY, (1,)) == set()
     assert await harness.head(ENTITY, (1,)) == before
+    assert await done(store) == {NOTES: ("nullify", 2), ORDERS: ("cascade", 2)}
     assert await apply(store, again(change, first=1)) == [Effect(0, ORDERS, "cascade", Outcome.DUPLICATE, 0)]
     assert await store.progress([REDRIVE], Deadline.after(10)) == {REDRIVE: 2}
 

@@ -14,7 +14,7 @@ from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
+from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.mongo.effects import Came, Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, hashes_of
@@ -198,6 +198,7 @@ class Attempt:
         touched = heads.keys() - writes.keys() if decides else set()
         await ledger.write_heads(share.entity, hash_of, heads, writes, touched, session)
         await ledger.write_fates(share.entity, hash_of, writes, effects, self._batch, session)
+        await ledger.add_done(made_up_for(admitted, effects), hash_of, session)
         await ledger.clear_exceptions(admitted.over, session)
         await ledger.write_exceptions(share.entity, admitted.left_out, hash_of, self._batch.at_ms, session)
 

@@ -29,7 +29,7 @@ from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outcome import Effect, Outcome
-from integrity.core.redrive import LeftOut
+from integrity.core.redrive import LeftOut, MadeUpFor
 
 Document = dict[str, Any]
 T = TypeVar("T")
@@ -289,6 +289,20 @@ class Ledger:
             writes.append(UpdateOne({"_id": mark.id}, {"$set": values}, upsert=True))
         if writes:
             await self.collection("exceptions").bulk_write(writes, session=session)
+
+    async def add_done(
+        self, found: Sequence[MadeUpFor], hash_of: Mapping[Key, bytes], session: AsyncClientSession
+    ) -> None:
+        """Add what redrives did to the fates of their events, in place of what stood there."""
+        for key, fate, done in found:
+            name = {"_id": {"key": hash_of[key], "version": _array(fate.version)}}
+            fates = self.collection("fates")
+            await fates.update_one(name, {"$pull": {"effects": {"dependent": {"$in": list(done)}}}}, session=session)
+            effects = [
+                {"dependent": dependent, "action": action, "outcome": Outcome.APPLIED.value, "rows": rows}
+                for dependent, (action, rows) in done.items()
+            ]
+            await fates.update_one(name, {"$push": {"effects": {"$each": effects}}}, session=session)
 
     async def clear_exceptions(self, over: Iterable[tuple[str, str]], session: AsyncClientSession) -> None:
         """Forget exceptions (dependent, event): they were made up for, or given up. There are few of them."""

@@ -21,7 +21,7 @@ from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outcome import Effect
-from integrity.core.redrive import LeftOut
+from integrity.core.redrive import LeftOut, MadeUpFor
 from integrity.stores.postgres.names import quoted
 
 LEDGER_VERSION: Final = 1
@@ -272,6 +272,10 @@ class Ledger:
             " on conflict (key_hash, dependent, event) do update"
             " set dead_letter = excluded.dead_letter, reason = excluded.reason, at = excluded.at"
         )
+        self._done_sql = (
+            f"update {at}.keys k set rows = coalesce(k.rows, '{{}}'::jsonb) || u.rows::jsonb"
+            " from unnest($1::bytea[], $2::text[]) u(key_hash, rows) where k.key_hash = u.key_hash"
+        )
         self._pending_sql = (
             f"select key_hash, dependent, event, fate, dead_letter, reason from {at}.exceptions"
             " where key_hash = any($1::bytea[])"
@@ -478,6 +482,13 @@ class Ledger:
                 [each.mark.id for each in found],
                 [each.mark.reason.value for each in found],
                 moment(at_ms),
+            )
+
+    async def add_done(self, connection: Connection, found: Sequence[MadeUpFor], hashes: Mapping[Key, bytes]) -> None:
+        """Add what redrives did to the newest fates of their keys."""
+        if found:
+            await connection.execute(
+                self._done_sql, [hashes[each.key] for each in found], [_json(each.done) for each in found]
             )
 
     async def clear_exceptions(self, connection: Connection, over: Collection[tuple[str, str]]) -> None:

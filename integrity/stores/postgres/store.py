@@ -22,7 +22,7 @@ from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, retrace
+from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.descent import (
@@ -239,6 +239,7 @@ class PostgresStore:
         }
         if reached:
             await self._ledger.clear_arrivals(connection, reached, ids)
+        await self._ledger.add_done(connection, made_up_for(admitted, effects), read.hashes)
         await self._ledger.clear_exceptions(connection, admitted.over)
         await self._ledger.write_exceptions(connection, admitted.left_out, read.hashes, batch.at_ms)
         if all(index == local for local, index in enumerate(share.indexes)):

@@ -10,6 +10,8 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, assert_never
 
+import msgspec
+
 from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
@@ -18,7 +20,7 @@ from integrity.core.gate import held
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
 from integrity.core.outcome import Effect, Held, Rejected
-from integrity.core.redrive import LeftOut, admit, aside, keys_in_question, retrace
+from integrity.core.redrive import LeftOut, MadeUpFor, admit, aside, keys_in_question, made_up_for, retrace
 from integrity.errors import Reason
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.rule import StoreRule, policies
@@ -128,6 +130,7 @@ class Enforcement:
         effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         yield self._heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
+        yield self._add_done(entity, made_up_for(admitted, effects))
         yield self._forget(admitted.over)
         yield self._exceptions(entity, admitted.left_out)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
@@ -331,6 +334,18 @@ class Enforcement:
             value = records.encode(record)
             self._state.put_exception(key, value)
             writes.append(self._record(key, value))
+        return writes
+
+    def _add_done(self, entity: str, found: Sequence[MadeUpFor]) -> list[Write]:
+        """What redrives did at fates that are known."""
+        writes: list[Write] = []
+        for key, fate, done in found:
+            digest = key_hash(entity, key)
+            before = self._state.fate(digest, fate.version)
+            if before is not None:
+                data = records.encode(msgspec.structs.replace(before, rows={**before.rows, **done}))
+                self._state.put_fate(digest, fate.version, data)
+                writes.append(self._record(records.fate_key(digest, fate.version), data))
         return writes
 
     def _forget(self, over: Sequence[tuple[str, str]]) -> list[Write]:

@@ -400,6 +400,12 @@ class State:
         found = self._db.execute("SELECT data FROM exception WHERE hash = ?", (key_hash,))
         return [records.decode_exception(data) for (data,) in found]
 
+    def fate(self, key_hash: bytes, version: Version) -> FateRecord | None:
+        """What is kept of one fate of a key."""
+        name = (key_hash, records.version_text(version))
+        row = self._db.execute("SELECT data FROM fate WHERE hash = ? AND version = ?", name).fetchone()
+        return None if row is None else records.decode_fate(row[0])
+
     def put_head(self, key_hash: bytes, data: bytes) -> None:
         self._put_head(key_hash, data)
 
