@@ -24,6 +24,20 @@ class Version(NamedTuple):
     epoch: int
     position: tuple[int, ...]
 
+    @property
+    def text(self) -> str:
+        """`epoch:position`, such as `0:25165824`; a position's parts are joined by points."""
+        epoch, position = self
+        if len(position) == 1:
+            return f"{epoch}:{position[0]}"
+        return f"{epoch}:{'.'.join(map(str, position))}"
+
+
+def parse_version(text: str) -> Version:
+    """The version of a `text`."""
+    epoch, _, position = text.partition(":")
+    return Version(int(epoch), tuple(map(int, position.split("."))) if position else ())
+
 
 EARLIEST = Version(-1, ())
 """Older than every version of an event."""

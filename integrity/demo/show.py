@@ -222,7 +222,7 @@ metrics      {at.http}/metrics and {at.http}/readyz
 PostgreSQL   {orders}
                select * from orders limit 5;
                -- the ledger: what happened to each key
-               select key, fate_kind, moved_to, rows, enforced_at from integrity.keys where fate is not null;
+               select key, moved_to, rows, to_timestamp(enforced_ms / 1000) from integrity.keys where fate is not null;
              {shlex.join([psql(), at.crm_url])}
                select * from customers limit 5;
 MongoDB      {mongosh}

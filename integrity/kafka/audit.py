@@ -387,10 +387,7 @@ class AuditEncoder:
     def _describe(self, entity: str, key: Key, version: Version | None) -> _Described:
         text = self._key_text(self._names[entity], key)
         digest = self._digest(b"%b %b" % (entity.encode(), text))
-        told = None
-        if version is not None:
-            epoch, position = version
-            told = f"{epoch}:{position[0]}" if len(position) == 1 else f"{epoch}:{'.'.join(map(str, position))}"
+        told = None if version is None else version.text
         if self._hmac_key is not None:
             return UNSET, digest.hex(), told, digest
         return msgspec.Raw(text), UNSET, told, digest

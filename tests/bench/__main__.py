@@ -141,7 +141,7 @@ async def from_memory(url: str, parents: int) -> tuple[float, float]:
         change = decode(Record("memory", 0, offset, 1795470743000, b'{"id":%d}' % key, value_of(key, ""), ()))
         assert isinstance(change, ParentChange)
         changes.append(change)
-    calls: list[tuple[str, tuple[object, ...]]] = []
+    calls: list[Call] = []
     with recording(calls):
         through_store = await _through_store(url, changes)
     await fill(url, parents)
@@ -149,8 +149,8 @@ async def from_memory(url: str, parents: int) -> tuple[float, float]:
     await store.migrate(Deadline.after(30))
     async with store._sessions.connection(Deadline.after(600)) as connection:
         began = time.perf_counter()
-        for method, arguments in calls:
-            await getattr(connection, method)(*arguments)
+        for method, arguments, options in calls:
+            await getattr(connection, method)(*arguments, **options)
         took = time.perf_counter() - began
     await store.close()
     assert await left(url) == 0
@@ -177,18 +177,19 @@ async def _through_store(url: str, changes: Sequence[ParentChange]) -> float:
     return len(changes) / took
 
 
-_recorded: list[tuple[str, tuple[object, ...]]] = []
+Call = tuple[str, tuple[object, ...], dict[str, object]]
+_recorded: list[Call] = []
 
 
 @contextmanager
-def recording(calls: list[tuple[str, tuple[object, ...]]]) -> Iterator[None]:
+def recording(calls: list[Call]) -> Iterator[None]:
     """Note every statement that any connection sends between `_recorded.clear()` and its close, with its arguments."""
-    names = ("execute", "fetch", "fetchrow", "fetchval")
+    names = ("execute", "fetch", "fetchrow", "fetchval", "copy_records_to_table")
     real = {name: getattr(asyncpg.Connection, name) for name in names}
 
     def noting(name: str) -> Callable[..., Awaitable[object]]:
         async def call(self: asyncpg.Connection, query: str, *arguments: object, **options: object) -> object:
-            _recorded.append((name, (query, *arguments)))
+            _recorded.append((name, (query, *arguments), options))
             return await real[name](self, query, *arguments, **options)
 
         return call

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import asyncpg
 import pytest
 
-from integrity.core.change import Version
+from integrity.core.change import parse_version
 from integrity.core.keys import Key, KeyType, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, LastRecord
 from integrity.core.rules.model import TargetKind
@@ -80,22 +80,25 @@ class PostgresHarness:
         found = await self._fetch("select * from integrity.keys where key_hash = $1", hashed)
         if not found:
             return None
-        older = await self._fetch("select * from integrity.fates where key_hash = $1 order by fate", hashed)
-        assert len(older) == found[0]["older_fates"]
-        fates = tuple(
-            Fate(
-                Version(row["fate"][0], tuple(row["fate"][1:])),
-                None if row["moved_to"] is None else parse_canonical(row["moved_to"], spec),
-                row["event"],
-                row["occurred_ms"],
-            )
-            for row in [*older, *found]
-            if row["fate"] is not None
-        )
+        older = await self._fetch("select * from integrity.fates where key_hash = $1", hashed)
         [row] = found
-        seen = None if row["seen"] is None else Version(row["seen"][0], tuple(row["seen"][1:]))
-        last = (row["last_topic"], row["last_partition"], row["last_offset"], row["last_alive"])
-        return Head(seen, fates, None if last[0] is None else LastRecord(*last))
+        assert len(older) == row["older_fates"]
+        fates = sorted(
+            Fate(
+                parse_version(of["fate"]),
+                None if of["moved_to"] is None else parse_canonical(of["moved_to"], spec),
+                of["event"] or row["last"],
+                of["occurred_ms"],
+            )
+            for of in [*older, row]
+            if of["fate"] is not None
+        )
+        seen = row["seen"] or row["fate"]
+        last = None
+        if row["last"] is not None:
+            topic, partition, offset = row["last"].rsplit("/", 2)
+            last = LastRecord(topic, int(partition), int(offset), row["last_alive"])
+        return Head(None if seen is None else parse_version(seen), tuple(fates), last)
 
     async def arrivals(self) -> int:
         return int((await self._fetch("select count(*) from integrity.arrivals"))[0][0])

@@ -16,7 +16,7 @@ from integrity.core.fold import Follow, Group, Leave, Mark, Marked, Referencing,
 from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import Fate
 from integrity.core.rules.model import EventValue
-from integrity.stores.postgres.ledger import Connection, text
+from integrity.stores.postgres.ledger import Connection, array_text
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH, Codec, cast
 from integrity.stores.rule import StoreRule
@@ -174,7 +174,7 @@ class Effects:
                     chosen = [groups[index] for index in found]
                     if split:
                         columns.append([hashes[group.key] for group in chosen])
-                        columns.append([PLAIN if group.since is None else text(group.since) for group in chosen])
+                        columns.append([PLAIN if group.since is None else array_text(group.since) for group in chosen])
                     for place, count in await run(connection, chosen, columns, at_ms, split):
                         rows[found[place - 1]] = count
         return rows
@@ -189,7 +189,7 @@ class Effects:
             chosen = [groups[place] for place in places]
             if split:
                 columns.append([hashes[group.key] for group in chosen])
-                columns.append([PLAIN if group.since is None else text(group.since) for group in chosen])
+                columns.append([PLAIN if group.since is None else array_text(group.since) for group in chosen])
             for place, count in await self._run(connection, "count", split, False, columns, limit):
                 rows[places[place - 1]] = count
         return rows
@@ -222,7 +222,7 @@ class Effects:
         arriving = any(end.arrival is not None for end in ends)
         if arriving:
             columns.append([self._arrival_hash(end) for end in ends])
-            columns.append([None if end.arrival is None else text(end.arrival) for end in ends])
+            columns.append([None if end.arrival is None else array_text(end.arrival) for end in ends])
         return await self._run(connection, "refer", split, arriving, columns)
 
     def _arrival_hash(self, end: Referencing) -> bytes | None:

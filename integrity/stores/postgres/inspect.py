@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from integrity.core.change import parse_version
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
-from integrity.core.ledger import LastRecord
 from integrity.stores.postgres.effects import Table, reach
-from integrity.stores.postgres.ledger import Connection, fate_of, version_of
+from integrity.stores.postgres.ledger import Connection, fate_of, record_of
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH
 
@@ -28,19 +28,21 @@ where s.nspname = $1 and c.relname = $2 order by u.n
 async def history(connection: Connection, schema: str, spec: KeySpec, entity: str, key: Key) -> KeyHistory | None:
     """Everything that the ledger in that schema knows of a key. All of it is of one moment."""
     at, hashed, text = quoted(schema), key_hash(entity, key), canonical(key)
-    columns = "fate, moved_to, event, occurred_ms, rows::text, enforced_at, trace_id"
+    columns = "occurred_ms, rows, enforced_ms, trace_id"
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         head = await connection.fetchrow(
-            f"select seen, last_topic, last_partition, last_offset, last_alive, {columns} from {at}.keys"
+            f"select seen, last, last_alive, fate, moved_to, coalesce(event, last), {columns} from {at}.keys"
             " where key_hash = $1",
             hashed,
         )
         if head is None:
             return None
-        older = await connection.fetch(f"select {columns} from {at}.fates where key_hash = $1 order by fate", hashed)
+        older = await connection.fetch(
+            f"select fate, moved_to, event, {columns} from {at}.fates where key_hash = $1", hashed
+        )
         came = await connection.fetch(
-            f"select key, fate, event, enforced_at from {at}.keys where entity = $1 and moved_to = $2"
-            f" union all select k.key, f.fate, f.event, f.enforced_at from {at}.fates f"
+            f"select key, fate, coalesce(event, last), enforced_ms from {at}.keys where entity = $1 and moved_to = $2"
+            f" union all select k.key, f.fate, f.event, f.enforced_ms from {at}.fates f"
             f" join {at}.keys k on k.key_hash = f.key_hash where k.entity = $1 and f.moved_to = $2",
             entity,
             text,
@@ -50,17 +52,18 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
             " order by at, dependent",
             hashed,
         )
-    seen, topic, partition, offset, alive, *newest = head
+    seen, last, alive, *newest = head
+    told = seen or newest[0]
     rows: list[Sequence[Any]] = [*map(tuple, older), newest]
     return KeyHistory(
-        None if seen is None else version_of(seen),
-        None if topic is None else LastRecord(topic, partition, offset, alive),
-        tuple(_enforced(spec, row) for row in rows if row[0] is not None),
+        None if told is None else parse_version(told),
+        None if last is None else record_of(last, alive),
+        tuple(sorted((_enforced(spec, row) for row in rows if row[0] is not None), key=lambda e: e.fate.version)),
         tuple(
-            sorted((CameFrom(row[0], version_of(row[1]), row[2], _ms(row[3])) for row in came), key=lambda c: c.version)
+            sorted((CameFrom(row[0], parse_version(row[1]), row[2], row[3]) for row in came), key=lambda c: c.version)
         ),
         tuple(
-            LeftOut(dependent, event, None if fate is None else version_of(fate), reason, letter, _ms(left_at))
+            LeftOut(dependent, event, None if fate is None else parse_version(fate), reason, letter, _ms(left_at))
             for dependent, event, fate, reason, letter, left_at in left_out
         ),
     )
@@ -99,12 +102,12 @@ async def _readable_primary_key(connection: Connection, table: Table) -> Sequenc
 
 
 def _enforced(spec: KeySpec, row: Sequence[Any]) -> Enforced:
-    fate, moved_to, event, occurred_ms, rows, enforced_at, trace_id = row
+    fate, moved_to, event, occurred_ms, rows, enforced_ms, trace_id = row
     done: Mapping[str, list[Any]] = {} if rows is None else json.loads(rows)
     return Enforced(
         fate_of(spec, fate, moved_to, event, occurred_ms),
         {dependent: (action, count) for dependent, (action, count) in done.items()},
-        _ms(enforced_at),
+        enforced_ms,
         trace_id or "",
     )
 

@@ -1,24 +1,26 @@
 """The ledger's tables, and every statement that reads and writes them.
 
-One head a key, with its newest fate inline; older fates lie apart, since almost no key has two. Versions are int8[]:
-the epoch, then the position; arrays compare as versions do.
+One head a key, with its newest fate inline; older fates lie apart, since almost no key has two. Versions are text, as
+in the audit (`0:25165824`); where rows are compared by them, int8[]: the epoch, then the position.
+
+Heads are written for nearly every event, so what they cost is what a batch costs: new ones come by COPY, in columns
+that neither side has to work on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from integrity.core.batch import Batch, TopicPartition
-from integrity.core.change import EARLIEST, Version
-from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
+from integrity.core.change import EARLIEST, Version, parse_version
+from integrity.core.keys import Key, KeySpec, canonical, key_hasher, parse_canonical
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outcome import Effect
 from integrity.core.redrive import LeftOut, MadeUpFor
@@ -67,40 +69,42 @@ create table if not exists {schema}.keys (
     key_hash bytea primary key,
     entity text not null,
     key text not null,
-    seen bigint[],
-    last_topic text,
-    last_partition integer,
-    last_offset bigint,
+    seen text,
+    last text,
     last_alive boolean,
-    fate bigint[],
-    fate_kind text,
+    fate text,
     moved_to text,
     event text,
     occurred_ms bigint,
-    rows jsonb,
-    enforced_at timestamptz,
+    rows json,
+    enforced_ms bigint,
     trace_id text,
-    older_fates integer not null default 0
+    older_fates integer not null
 ) with (fillfactor = 90);
 create index if not exists keys_moved_to on {schema}.keys using hash (moved_to) where moved_to is not null;
 comment on table {schema}.keys is
     'One row a parent key: the newest version seen of it, and what last happened to it (its newest fate).';
 comment on column {schema}.keys.key is 'The key as JSON, cut to 1000 characters: for reading only.';
-comment on column {schema}.keys.seen is 'The newest version of the key''s own events: epoch, then position.';
+comment on column {schema}.keys.seen is
+    'The newest version of the key''s own events, epoch:position; null: that of its fate, if it has one.';
+comment on column {schema}.keys.last is 'The last own record of the key: topic/partition/offset.';
+comment on column {schema}.keys.last_alive is 'Whether that record said that the key is alive.';
 comment on column {schema}.keys.fate is 'The version of the newest deletion or key change; null: there was none.';
 comment on column {schema}.keys.moved_to is 'The key that it changed to, as JSON; null: it was deleted.';
+comment on column {schema}.keys.event is 'The record that told of the fate, topic/partition/offset; null: the last.';
+comment on column {schema}.keys.occurred_ms is 'When the source committed the fate, in milliseconds since 1970.';
 comment on column {schema}.keys.rows is 'Per dependent: the action and how many rows it was done to.';
+comment on column {schema}.keys.enforced_ms is 'When the fate was enforced, in milliseconds since 1970.';
 comment on column {schema}.keys.older_fates is 'How many fates of this key are in the table fates.';
 
 create table if not exists {schema}.fates (
     key_hash bytea not null,
-    fate bigint[] not null,
-    fate_kind text not null,
+    fate text not null,
     moved_to text,
     event text not null,
     occurred_ms bigint not null,
-    rows jsonb,
-    enforced_at timestamptz not null,
+    rows json,
+    enforced_ms bigint not null,
     trace_id text,
     primary key (key_hash, fate)
 );
@@ -122,7 +126,7 @@ create table if not exists {schema}.exceptions (
     key_hash bytea not null,
     dependent text not null,
     event text not null,
-    fate bigint[],
+    fate text,
     dead_letter text not null,
     reason text not null,
     at timestamptz not null,
@@ -159,11 +163,13 @@ class Collision(Exception):
 
 @dataclass(slots=True)
 class Heads:
-    """What was read of the keys of one entity. `known` have a row; `older` counts fates that were not read."""
+    """What was read of the keys of one entity. `older` counts fates that were not read; `hashes` and `written` are of
+    every key that was asked for."""
 
     heads: dict[Key, Head] = field(default_factory=dict)
     older: dict[Key, int] = field(default_factory=dict)
     hashes: dict[Key, bytes] = field(default_factory=dict)
+    written: dict[Key, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -192,8 +198,8 @@ class Ledger:
             " where p.lane = $1 and p.topic = u.topic and p.partition = u.partition"
         )
         heads = (
-            "select key_hash, seen, last_topic, last_partition, last_offset, last_alive, fate, moved_to, event,"
-            f" occurred_ms, older_fates from {at}.keys where key_hash = any($1::bytea[]) order by key_hash"
+            "select key_hash, seen, last, last_alive, fate, moved_to, event, occurred_ms, older_fates"
+            f" from {at}.keys where key_hash = any($1::bytea[]) order by key_hash"
         )
         # An event of a key excludes every other transaction from it. Transactions that only lead rows to the key
         # exclude such an event, but not one another.
@@ -201,7 +207,8 @@ class Ledger:
         self._heads_reached_sql = f"{heads} for key share"
         self._older_sql = (
             f"select key_hash, fate, moved_to, event, occurred_ms from {at}.fates"
-            " where key_hash = any($1::bytea[]) and fate > $2::int8[] order by key_hash, fate"
+            f" where key_hash = any($1::bytea[]) and {_array_sql('fate')} > $2::int8[]"
+            f" order by key_hash, {_array_sql('fate')}"
         )
         self._arrivals_sql = (
             f"select distinct dependent, key_hash, since from {at}.arrivals"
@@ -211,62 +218,37 @@ class Ledger:
             f"delete from {at}.arrivals a using unnest($1::bytea[], $2::text[]) u(key_hash, seen)"
             " where a.key_hash = u.key_hash and a.dependent = any($3::text[]) and a.since <= u.seen::int8[]"
         )
-        fate_columns = "fate, fate_kind, moved_to, event, occurred_ms, rows, enforced_at, trace_id"
-        # What many rows share is sent once, and what follows from the rest not at all. Columns go as one text each: the
-        # driver takes longer to bind twelve arrays than the server to split and store them. No text here holds a line
-        # break (JSON escapes it, names of topics have none); an empty one stands for null.
-        given = (
-            "(select substring($1::bytea from 16 * (v.n::int4 - 1) + 1 for 16) as key_hash, v.*,"
-            " ($11::text[])[v.place] as last_topic, ($12::int4[])[v.place] as last_partition,"
-            " ($13::text[])[v.counted] as rows from unnest(string_to_array($2, E'\\n'),"
-            " string_to_array($3, E'\\n', ''), $4::text::int4[], $5::text::int8[], $6::text::bool[],"
-            " string_to_array($7, E'\\n', ''), string_to_array($8, E'\\n', ''), string_to_array($9, E'\\n', ''),"
-            " $10::text::int8[], $16::text::int4[], $17::text::int4[]) with ordinality"
-            " v(key, seen, place, last_offset, last_alive, fate, moved_to, event, occurred_ms, counted, older, n))"
-        )
-        seen = "coalesce(u.seen, u.fate)::int8[]"
-        event = (
-            "case when u.fate is null then null else coalesce(u.event,"
-            " u.last_topic || '/' || u.last_partition || '/' || u.last_offset) end"
-        )
-        kind = "case when u.fate is null then null when u.moved_to is null then 'deleted' else 'moved' end"
-        enforced = "case when u.fate is null then null else $14::timestamptz end"
-        trace = "case when u.fate is null then null else $15::text end"
-        self._insert_sql = (
-            f"insert into {at}.keys (key_hash, entity, key, seen, last_topic, last_partition, last_offset, last_alive,"
-            f" {fate_columns}, older_fates)"
-            f" select u.key_hash, $18, u.key, {seen}, u.last_topic, u.last_partition, u.last_offset,"
-            f" u.last_alive, u.fate::int8[], {kind}, u.moved_to, {event}, u.occurred_ms, u.rows::jsonb, {enforced},"
-            f" {trace}, coalesce(u.older, 0) from {given} u on conflict do nothing"
-        )
+        fate_columns = "fate, moved_to, event, occurred_ms, rows, enforced_ms, trace_id"
         # One statement, one snapshot: the fate that is replaced is read as it was.
         self._replace_sql = (
-            f"with u as (select * from {given} w), replaced as (insert into {at}.fates (key_hash, {fate_columns})"
-            " select h.key_hash, h.fate, h.fate_kind, h.moved_to, h.event, h.occurred_ms, h.rows, h.enforced_at,"
+            "with u as (select * from unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[],"
+            " $7::text[], $8::text[], $9::text[], $10::int8[], $11::text[], $12::int8[], $13::text[], $14::int4[])"
+            f" u({', '.join(_HEAD_COLUMNS)})),"
+            f" replaced as (insert into {at}.fates (key_hash, {fate_columns})"
+            " select h.key_hash, h.fate, h.moved_to, coalesce(h.event, h.last), h.occurred_ms, h.rows, h.enforced_ms,"
             f" h.trace_id from {at}.keys h join u on u.key_hash = h.key_hash where h.fate is not null)"
-            f" update {at}.keys h set seen = {seen}, last_topic = u.last_topic,"
-            " last_partition = u.last_partition, last_offset = u.last_offset, last_alive = u.last_alive,"
-            f" fate = u.fate::int8[], fate_kind = {kind}, moved_to = u.moved_to, event = {event},"
-            f" occurred_ms = u.occurred_ms, rows = u.rows::jsonb, enforced_at = {enforced}, trace_id = {trace},"
-            " older_fates = h.older_fates + coalesce(u.older, 0) + (h.fate is not null)::int4"
+            f" update {at}.keys h set seen = u.seen, last = u.last, last_alive = u.last_alive, fate = u.fate,"
+            " moved_to = u.moved_to, event = u.event, occurred_ms = u.occurred_ms, rows = u.rows::json,"
+            " enforced_ms = u.enforced_ms, trace_id = u.trace_id,"
+            " older_fates = h.older_fates + u.older_fates + (h.fate is not null)::int4"
             " from u where h.key_hash = u.key_hash"
         )
+        # What the last record said of the fate is kept when another becomes the last.
         self._touch_sql = (
-            f"update {at}.keys h set seen = u.seen::int8[], last_topic = u.last_topic,"
-            " last_partition = u.last_partition, last_offset = u.last_offset, last_alive = u.last_alive"
-            " from unnest($1::bytea[], $2::text[], $3::text[], $4::int4[], $5::int8[], $6::bool[])"
-            " u(key_hash, seen, last_topic, last_partition, last_offset, last_alive) where h.key_hash = u.key_hash"
+            f"update {at}.keys h set seen = u.seen, last = u.last, last_alive = u.last_alive,"
+            " event = case when h.fate is null then null else coalesce(h.event, h.last) end"
+            " from unnest($1::bytea[], $2::text[], $3::text[], $4::bool[])"
+            " u(key_hash, seen, last, last_alive) where h.key_hash = u.key_hash"
         )
         self._fates_sql = (
-            f"insert into {at}.fates (key_hash, {fate_columns}) select u.key_hash, u.fate::int8[],"
-            " case when u.moved_to is null then 'deleted' else 'moved' end, u.moved_to, u.event, u.occurred_ms,"
-            " u.rows::jsonb, $7, $8"
+            f"insert into {at}.fates (key_hash, {fate_columns}) select u.key_hash, u.fate, u.moved_to, u.event,"
+            " u.occurred_ms, u.rows::json, $7, $8"
             " from unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::int8[], $6::text[])"
             " u(key_hash, fate, moved_to, event, occurred_ms, rows)"
         )
         self._exceptions_sql = (
             f"insert into {at}.exceptions (key_hash, dependent, event, fate, dead_letter, reason, at)"
-            " select u.key_hash, u.dependent, u.event, u.fate::int8[], u.dead_letter, u.reason, $7"
+            " select u.key_hash, u.dependent, u.event, u.fate, u.dead_letter, u.reason, $7"
             " from unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])"
             " u(key_hash, dependent, event, fate, dead_letter, reason)"
             " on conflict (key_hash, dependent, event) do update"
@@ -322,22 +304,25 @@ class Ledger:
                 _expect(status, len(chosen))
 
     async def read_heads(
-        self, connection: Connection, entity: str, spec: KeySpec, keys: Iterable[Key], into: Heads, *, own: bool
+        self, connection: Connection, entity: str, spec: KeySpec, keys: Collection[Key], into: Heads, *, own: bool
     ) -> None:
         """Lock and read the heads of these keys, in the order of their hashes. Fates other than the newest stay out."""
-        key_of = {key_hash(entity, key): key for key in keys}
-        if not key_of:
+        if not keys:
             return
-        for hashed, key in key_of.items():
-            into.hashes[key] = hashed
+        key_of: dict[bytes, Key] = {}
+        hash_of = key_hasher(entity)
+        for key in keys:
+            written = into.written[key] = canonical(key)
+            hashed = into.hashes[key] = hash_of(written)
+            key_of[hashed] = key
         sql = self._heads_own_sql if own else self._heads_reached_sql
         for row in await connection.fetch(sql, sorted(key_of)):
-            hashed, seen, topic, partition, offset, alive, fate, moved_to, event, occurred_ms, older = row
+            hashed, seen, last, alive, fate, moved_to, event, occurred_ms, older = row
             key = key_of[hashed]
             into.heads[key] = Head(
-                None if seen is None else version_of(seen),
-                () if fate is None else (fate_of(spec, fate, moved_to, event, occurred_ms),),
-                None if topic is None else LastRecord(topic, partition, offset, alive),
+                parse_version(told) if (told := seen or fate) else None,
+                () if fate is None else (fate_of(spec, fate, moved_to, event or last, occurred_ms),),
+                None if last is None else record_of(last, alive),
             )
             if older:
                 into.older[key] = older
@@ -348,7 +333,7 @@ class Ledger:
         """Put the fates after that version before the newest one, for keys that have any."""
         key_of = {into.hashes[key]: key for key in keys}
         older: dict[Key, list[Fate]] = {}
-        for row in await connection.fetch(self._older_sql, list(key_of), flat(after)):
+        for row in await connection.fetch(self._older_sql, list(key_of), array(after)):
             hashed, fate, moved_to, event, occurred_ms = row
             older.setdefault(key_of[hashed], []).append(fate_of(spec, fate, moved_to, event, occurred_ms))
         for key, fates in older.items():
@@ -362,7 +347,7 @@ class Ledger:
         key_of = {hashes[key]: key for key in keys}
         found: dict[str, dict[Key, list[Version]]] = {}
         for dependent, hashed, since in await connection.fetch(self._arrivals_sql, list(key_of), dependents):
-            found.setdefault(dependent, {}).setdefault(key_of[hashed], []).append(version_of(since))
+            found.setdefault(dependent, {}).setdefault(key_of[hashed], []).append(Version(since[0], tuple(since[1:])))
         return found
 
     async def clear_arrivals(
@@ -370,7 +355,7 @@ class Ledger:
     ) -> None:
         """Forget arrivals at keys whose own events have reached their time."""
         await connection.execute(
-            self._arrivals_clear_sql, list(reached), [text(seen) for seen in reached.values()], dependents
+            self._arrivals_clear_sql, list(reached), [array_text(seen) for seen in reached.values()], dependents
         )
 
     async def write_heads(
@@ -385,77 +370,67 @@ class Ledger:
         """Write what the batch adds to the heads. Raises Collision when a key was unknown and is not any more.
 
         The changes that `effects` and fates name are counted alike."""
-        counted = done_by_fate(effects)
-        fresh: list[_HeadRow] = []
-        replaced: list[_HeadRow] = []
-        touched: list[tuple[bytes, str | None, str | None, int | None, int | None, bool | None]] = []
+        done = _rows_by_change(effects)
+        at_ms, trace_id = batch.at_ms, batch.trace_id or None
+        fresh: list[_Row] = []
+        replaced: list[_Row] = []
+        touched: list[_Row] = []
         older: list[tuple[bytes, Fate]] = []
-        places, rows = _Shared[tuple[str, int]](), _Shared[tuple[tuple[str, Done], ...]]()
-        for key, update in updates.items():
-            hashed, seen, last = read.hashes[key], update.seen, update.last
-            if not update.fates:
-                topic, partition, offset, alive = last or _NOTHING
-                if key in read.heads:
-                    touched.append((hashed, _text_or_none(seen), topic, partition, offset, alive))
-                    continue
-                fate = moved_to = event = occurred_ms = row_place = None
-            else:
-                newest = update.fates[-1]
-                fate, occurred_ms = text(newest.version), newest.occurred_ms
-                moved_to = None if newest.to is None else canonical(newest.to)
-                # What the last record says already is not sent again.
-                is_last = last is not None and newest.event[:3] == last[:3]
-                event = None if is_last else newest.event_id
-                of_change = counted.get(newest.change)
-                row_place = rows.place(tuple(of_change.items())) if of_change else None
-                if newest.version == seen:
+        for key, (seen, last, fates) in updates.items():
+            hashed, is_known = read.hashes[key], key in read.heads
+            record = alive = fate = moved_to = event = occurred_ms = rows = None
+            if last is not None:
+                topic, partition, offset, alive = last
+                record = f"{topic}/{partition}/{offset}"
+            if fates:
+                version, to, told, occurred_ms, change = fates[-1]
+                fate = version.text
+                if to is not None:
+                    moved_to = canonical(to)
+                if last is None or told[:3] != last[:3]:
+                    event = fates[-1].event_id
+                rows = done.get(change)
+                if len(fates) > 1:
+                    older += [(hashed, each) for each in fates[:-1]]
+                if version == seen:
                     seen = None
-                older += [(hashed, fate) for fate in update.fates[:-1]]
+            seen_text = None if seen is None else seen.text
+            if is_known and not fates:
+                touched.append((hashed, seen_text, record, alive))
+                continue
             row = (
-                hashed,
-                canonical(key)[:_KEY_TEXT_MAX],
-                _text_or_none(seen),
-                None if last is None else places.place((last.topic, last.partition)),
-                None if last is None else last.offset,
-                None if last is None else last.alive,
-                fate,
-                moved_to,
-                event,
-                occurred_ms,
-                row_place,
-                len(update.fates) - 1 if len(update.fates) > 1 else None,
+                *(hashed, entity, read.written[key][:_KEY_TEXT_MAX], seen_text, record, alive),
+                *(fate, moved_to, event, occurred_ms, rows),
+                *((at_ms, trace_id, len(fates) - 1) if fates else (None, None, 0)),
             )
-            (replaced if key in read.heads else fresh).append(row)
-        at, trace_id = moment(batch.at_ms), batch.trace_id or None
-        shared = (
-            [topic for topic, _ in places.values],
-            [partition for _, partition in places.values],
-            [_json(dict(counts)) for counts in rows.values],
-            at,
-            trace_id,
-        )
+            (replaced if is_known else fresh).append(row)
         if fresh:
-            fresh.sort(key=itemgetter(0))
-            columns = _packed(fresh)
-            status = await connection.execute(self._insert_sql, *columns[:10], *shared, *columns[10:], entity)
-            _expect(status, len(fresh))
+            await self._copy_heads(connection, fresh)
         if replaced:
-            columns = _packed(replaced)
-            await connection.execute(self._replace_sql, *columns[:10], *shared, *columns[10:])
+            await connection.execute(self._replace_sql, *_columns(replaced))
         if touched:
             await connection.execute(self._touch_sql, *_columns(touched))
         if older:
             await connection.execute(
                 self._fates_sql,
                 [hashed for hashed, _ in older],
-                [text(fate.version) for _, fate in older],
+                [fate.version.text for _, fate in older],
                 [None if fate.to is None else canonical(fate.to) for _, fate in older],
                 [fate.event_id for _, fate in older],
                 [fate.occurred_ms for _, fate in older],
-                [_json(counted[fate.change]) if fate.change in counted else None for _, fate in older],
-                at,
+                [done.get(fate.change) for _, fate in older],
+                at_ms,
                 trace_id,
             )
+
+    async def _copy_heads(self, connection: Connection, rows: list[_Row]) -> None:
+        # In the order of their hashes, as everybody locks them. A key that another transaction is just writing is
+        # waited for; then it is there twice.
+        rows.sort()
+        try:
+            await connection.copy_records_to_table("keys", schema_name=self.schema, columns=_HEAD_COLUMNS, records=rows)
+        except asyncpg.UniqueViolationError as exc:
+            raise Collision from exc
 
     async def read_pending(
         self, connection: Connection, keys: Collection[Key], hashes: Mapping[Key, bytes]
@@ -464,7 +439,7 @@ class Ledger:
         key_of = {hashes[key]: key for key in keys}
         found: dict[Key, list[Pending]] = {}
         for hashed, dependent, event, fate, letter, reason in await connection.fetch(self._pending_sql, list(key_of)):
-            version = EARLIEST if fate is None else version_of(fate)
+            version = EARLIEST if fate is None else parse_version(fate)
             found.setdefault(key_of[hashed], []).append(Pending(dependent, event, version, letter, reason))
         return found
 
@@ -478,7 +453,7 @@ class Ledger:
                 [hashes[each.change.key] for each in found],
                 [each.dependent for each in found],
                 [each.change.origin.event_id for each in found],
-                [text(each.version) for each in found],
+                [each.version.text for each in found],
                 [each.mark.id for each in found],
                 [each.mark.reason.value for each in found],
                 moment(at_ms),
@@ -499,51 +474,28 @@ class Ledger:
             )
 
 
-_HeadRow = tuple[object, ...]
-_NOTHING = (None, None, None, None)
-_Value = TypeVar("_Value", bound=Hashable)
+_Row = tuple[Any, ...]
+_HEAD_COLUMNS: Final = (
+    "key_hash", "entity", "key", "seen", "last", "last_alive", "fate", "moved_to", "event", "occurred_ms", "rows",
+    "enforced_ms", "trace_id", "older_fates",
+)  # fmt: skip
 
 
-class _Shared(Generic[_Value]):
-    """Values that many rows share, and the place of each, counted from 1 as SQL does."""
-
-    def __init__(self) -> None:
-        self._places: dict[_Value, int] = {}
-
-    @property
-    def values(self) -> Iterable[_Value]:
-        return self._places
-
-    def place(self, value: _Value) -> int:
-        return self._places.setdefault(value, len(self._places) + 1)
-
-
-def _columns(rows: Sequence[tuple[object, ...]]) -> list[list[object]]:
+def _columns(rows: Sequence[_Row]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _packed(rows: Sequence[_HeadRow]) -> list[object]:
-    """The columns of rows of the heads: hashes in a row, texts in lines, numbers as PostgreSQL writes arrays."""
-    hashes, *columns = zip(*rows, strict=True)
-    packed: list[object] = [b"".join(hashes)]
-    for position, column in enumerate(columns):
-        if position in _TEXT_COLUMNS:
-            packed.append("\n".join([value or "" for value in column]))
-        else:
-            packed.append(f"{{{','.join(map(str, column)).replace('None', 'NULL')}}}")
-    return packed
-
-
-_TEXT_COLUMNS: Final = frozenset({0, 1, 5, 6, 7})
-"""Which columns of a row of the heads, after its hash, are texts: key, seen, fate, moved_to, event."""
-
-
-def _json(rows: Mapping[str, Done]) -> str:
-    return msgspec.json.encode(rows).decode()
-
-
-def _text_or_none(version: Version | None) -> str | None:
-    return None if version is None else text(version)
+def _rows_by_change(effects: Sequence[Effect]) -> dict[int, str]:
+    """What was done at each change that was applied, as JSON: dependent id -> action and rows."""
+    texts: dict[tuple[tuple[str, Done], ...], str] = {}
+    found: dict[int, str] = {}
+    for change, done in done_by_fate(effects).items():
+        parts = tuple(done.items())
+        text = texts.get(parts)
+        if text is None:
+            text = texts[parts] = msgspec.json.encode(done).decode()
+        found[change] = text
+    return found
 
 
 def _expect(status: str, count: int) -> None:
@@ -551,27 +503,31 @@ def _expect(status: str, count: int) -> None:
         raise Collision
 
 
-def fate_of(spec: KeySpec, version: Sequence[int], moved_to: str | None, event: str, occurred_ms: int) -> Fate:
+def fate_of(spec: KeySpec, version: str, moved_to: str | None, event: str, occurred_ms: int) -> Fate:
     """A fate from its columns."""
     to = None if moved_to is None else parse_canonical(moved_to, spec)
-    return Fate(version_of(version), to, event, occurred_ms)
+    return Fate(parse_version(version), to, event, occurred_ms)
 
 
-def version_of(parts: Sequence[int]) -> Version:
-    """The version that `flat` flattened."""
-    return Version(parts[0], tuple(parts[1:]))
+def record_of(last: str, alive: bool) -> LastRecord:
+    """The last record of a key from its columns."""
+    topic, partition, offset = last.rsplit("/", 2)
+    return LastRecord(topic, int(partition), int(offset), alive)
 
 
-def flat(version: Version) -> list[int]:
-    """The version as an array compares: the epoch, then the position."""
+def _array_sql(version: str) -> str:
+    """A version's text as an int8[], which compares as versions do."""
+    return f"string_to_array(translate(rtrim({version}, ':'), ':.', ',,'), ',')::int8[]"
+
+
+def array(version: Version) -> list[int]:
+    """The same of a version."""
     return [version.epoch, *version.position]
 
 
-def text(version: Version) -> str:
+def array_text(version: Version) -> str:
     """The same as PostgreSQL writes arrays: arrays of arrays of several lengths can't be bound."""
-    if len(version.position) == 1:
-        return f"{{{version.epoch},{version.position[0]}}}"
-    return f"{{{','.join(map(str, flat(version)))}}}"
+    return f"{{{','.join(map(str, array(version)))}}}"
 
 
 def moment(at_ms: int) -> datetime:
