@@ -114,14 +114,15 @@ class Share:
 
 def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Collection[str]) -> list[Share]:
     """The batch by entity (only those named), with the changes that lie below the progress marked as done."""
-    indexes: dict[str, list[int]] = {}
-    for index, change in enumerate(batch.changes):
-        if change.entity in entities:
-            indexes.setdefault(change.entity, []).append(index)
+    # Nearly always nothing is done yet: the batch begins where the store is.
+    repeats = any(next > batch.spans[partition].start for partition, next in progress.items())
     found: list[Share] = []
-    for entity, chosen in indexes.items():
+    for entity in dict.fromkeys([change.entity for change in batch.changes]):
+        if entity not in entities:
+            continue
+        chosen = [index for index, change in enumerate(batch.changes) if change.entity == entity]
         done: set[int] = set()
-        if progress:
+        if repeats:
             for local, index in enumerate(chosen):
                 origin = batch.changes[index].origin
                 redrive = batch.redrives.get(index) if batch.redrives else None

@@ -52,59 +52,53 @@ def settle(
     # A named tuple is made from a tuple in half the time that its name takes; this is done for every event.
     new_tuple = tuple.__new__
     alive_op, arrived, gone = Op.ALIVE, Op.ARRIVED, Op.GONE
-    applied = Outcome.APPLIED
-    outcomes: list[Outcome | None] = [None] * len(changes)
+    outcomes: list[Outcome | None] = [Outcome.APPLIED] * len(changes)
     seen_now: dict[Key, Version | None] = {key: head.seen for key, head in heads.items()}
     for change in changes:
-        if change.op is arrived:
+        if change[1] is arrived:
             seen_now.setdefault(change.key, None)
-        elif change.to is not None:
-            seen_now.setdefault(change.to, None)
-    new: dict[Key, list[Fate]] = {}
-    last: dict[Key, tuple[Origin, bool]] = {}
+        elif change[3] is not None:
+            seen_now.setdefault(change[3], None)
+    fates = {key: head.fates for key, head in heads.items() if head.fates}
+    updates: dict[Key, HeadUpdate] = {}
     for index, (_, op, key, to, version, origin, occurred_ms, _) in enumerate(changes):
         if done and index in done:
             outcomes[index] = None if op is alive_op or op is arrived or op is gone else Outcome.DUPLICATE
             continue
         seen = seen_now.get(key)
+        before = updates.get(key)
+        topic, partition, offset, _ = origin
         if op is alive_op or op is arrived:
             assert version is not None
+            outcomes[index] = None
             if key in seen_now:
-                last[key] = origin, True
                 if seen is None or seen < version:
-                    seen_now[key] = version
+                    seen = seen_now[key] = version
+                record = new_tuple(LastRecord, (topic, partition, offset, True))
+                updates[key] = HeadUpdate(seen, record, () if before is None else before.fates)
             continue
+        record = new_tuple(LastRecord, (topic, partition, offset, False))
         if op is gone:
-            version = _version_of_tombstone(origin, seen, last.get(key), heads.get(key))
+            version = _version_of_tombstone(origin, seen, before, heads.get(key))
             if version is None:
+                outcomes[index] = None
                 if key in seen_now:
-                    last[key] = origin, False
+                    updates[key] = HeadUpdate(seen, record, () if before is None else before.fates)
                 continue
         assert version is not None
-        last[key] = origin, False
         if seen is not None and version <= seen:
             outcomes[index] = Outcome.DUPLICATE if version == seen else Outcome.STALE
+            updates[key] = HeadUpdate(seen, record, () if before is None else before.fates)
             continue
         seen_now[key] = version
-        outcomes[index] = applied
-        fate = new_tuple(Fate, (version, to, origin, occurred_ms, index))
-        if key in new:
-            new[key].append(fate)
-        else:
-            new[key] = [fate]
-    fates = {key: head.fates for key, head in heads.items() if head.fates}
-    updates: dict[Key, HeadUpdate] = {}
-    for key, (origin, alive) in last.items():
-        mine = tuple(new.get(key, ()))
-        if mine:
-            fates[key] = fates[key] + mine if key in fates else mine
-        record = new_tuple(LastRecord, (*origin[:3], alive))
-        updates[key] = new_tuple(HeadUpdate, (seen_now[key], record, mine))
+        mine: tuple[Fate, ...] = (new_tuple(Fate, (version, to, origin, occurred_ms, index)),)
+        fates[key] = fates[key] + mine if key in fates else mine
+        updates[key] = new_tuple(HeadUpdate, (version, record, mine if before is None else before.fates + mine))
     return Settled(outcomes, updates, fates, heads, seen_now)
 
 
 def _version_of_tombstone(
-    origin: Origin, seen: Version | None, last: tuple[Origin, bool] | None, head: Head | None
+    origin: Origin, seen: Version | None, update: HeadUpdate | None, head: Head | None
 ) -> Version | None:
     """The version that a null record acts at, or None when it repeats what is known.
 
@@ -112,12 +106,10 @@ def _version_of_tombstone(
     said the key is alive it is a deletion of its own, just after everything seen of the key; unless it is read
     again, from below that record. Of a key never heard of, it is the oldest event.
     """
-    if last is not None:
-        (topic, partition, offset, _), alive = last
-    elif head is not None and head.last is not None:
-        topic, partition, offset, alive = head.last
-    else:
+    last = update.last if update is not None else head.last if head is not None else None
+    if last is None:
         return Version(0, ()) if seen is None else None
+    topic, partition, offset, alive = last
     if not alive or ((topic, partition) == (origin.topic, origin.partition) and origin.offset <= offset):
         return None
     return Version(0, ()) if seen is None else Version(seen.epoch, (*seen.position, 1))
@@ -226,7 +218,7 @@ class Group(NamedTuple):
 
 
 def lookups(
-    changes: Iterable[ParentChange],
+    changes: Collection[ParentChange],
     heads: Collection[Key],
     fates: Mapping[Key, Sequence[Fate]],
     policies: Iterable[Policy],
@@ -241,13 +233,11 @@ def lookups(
         for step in (policy.on_delete, policy.on_update)
         if isinstance(step, Replace) and step.refers
     ]
-    wanted: set[Key] = set()
-    for change in changes:
-        wanted.add(change.key)
-        if change.to is not None:
-            wanted.add(change.to)
-        if defaults and change.op is not Op.ALIVE:
-            wanted.update(step.key_of(change.key) for step in defaults)
+    wanted = {change.key for change in changes}
+    wanted.update([change.to for change in changes if change.to is not None])
+    if defaults:
+        acting = {change.key for change in changes if change.op is not Op.ALIVE}
+        wanted.update(step.key_of(key) for key in acting for step in defaults)
     for key, ledgered in fates.items():
         wanted.update(fate.to for fate in ledgered if fate.to is not None)
         wanted.update(step.key_of(key) for step in defaults)
@@ -269,10 +259,15 @@ def trace(
     groups: list[Group] = []
     new_tuple = tuple.__new__
     heads = settled.heads
-    for key, update in settled.updates.items():
-        if not update.fates:
+    plainly_removed = isinstance(policy.on_delete, Remove) and left_out is None and not arrivals
+    for key, (_, _, fates) in settled.updates.items():
+        if not fates:
             continue
         head = heads.get(key)
+        if plainly_removed and head is None and fates[0].to is None:
+            # What `follow` finds: the key's first fate is all that the ledger and the batch have of its rows.
+            groups.append(new_tuple(Group, (key, None, (fates[0].change,), _REMOVED)))
+            continue
         plain = follow(policy, settled, key, head.seen if head is not None and head.seen else EARLIEST, left_out)
         if plain is not None:
             groups.append(new_tuple(Group, (key, None, *plain)))
@@ -361,16 +356,22 @@ def credit(
     for group, count in zip(groups, rows, strict=True):
         for change in group.path:
             counted[change] += count
+    new_tuple = tuple.__new__
+    applied, dependent = Outcome.APPLIED, policy.dependent
+    delete_action, update_action = policy.on_delete_action, policy.on_update_action
+    delete_leaves, update_leaves = isinstance(policy.on_delete, Leave), isinstance(policy.on_update, Leave)
     effects: list[Effect] = []
-    for index, outcome in enumerate(outcomes):
-        if outcome is None or (only and only.get(index, policy.dependent) != policy.dependent):
+    for index, (change, outcome, rows_of_change) in enumerate(zip(changes, outcomes, counted, strict=True)):
+        if outcome is None or (only and only.get(index, dependent) != dependent):
             continue
-        deleted = changes[index].to is None
-        action = policy.on_delete_action if deleted else policy.on_update_action
-        if outcome is Outcome.APPLIED:
+        if change[3] is None:
+            action, leaves = delete_action, delete_leaves
+        else:
+            action, leaves = update_action, update_leaves
+        if outcome is applied:
             if left_out is not None and (instead := left_out(index)):
                 outcome = instead
-            elif isinstance(policy.on_delete if deleted else policy.on_update, Leave):
+            elif leaves:
                 outcome = Outcome.SKIPPED
-        effects.append(tuple.__new__(Effect, (index, policy.dependent, action, outcome, counted[index])))
+        effects.append(new_tuple(Effect, (index, dependent, action, outcome, rows_of_change)))
     return effects

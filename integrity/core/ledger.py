@@ -74,9 +74,13 @@ Done = tuple[str, int]
 def done_by_fate(effects: Sequence[Effect]) -> dict[int, dict[str, Done]]:
     """For each change (by index): dependent id -> action and rows, of what was applied."""
     found: dict[int, dict[str, Done]] = {}
-    for effect in effects:
-        if effect.outcome is Outcome.APPLIED:
-            found.setdefault(effect.change, {})[effect.dependent] = (effect.action, effect.rows)
+    applied = Outcome.APPLIED
+    for change, dependent, action, outcome, rows in effects:
+        if outcome is applied:
+            if change in found:
+                found[change][dependent] = action, rows
+            else:
+                found[change] = {dependent: (action, rows)}
     return found
 
 
