@@ -361,10 +361,10 @@ def credit(
     delete_action, update_action = policy.on_delete_action, policy.on_update_action
     delete_leaves, update_leaves = isinstance(policy.on_delete, Leave), isinstance(policy.on_update, Leave)
     effects: list[Effect] = []
-    for index, (change, outcome, rows_of_change) in enumerate(zip(changes, outcomes, counted, strict=True)):
+    for index, (of, outcome, done) in enumerate(zip(changes, outcomes, counted, strict=True)):
         if outcome is None or (only and only.get(index, dependent) != dependent):
             continue
-        if change[3] is None:
+        if of[3] is None:
             action, leaves = delete_action, delete_leaves
         else:
             action, leaves = update_action, update_leaves
@@ -373,5 +373,5 @@ def credit(
                 outcome = instead
             elif leaves:
                 outcome = Outcome.SKIPPED
-        effects.append(new_tuple(Effect, (index, dependent, action, outcome, rows_of_change)))
+        effects.append(new_tuple(Effect, (index, dependent, action, outcome, done)))
     return effects

@@ -288,6 +288,7 @@ class AuditEncoder:
         self._topic = topic
         self._hmac_key = hmac_key
         self._encode = msgspec.json.Encoder().encode
+        self._begun: dict[str, hashlib.blake2b] = {}
 
     def enforced(
         self, batch: Batch, effects: Sequence[Effect], took_ms: float, partitions: int
@@ -386,7 +387,15 @@ class AuditEncoder:
 
     def _describe(self, entity: str, key: Key, version: Version | None) -> _Described:
         text = self._key_text(self._names[entity], key)
-        digest = self._digest(b"%b %b" % (entity.encode(), text))
+        if self._hmac_key is None:
+            begun = self._begun.get(entity)
+            if begun is None:
+                begun = self._begun[entity] = hashlib.blake2b(b"%b " % entity.encode(), digest_size=16)
+            hashing = begun.copy()
+            hashing.update(text)
+            digest = hashing.digest()
+        else:
+            digest = self._digest(b"%b %b" % (entity.encode(), text))
         told = None if version is None else version.text
         if self._hmac_key is not None:
             return UNSET, digest.hex(), told, digest
@@ -408,4 +417,5 @@ class AuditEncoder:
 
     def _outgoing(self, digest: bytes, value: AuditRecord, at_ms: int, partitions: int) -> OutgoingRecord:
         partition = int.from_bytes(digest[:4], "big") % partitions
-        return OutgoingRecord(self._topic, digest.hex().encode(), self._encode(value), at_ms, (), partition)
+        text = self._encode(value)
+        return tuple.__new__(OutgoingRecord, (self._topic, digest.hex().encode(), text, at_ms, (), partition))

@@ -93,30 +93,36 @@ class Reader:
             return self._read_returned(self._returning, partition, records, piece)
         entity, decode = self._decoders[partition.topic]
         deleted = self._deleted.get(partition)
-        counts: Counter[str] = Counter()
+        counts: Counter[str | Op] = Counter()
+        tombstones = size = 0
         for record in records:
-            if record.value is None and deleted is not None and record.key == deleted:
+            _, _, _, _, key, value, _ = record
+            if value is None and deleted is not None and key == deleted:
                 deleted = None
-                counts["tombstone"] += 1
+                tombstones += 1
                 continue
             deleted = None
             decoded = decode(record)
             if isinstance(decoded, ParentChange):
-                counts[decoded.op.value] += 1
-                if decoded.op in _HAPPENED:
-                    deleted = record.key
+                op = decoded[1]
+                counts[op] += 1
+                if op in _HAPPENED:
+                    deleted = key
                 piece.changes.append(decoded)
                 piece.records.append(record)
-                piece.size += len(record.key or b"") + len(record.value or b"")
             elif isinstance(decoded, Ignored):
                 counts[decoded.op] += 1
+                continue
             else:
                 counts["undecodable"] += 1
                 piece.refused.append(Refused(record, decoded, entity))
-                piece.size += len(record.key or b"") + len(record.value or b"")
+            size += len(key or b"") + len(value or b"")
+        piece.size += size
         self._deleted[partition] = deleted
-        for op, count in counts.items():
-            piece.counts[entity, op] += count
+        if tombstones:
+            counts["tombstone"] += tombstones
+        for said, count in counts.items():
+            piece.counts[entity, said.value if isinstance(said, Op) else said] += count
 
     def _read_returned(
         self, returning: Returning, partition: TopicPartition, records: Sequence[Record], piece: Piece

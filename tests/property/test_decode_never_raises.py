@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from integrity.core.change import Op, ParentChange
-from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Record, Undecodable
+from integrity.core.decode.json import check_depth, check_text, parse_deletion, parse_envelope, parse_object
+from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeyType, canonical, key_hash
 from tests.golden.histories import HISTORIES
 from tests.golden.records import FILES, decoder, load
@@ -94,6 +95,7 @@ def test_any_bytes_are_decoded_to_a_value(
     key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int, offset: int
 ) -> None:
     record = Record("t", 0, offset, timestamp_ms, key, value, headers)
+    reads_alike(value)
     for decode in DECODERS:
         says_what_it_may(record, decode(record))
 
@@ -120,9 +122,20 @@ def mutilated_records(draw: st.DrawFn) -> Record:
     return record._replace(key=draw(mutilated(record.key)), value=draw(mutilated(record.value)), headers=headers)
 
 
+def reads_alike(value: bytes | None) -> None:
+    """The short way to a deletion's source takes nothing that the careful way refuses or reads otherwise."""
+    if value and (source := parse_deletion(value, Limits())) is not None:
+        check_text(value, Limits())
+        check_depth(value, Limits())
+        envelope = parse_envelope(value)
+        assert json.loads(bytes(envelope.op)) == "d"
+        assert parse_object(bytes(envelope.source), Limits()) == source
+
+
 @settings(max_examples=900, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(mutilated_records(), st.sampled_from(DECODERS))
 def test_captured_records_with_broken_bytes_are_decoded_to_a_value(record: Record, other: Decoder) -> None:
+    reads_alike(record.value)
     for decode in (BY_TOPIC.get(record.topic, other), other):
         says_what_it_may(record, decode(record))
 

@@ -19,7 +19,16 @@ from msgspec import Raw
 
 from integrity.core.change import Op, Origin, ParentChange, Version
 from integrity.core.condition import Condition, ConditionFault
-from integrity.core.decode.json import Envelope, JsonFault, check_depth, check_text, parse, parse_envelope, parse_object
+from integrity.core.decode.json import (
+    Envelope,
+    JsonFault,
+    check_depth,
+    check_text,
+    parse,
+    parse_deletion,
+    parse_envelope,
+    parse_object,
+)
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import GATES, UNAVAILABLE, Bounds, Exponential, FieldHint, Key, KeyRefused, KeyType, Scalar
 from integrity.core.rules.model import Parent, Tombstones
@@ -43,6 +52,8 @@ _SCALE = re.compile("-?[0-9]{1,9}")
 _TRACEPARENT_MAX = 255
 _OPS: Mapping[bytes, str] = {f'"{op}"'.encode(): op for op in "crudtm"}
 _HINTS_MAX = 64
+_DELETION, _TAIL = b'"op":"d"', 160
+"""Where a deletion says so, as the JsonConverter writes it: a hint of what to read it as, no more."""
 # The years 1 to 9999, in milliseconds since the epoch: what a store can keep as a time.
 _OCCURRED_MIN, _OCCURRED_MAX = -62_135_596_800_000, 253_402_300_799_999
 
@@ -64,7 +75,7 @@ _tuple = tuple.__new__
 _ALIVE, _ARRIVED = Op.ALIVE, Op.ARRIVED
 _DELETED, _MOVED, _GONE = Op.DELETED, Op.MOVED, Op.GONE
 
-Source = dict[str, object]
+Source = Mapping[str, object]
 """The fields of `source`; its connector is text, and one that is read here."""
 Hints = Mapping[str, FieldHint]
 _NO_HINTS: Hints = {}
@@ -124,6 +135,8 @@ class _Debezium:
             if value is None:
                 return self._tombstone(record)
             try:
+                if value.find(_DELETION, -_TAIL) >= 0 and (source := parse_deletion(value, self._limits)) is not None:
+                    return self._gone(record, _known(source))
                 envelope, text = self._envelope(value)
                 op = _OPS.get(bytes(envelope.op)) or self._odd_op(record, envelope)
                 if op == "u" and self._condition is None:
@@ -265,15 +278,7 @@ class _Debezium:
     def _source(self, envelope: Envelope) -> Source:
         if not envelope.source:
             raise _Refused(Reason.BAD_ENVELOPE, "The record value has no source.", "value")
-        source = parse_object(bytes(envelope.source), self._limits)
-        connector = source.get("connector")
-        if connector == _POSTGRESQL:
-            return source
-        if type(connector) is not str:
-            raise _Refused(Reason.BAD_ENVELOPE, "The record value has no source.connector.", "value")
-        if connector in _UNSUPPORTED:
-            raise _Refused(Reason.BAD_ENVELOPE, f"{_UNSUPPORTED[connector]}.", "value")
-        return source
+        return _known(parse_object(bytes(envelope.source), self._limits))
 
     def _odd_op(self, record: Record, envelope: Envelope) -> str | Ignored:
         """What an op is that stands there in no usual way, or not at all."""
@@ -382,6 +387,18 @@ class _Debezium:
         return hints
 
 
+def _known(source: Source) -> Source:
+    """A source whose connector is read here."""
+    connector = source.get("connector")
+    if connector == _POSTGRESQL:
+        return source
+    if type(connector) is not str:
+        raise _Refused(Reason.BAD_ENVELOPE, "The record value has no source.connector.", "value")
+    if connector in _UNSUPPORTED:
+        raise _Refused(Reason.BAD_ENVELOPE, f"{_UNSUPPORTED[connector]}.", "value")
+    return source
+
+
 def _hints(schema: object) -> Hints:
     """What a Connect schema says of each field. A schema of another shape says nothing."""
     if type(schema) is not dict:
@@ -440,11 +457,16 @@ def _texts(headers: Headers) -> dict[str, str | None]:
     return found
 
 
+_NO_HEADERS = (False, None, None)
+
+
 def _headers(headers: Headers, limits: Limits) -> tuple[bool, bytes | None, str | None]:
     """Whether there is a new key, its text (None: it is null), and the trace.
 
     All headers are looked through, however many: a key change must never pass for a deletion.
     """
+    if not headers:
+        return _NO_HEADERS
     moved, new_key, trace = False, None, None
     for name, value in headers:
         if name == NEW_KEY:

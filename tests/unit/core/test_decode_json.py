@@ -5,7 +5,15 @@ from decimal import Decimal
 
 import pytest
 
-from integrity.core.decode.json import JsonFault, check_depth, check_text, parse, parse_envelope, parse_object
+from integrity.core.decode.json import (
+    JsonFault,
+    check_depth,
+    check_text,
+    parse,
+    parse_deletion,
+    parse_envelope,
+    parse_object,
+)
 from integrity.core.decode.record import Limits
 from integrity.core.keys import Exponential
 from integrity.errors import Reason
@@ -219,3 +227,44 @@ def test_a_source_names_no_field_twice() -> None:
         with pytest.raises(JsonFault) as fault:
             parse_object(text, LIMITS)
         assert fault.value.reason is Reason.DUPLICATE_FIELD
+
+
+DELETION = compact(FIELDS | LATER_FIELDS | {"op": "d", "after": None, "before": {"a": {"b": [1]}, "c": "x:y"}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DELETION,
+        compact({"op": "d", "source": {"b": 2}}),
+        compact({"before": None, "op": "d", "source": {}, "ts_ms": 1}),
+    ],
+)
+def test_a_plain_deletion_is_read_as_the_careful_way_reads_it(text: bytes) -> None:
+    assert parse_deletion(text, LIMITS) == parse_object(bytes(parse_envelope(text).source), LIMITS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DELETION.replace(b'"op":"d"', b'"op":"c"'),
+        DELETION.replace(b'{"b":2}', b'{"b":2,"b":2}'),
+        DELETION.replace(b'{"b":2}', b'{"b":2,"\\u0062":2}'),
+        DELETION.replace(b'{"b":2}', b'{"b":[]}'),
+        DELETION.replace(b'{"b":2}', b'{"b":"1:2"}'),
+        DELETION.replace(b'{"b":2}', b'{"b":"\xff"}'),
+        DELETION.replace(b'"ts_us":2', b'"op":"d"'),
+        DELETION.replace(b'"ts_us":2', b'"unknown":2'),
+        DELETION.replace(b'"transaction":null', b'"transaction":{"id":"1"}'),
+        DELETION.replace(b"[1]", b"[" * 101 + b"]" * 101),
+        compact({"schema": {}, "payload": {"op": "d", "source": {}}}),
+        DELETION[:-1],
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_plain_deletion_beyond_doubt_is_left_to_the_careful_way(text: bytes) -> None:
+    assert parse_deletion(text, LIMITS) is None
+
+
+def test_a_deletion_beyond_the_limit_is_left_to_the_careful_way() -> None:
+    assert parse_deletion(DELETION, Limits(record_bytes_max=len(DELETION) - 1)) is None
