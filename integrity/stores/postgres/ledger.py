@@ -398,12 +398,11 @@ class Ledger:
             if is_known and not fates:
                 touched.append((hashed, seen_text, record, alive))
                 continue
-            row = (
-                *(hashed, entity, read.written[key][:_KEY_TEXT_MAX], seen_text, record, alive),
-                *(fate, moved_to, event, occurred_ms, rows),
-                *((at_ms, trace_id, len(fates) - 1) if fates else (None, None, 0)),
+            enforced = (at_ms, trace_id, len(fates) - 1) if fates else (None, None, 0)
+            written = read.written[key][:_KEY_TEXT_MAX]
+            (replaced if is_known else fresh).append(
+                (hashed, entity, written, seen_text, record, alive, fate, moved_to, event, occurred_ms, rows, *enforced)
             )
-            (replaced if is_known else fresh).append(row)
         if fresh:
             await self._copy_heads(connection, fresh)
         if replaced:
