@@ -12,7 +12,7 @@ from typing import Final
 from integrity.core.fold import Group
 from integrity.core.keys import Key, KeyType
 from integrity.stores.postgres.effects import PLAIN, Table, reach, since_condition, target_of
-from integrity.stores.postgres.ledger import Connection, text
+from integrity.stores.postgres.ledger import Connection, array_text
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH, Codec, cast, scalar
 
@@ -42,7 +42,7 @@ class Chooser:
         split = hashes is not None
         if hashes is not None:
             columns.append([hashes[groups[place].key] for place in places])
-            columns.append([PLAIN if (s := groups[place].since) is None else text(s) for place in places])
+            columns.append([PLAIN if (s := groups[place].since) is None else array_text(s) for place in places])
         _, conditions = reach(self._table, 0)
         names = [self._table.rule.id] if split else []
         found = await connection.fetch(
