@@ -493,7 +493,7 @@ async def test_batch_of_alive_records_reads_the_ledger_once_and_writes_only_the_
     assert await fetch(pg_database, "select count(*) from integrity.keys") == [(0,)]
 
 
-@pytest.mark.parametrize("kind", ["remove listed", "remove", "mark", "refer"])
+@pytest.mark.parametrize("kind", ["count", "remove listed", "remove", "mark", "refer"])
 @pytest.mark.parametrize("width", [1, 2])
 async def test_every_statement_finds_its_rows_by_the_index(pg_database: str, kind: str, width: int) -> None:
     if kind == "remove listed" and width == 2:

@@ -459,45 +459,15 @@ class _Inspection:
             column = self._column(relation, name)
             if column is None:
                 continue
-            found = codec(kind, column.codec_type, column.modifier)
-            if found is None and column.base == _CITEXT and kind in (KeyType.STRING, KeyType.OBJECTID):
-                self._loose(relation, column)
-                continue
+            found = self._codec(relation, column, kind)
             if found is None:
-                self.add(
-                    "column_type",
-                    f"the column {name} is of type {column.type}, the key field of type {kind.value}",
-                    f"A key field of type {kind.value} goes with a column of type {column_types(kind)}.",
-                )
                 continue
             codecs.append(found)
-            if column.enum_oid is not None and not self._reach(column):
-                continue
-            if not column.exact:
-                self._loose(relation, column)
-            if column.virtual:
-                self.add(
-                    "column_generated",
-                    f"{name} is generated when it is read, so no index can find its rows",
-                    "Name the column it is made of, or make it STORED.",
-                )
             if position in written and column.generated:
                 self.add(
                     "column_generated", f"{name} is generated and cannot be written", "Name the column it is made of."
                 )
-            for value in defaults.get(position, ()):
-                if value is not None and self._reach(column) and not await self._holds(found, column, value):
-                    self.add(
-                        "literal_type",
-                        f"the column {name} of type {column.full_type} cannot hold its default value",
-                        "Write a value that the column takes.",
-                    )
-            if None in defaults.get(position, ()) and column.not_null:
-                self.add(
-                    "column_not_null",
-                    f"{name} is NOT NULL, so the rule cannot set it to null",
-                    f"{column.not_null}; or take another action.",
-                )
+            await self._defaults(column, found, defaults.get(position, ()))
         return tuple(codecs)
 
     def _own(self, relation: _Relation) -> tuple[Codec, ...]:
@@ -526,6 +496,47 @@ class _Inspection:
                     f"ALTER TABLE {relation.quoted} ALTER COLUMN {quoted(name)} SET NOT NULL;",
                 )
         return tuple(codecs)
+
+    def _codec(self, relation: _Relation, column: _Column, kind: KeyType) -> Codec | None:
+        """How keys are compared with the column; what keeps them from being compared exactly is a finding."""
+        found = codec(kind, column.codec_type, column.modifier)
+        if found is None and column.base == _CITEXT and kind in (KeyType.STRING, KeyType.OBJECTID):
+            self._loose(relation, column)
+            return None
+        if found is None:
+            self.add(
+                "column_type",
+                f"the column {column.name} is of type {column.type}, the key field of type {kind.value}",
+                f"A key field of type {kind.value} goes with a column of type {column_types(kind)}.",
+            )
+            return None
+        if column.enum_oid is not None and not self._reach(column):
+            return None
+        if not column.exact:
+            self._loose(relation, column)
+        if column.virtual:
+            self.add(
+                "column_generated",
+                f"{column.name} is generated when it is read, so no index can find its rows",
+                "Name the column it is made of, or make it STORED.",
+            )
+        return found
+
+    async def _defaults(self, column: _Column, codec: Codec, values: Collection[Scalar | None]) -> None:
+        """Whether the column takes what actions write to it; whether a parent has that key is not known here."""
+        for value in values:
+            if value is not None and self._reach(column) and not await self._holds(codec, column, value):
+                self.add(
+                    "literal_type",
+                    f"the column {column.name} of type {column.full_type} cannot hold its default value",
+                    "Write a value that the column takes.",
+                )
+        if None in values and column.not_null:
+            self.add(
+                "column_not_null",
+                f"{column.name} is NOT NULL, so the rule cannot set it to null",
+                f"{column.not_null}; or take another action.",
+            )
 
     def _loose(self, relation: _Relation, column: _Column) -> None:
         name = quoted(column.name)
@@ -708,8 +719,6 @@ class _Inspection:
                 self._lacks(f"{privilege} ({listed})", relation.quoted, relation.quoted)
 
     def _lacks(self, privilege: str, thing: str, named: str) -> None:
-        self.add(
-            "privilege_missing",
-            f"the role {self._user} lacks {privilege} on {named}",
-            f"GRANT {privilege} ON {thing} TO {self._user};",
-        )
+        grant = f"GRANT {privilege} ON {thing} TO {self._user};"
+        if not any(finding.hint == grant for finding in self.findings):
+            self.add("privilege_missing", f"the role {self._user} lacks {privilege} on {named}", grant)
