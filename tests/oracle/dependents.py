@@ -51,6 +51,12 @@ ACCOUNT = Parent(
     "account", "accounts", {"tenant": "string", "code": "int64"}, ("tenant", "code"), ("code",), ("none", 0), 3
 )
 PARENTS = (CUSTOMER, ACCOUNT)
+ORDER, ITEM, PART = (
+    Parent(name, f"main_{name}s", {"id": "int64"}, (f"{name}_id",), (f"{name}_id",), (0,), 0)
+    for name in ("order", "item", "part")
+)
+LEVELS = (ORDER, ITEM, PART)
+"""Rows that are parents themselves: what happens to them is what is done to them."""
 _SQL_TYPES = {"string": "text", "int64": "bigint"}
 
 
@@ -72,6 +78,14 @@ class Target:
     where: bool = False
     lists: bool = False
     """A document holds a list of keys."""
+    entity: str | None = None
+    """What the rows are to those that depend on them."""
+
+    @property
+    def root(self) -> Parent:
+        """The parent at the top of the graph."""
+        above = next((target for target in TARGETS if target.entity == self.parent.entity), None)
+        return self.parent if above is None else above.root
 
     @property
     def marks(self) -> bool:
@@ -93,6 +107,10 @@ class Target:
 def _target(store: Store, parent: Parent, on_delete: Action, on_update: Action, *, where: bool = False) -> Target:
     name = f"{store}_{parent.entity}_{on_delete}_{on_update}{'_where' * where}"
     return Target(name, store, parent, (Reference(parent.columns, on_delete, on_update),), where)
+
+
+def _level(parent: Parent, name: str, on_delete: Action, entity: str | None = None) -> Target:
+    return Target(f"main_{name}", "main", parent, (Reference(parent.columns, on_delete, "cascade"),), entity=entity)
 
 
 def _list(on_delete: Action, on_update: Action) -> Target:
@@ -155,6 +173,13 @@ def _targets() -> tuple[Target, ...]:
         _target("docs", CUSTOMER, "nullify", "cascade", where=True),
         _list("cascade", "cascade"),
         _list("default", "nullify"),
+        # Four levels.
+        _level(CUSTOMER, "orders", "cascade", entity="order"),
+        _level(ORDER, "items", "cascade", entity="item"),
+        _level(ITEM, "parts", "cascade", entity="part"),
+        _level(ORDER, "labels", "nullify"),
+        _level(PART, "tags", "nullify"),
+        _level(PART, "pins", "cascade"),
         # Two references of one row to the same parent.
         Target(
             "main_links",
@@ -174,16 +199,17 @@ TARGETS = _targets()
 # --- rules --------------------------------------------------------------------------------------------------------
 
 
-def rules(parent: Parent, stores: Sequence[Store], topic: str, prefix: str) -> str:
-    """The rule file of a parent, over the dependents in those stores; `prefix` begins every topic's name."""
+def rules(parent: Parent, stores: Sequence[Store], topic: str | None, prefix: str) -> str:
+    """The rule file of a parent, over the dependents in those stores; `prefix` begins every topic's name. Without a
+    topic the parent is rows of another file."""
     dependents = [
         _rule(target, reference, number, prefix)
         for target in TARGETS
         if target.parent is parent and target.store in stores
         for number, reference in enumerate(target.references)
     ]
-    events = {"topic": topic, "format": "debezium", "key": parent.key}
-    return json.dumps({"version": 1, "parent": parent.entity, "events": events, "dependents": dependents}, indent=1)
+    events = {} if topic is None else {"events": {"topic": topic, "format": "debezium", "key": parent.key}}
+    return json.dumps({"version": 1, "parent": parent.entity, **events, "dependents": dependents}, indent=1)
 
 
 def _rule(target: Target, reference: Reference, number: int, prefix: str) -> dict[str, Any]:
@@ -201,6 +227,8 @@ def _rule(target: Target, reference: Reference, number: int, prefix: str) -> dic
         rule["where"] = {"kind": "Customer", "region": ["eu", "uk"], "archived_at": None}
     if target.lists:
         rule["array"] = True
+    if target.entity is not None:
+        rule |= {"entity": target.entity, "key": {"id": "int64"}}
     return rule
 
 

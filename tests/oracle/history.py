@@ -62,7 +62,14 @@ class History:
         self._source = Source(range(size), start, self._partition_of)
         self._times: dict[int, int] = {}  # of each statement's place: the place whose time it has
         self._told = dict.fromkeys(range(self.parent.partitions), 0)
-        self._targets = [t for t in TARGETS if t.parent is self.parent and self._rng.random() < 0.45]
+        # Rows that are parents and what depends on them: all or none.
+        levels = self._rng.random() < 0.45
+        self._targets = [
+            target
+            for target in TARGETS
+            if target.root is self.parent
+            and (levels if target.entity or target.parent is not self.parent else self._rng.random() < 0.45)
+        ]
         self._ids = iter(range(number * IDS, (number + 1) * IDS))
 
     def parents(self) -> list[tuple[Any, ...]]:
@@ -165,19 +172,25 @@ class History:
         """What children write on the rows that are there: some are inserted under keys that are alive, some refer to
         another one, some are deleted."""
         rng = self._rng
-        alive = [self._keys[key] for key in sorted(self._source.alive)]
+        parents = [self._keys[key] for key in sorted(self._source.alive)]
+        named = {target.entity: [(id_,) for id_ in sorted(rows.get(target, {}))] for target in self._targets}
         writes: list[Write] = []
         for target in self._targets:
+            alive = named.get(target.parent.entity, parents)
             for id_, row in sorted(rows.get(target, {}).items()):
+                if target.entity:  # its owner deletes no row that others depend on: no event would tell of it
+                    continue
                 chance = rng.random()
                 if chance < 0.1:
                     writes.append(Write(target, id_, None, new=False))
                 elif chance < 0.3:
                     marks = row[len(target.columns) - 2 :] if target.marks else ()
                     writes.append(Write(target, id_, self._row(target, alive, marks), new=False))
-            for _ in range(rng.randint(0, 1 + len(alive))):
+            for _ in range(rng.randint(0, 1 + min(5, len(alive)))):
                 marks = (None, None) * target.marks
-                writes.append(Write(target, next(self._ids), self._row(target, alive, marks), new=True))
+                id_ = next(self._ids)
+                named.get(target.entity, []).append((id_,))
+                writes.append(Write(target, id_, self._row(target, alive, marks), new=True))
         return writes
 
     def _row(self, target: Target, alive: list[Key], marks: Row) -> Row:
@@ -187,7 +200,7 @@ class History:
             return (tuple(rng.choice(keys)[0] for _ in range(rng.randint(0, 3))),)
         row: Row = ()
         for reference in target.references:
-            others = [self.parent.default, *self._always]
+            others = [self.parent.default, *self._always] if target.parent is self.parent else [(None,)]
             key = rng.choice(alive) if alive and rng.random() < 0.9 else rng.choice(others)
             chance = rng.random()
             if chance < 0.05:

@@ -22,6 +22,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 from pymongo import AsyncMongoClient, DeleteOne, ReplaceOne
 
 from tests.oracle.dependents import (
+    LEVELS,
     PARENTS,
     STORES,
     TARGETS,
@@ -193,8 +194,9 @@ class World:
         by_target: dict[Target, list[Write]] = {}
         for write in writes:
             by_target.setdefault(write.target, []).append(write)
-        for target, mine in by_target.items():
-            await self._write_native(target, mine)
+        # From the top of the graph down.
+        for target in filter(by_target.__contains__, TARGETS):
+            await self._write_native(target, by_target[target])
         await asyncio.gather(*(side.write(by_target) for side in self.sides))
 
     async def _write_native(self, target: Target, writes: Sequence[Write]) -> None:
@@ -326,8 +328,8 @@ def _kill(side: Side) -> None:
 
 def _write_rules(directory: Path, world: World, prefix: str, stores: Sequence[Store]) -> None:
     directory.mkdir(parents=True)
-    for parent in PARENTS:
-        text = rules(parent, stores, world.topic(parent.entity), prefix)
+    for parent in (*PARENTS, *LEVELS):
+        text = rules(parent, stores, world.topic(parent.entity) if parent in PARENTS else None, prefix)
         (directory / f"{parent.entity}.yaml").write_text(text)
 
 
