@@ -12,6 +12,7 @@ from integrity.core.decode.record import Record
 from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key
 from integrity.core.outcome import ApplyResult
+from integrity.core.sweep import Sweep, SweepResult
 from integrity.errors import Finding
 
 
@@ -87,6 +88,18 @@ class Inspectable(Protocol):
 
     async def close(self) -> None:
         """Release everything; never waits longer than a few seconds."""
+        ...
+
+
+class Sweepable(Protocol):
+    """A store in which rows that were written late are looked for."""
+
+    name: str
+
+    async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
+        """Do one page of a sweep in one transaction, and remember where the next one begins. Never raises for what a
+        row or server did. The first call of an age begins at its `until_ms`: older keys are not looked at. When
+        another process is at the same sweep, or owns the store, nothing is done."""
         ...
 
 

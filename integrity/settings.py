@@ -31,6 +31,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from integrity.core import duration
 from integrity.core.rules.findings import bare
 from integrity.core.rules.names import store_fault, topic_fault
 from integrity.errors import Finding, SettingsError
@@ -49,8 +50,6 @@ from integrity.settings_sources import (
 
 ENV_FILE = Path(".env")
 
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)")
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _BROKER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -71,10 +70,10 @@ class _SeveralFaults(ValueError):
 def duration_s(value: object) -> object:
     """Seconds of `500ms`, `30s`, `10m`, `1h`, `2d`; anything else is refused by the field's own type."""
     if isinstance(value, str):
-        match = _DURATION.fullmatch(value.strip())
-        if match is None:
+        seconds = duration.duration_s(value)
+        if seconds is None:
             raise ValueError("must be a duration such as 500ms, 30s or 10m")
-        return float(match[1]) * _UNITS_S[match[2]]
+        return seconds
     return value
 
 

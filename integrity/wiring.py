@@ -28,13 +28,14 @@ from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
 from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
-from integrity.ports import Deadline, Inspectable, Store
+from integrity.ports import Deadline, Inspectable, Store, Sweepable
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
 from integrity.service.redrive import Person, Redriver
 from integrity.service.report import Report
 from integrity.service.supervisor import Member, Supervisor
+from integrity.service.sweep import Sweeper
 from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
@@ -88,7 +89,7 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
     return []
 
 
-class OpenStore(Store, Inspectable, Protocol):
+class OpenStore(Store, Inspectable, Sweepable, Protocol):
     """What every kind of store can do."""
 
 
@@ -165,7 +166,17 @@ async def service(
         for name, store_settings in chosen.items():
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
-            members.append(Member(store, _lane(store, store_settings, settings, rules, letters, report)))
+            lane = _lane(store, store_settings, settings, rules, letters, report)
+            sweeper = Sweeper(
+                store,
+                report,
+                rules.sweeps_of(name),
+                lane.caught_up,
+                timeout_s=2 * store_settings.timeout,
+                # What depends on such rows would have to go with them, which a sweep does not do.
+                passed_over=frozenset(d.id for parent in rules.parents for d in parent.dependents if d.entity),
+            )
+            members.append(Member(store, lane, sweeper))
         for name in rules.stores:
             if name not in stores:  # another process works on it; who asks about a parent asks about all stores
                 stores[name] = store = open_store(name, settings.stores[name], settings, rules)

@@ -80,6 +80,11 @@ def _lines(store: str, spec: KeySpec, history: KeyHistory | None) -> Iterator[st
         )
         for dependent, (action, rows) in each.done.items():
             yield f"      {dependent}: {action}, {rows} row{'' if rows == 1 else 's'}"
+    for repair in history.repairs:
+        yield (
+            f"  {when(repair.at_ms)}  rows written late  ({repair.dependent}: {repair.action}, {repair.rows}"
+            f" row{'' if repair.rows == 1 else 's'}, event {repair.event_id})"
+        )
     for letter in history.left_out:
         yield (
             f"  {when(letter.at_ms)}  dead letter {letter.dead_letter}  ({letter.dependent}, {letter.reason},"

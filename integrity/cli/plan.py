@@ -66,15 +66,22 @@ async def _plan(options: Options, entity: str, text: str, to_text: str | None, i
 
 def _print(parent: Parent, key: Key, to: Key | None, impacts: Sequence[Impact]) -> None:
     from integrity.core.key_text import key_text
+    from integrity.service.ask import is_held
 
     what = "is deleted" if to is None else f"becomes {key_text(to)}"
     click.echo(f"When {parent.entity} {key_text(key)} {what}:")
-    stores = {dependent.id: f"{dependent.store}/{dependent.target.name}" for dependent in parent.dependents}
-    rows = [(each.dependent, stores[each.dependent], each.action, str(each.rows)) for each in impacts]
+    of_id = {dependent.id: dependent for dependent in parent.dependents}
+    rows = [
+        (each.dependent, f"{of.store}/{of.target.name}", each.action, str(each.rows))
+        for each in impacts
+        for of in (of_id[each.dependent],)
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
     for each, row in zip(impacts, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
-        click.echo(f"  {'  '.join(cells)}  {row[3].rjust(widths[3])} row{'' if each.rows == 1 else 's'}{_sample(each)}")
+        held = f", held: max_rows is {of_id[each.dependent].max_rows}" if is_held(of_id[each.dependent], each) else ""
+        count = f"{row[3].rjust(widths[3])} row{'' if each.rows == 1 else 's'}"
+        click.echo(f"  {'  '.join(cells)}  {count}{held}{_sample(each)}")
 
 
 def _sample(impact: Impact) -> str:

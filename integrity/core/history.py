@@ -46,6 +46,16 @@ class LeftOut(NamedTuple):
     at_ms: int
 
 
+class Repair(NamedTuple):
+    """Rows that were written late and went the way of a fate that had been enforced before."""
+
+    dependent: str
+    action: str
+    rows: int
+    event_id: str
+    at_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class KeyHistory:
     """Everything that one ledger knows of a key. `enforced` ascends by version; the others by time."""
@@ -55,6 +65,7 @@ class KeyHistory:
     enforced: tuple[Enforced, ...] = ()
     came_from: tuple[CameFrom, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    repairs: tuple[Repair, ...] = ()
 
     @property
     def lives_again(self) -> bool:

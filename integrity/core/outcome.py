@@ -25,6 +25,8 @@ class Outcome(StrEnum):
     HELD = "held"
     """More rows than the rule allows for one event: nothing is changed until somebody approves it."""
     DEAD_LETTERED = "dead_lettered"
+    REPAIRED = "repaired"
+    """Rows that were written late went the way of an event that was enforced before."""
 
 
 class Effect(NamedTuple):

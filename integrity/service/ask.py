@@ -101,6 +101,16 @@ def ledger_document(spec: KeySpec, history: KeyHistory | None) -> Document:
         "last_record": None if last is None else last._asdict(),
         "fates": [fate_document(spec, each) for each in history.enforced],
         "moved_from": [_came_from(spec, each) for each in history.came_from],
+        "repairs": [
+            {
+                "dependent": each.dependent,
+                "action": each.action,
+                "rows": each.rows,
+                "event": each.event_id,
+                "at": rfc3339(each.at_ms),
+            }
+            for each in history.repairs
+        ],
         "dead_letters": [_left_out(each) for each in history.left_out],
     }
 
@@ -137,6 +147,12 @@ def impact_document(parent: Parent, key: Key, to: Key | None, answers: Answers[S
         "dependents": [_impact(dependents[impact.dependent], impact) for impact in impacts],
         "unanswered": answers.unanswered,
     }
+
+
+def is_held(dependent: Dependent, impact: Impact) -> bool:
+    """Whether the event would wait for somebody to approve it: it has more rows than `max_rows` allows."""
+    limit = dependent.max_rows
+    return limit is not None and impact.rows > limit and impact.action not in ("ignore", "restrict")
 
 
 def version_text(version: Version) -> str:
@@ -180,5 +196,6 @@ def _impact(dependent: Dependent, impact: Impact) -> Document:
         "target": {"kind": dependent.target.kind.value, "name": dependent.target.name},
         "action": impact.action,
         "rows": impact.rows,
+        "held": is_held(dependent, impact),
         "sample": [dict(row) for row in impact.sample],
     }

@@ -135,6 +135,24 @@ class Lane:
         found = next((session.trouble for session in self._sessions if session.trouble), "")
         return found or self._enforcers[0].halts.trouble
 
+    async def caught_up(self, deadline: Deadline) -> bool:
+        """Whether all that was in the topics when it was asked is enforced, by this process or others of the group.
+        Waits for it, but not beyond the deadline."""
+        ends: dict[TopicPartition, int] | None = None
+        while self._joined and self._source is not None:
+            try:
+                found = await self._source.bounds(None, deadline)
+            except UnreachableError:
+                return False
+            ends = ends or {partition: at.end for partition, at in found.items() if at.end > at.first}
+            durable = self._durable()
+            if all(durable.get(p, found[p].committed or 0) >= end for p, end in ends.items() if p in found):
+                return True
+            if deadline.remaining_s() <= COMMIT_EVERY_S:
+                return False
+            await asyncio.sleep(COMMIT_EVERY_S)
+        return False
+
     async def run(self, stop: asyncio.Event, *, to_end: bool = False) -> None:
         """Until `stop` is set; with `to_end`, sets it when this lane has come to the end seen at its first join."""
         failures = 0

@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from integrity.core.batch import ANY_DEPENDENT, Batch, TopicPartition
-from integrity.core.change import Op
-from integrity.core.outcome import Effect
+from integrity.core.change import Op, Origin, ParentChange
+from integrity.core.outcome import Effect, Outcome
 from integrity.core.rules.model import RuleSet
+from integrity.core.sweep import Repaired
 from integrity.kafka.audit import AuditTrail
 from integrity.kafka.dead_letters import DeadLetter
 from integrity.service.stale_alarm import StaleAlarm
@@ -59,6 +60,20 @@ class Report:
         )
         if self._audit is not None and effects:
             self._audit.write(batch, effects, took_s * 1000)
+
+    def repaired(self, store: str, at_ms: int, repaired: Sequence[Repaired], took_s: float) -> None:
+        """As `applied`, of events that were enforced before."""
+        changes: list[ParentChange] = []
+        effects: list[Effect] = []
+        for index, (entity, key, fate, dependent, action, rows) in enumerate(repaired):
+            topic, partition, offset = fate.event_id.rsplit("/", 2)
+            origin = Origin(topic, int(partition), int(offset), fate.occurred_ms)
+            op = Op.DELETED if fate.to is None else Op.MOVED
+            changes.append(ParentChange(entity, op, key, fate.to, fate.version, origin, fate.occurred_ms))
+            effects.append(Effect(index, dependent, action, Outcome.REPAIRED, rows))
+        self._metrics.count_effects(effects)
+        if self._audit is not None:
+            self._audit.write(Batch(tuple(changes), {}, at_ms), effects, took_s * 1000)
 
     def dead_lettered(self, store: str, letter: DeadLetter) -> None:
         self._metrics.count_dead_letter(letter.reason, letter.dependent)

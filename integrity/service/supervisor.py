@@ -13,6 +13,7 @@ from integrity.errors import Finding, LedgerError, UnfitStoreError, UnreachableE
 from integrity.ports import Deadline, Store
 from integrity.service.collector import collect_rarely
 from integrity.service.lane import Lane
+from integrity.service.sweep import Sweeper
 from integrity.service.waiting import sleep_or, unless
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Member:
 
     store: Store
     lane: Lane
+    sweeper: Sweeper
     fit: bool = False
     trouble: str = ""
 
@@ -149,4 +151,7 @@ class Supervisor:
             else:
                 if findings:
                     raise UnfitStoreError(findings)
-        await member.lane.run(stop, to_end=to_end)
+        async with asyncio.TaskGroup() as tasks:
+            sweeping = tasks.create_task(member.sweeper.run(stop), name=f"{member.store.name}: sweeps")
+            await member.lane.run(stop, to_end=to_end)
+            sweeping.cancel()

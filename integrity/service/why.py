@@ -95,6 +95,16 @@ def _sentence(entity: str, dependent: Dependent, step: Step) -> str:
 
 
 def _done(dependent: Dependent, step: Step) -> str:
+    deleted = step.enforced.fate.to is None
+    late = [
+        f"; at {when(each.at_ms)} {each.action} {_did(each.action, deleted, _rows(each.rows, dependent))}, written late"
+        for each in step.history.repairs
+        if each.dependent == dependent.id and each.event_id == step.enforced.fate.event_id
+    ]
+    return "".join([_enforced(dependent, step), *late])
+
+
+def _enforced(dependent: Dependent, step: Step) -> str:
     done = step.enforced.done.get(dependent.id)
     if done is not None:
         action, rows = done
@@ -107,7 +117,7 @@ def _done(dependent: Dependent, step: Step) -> str:
     if letters:
         stands = ", ".join(f"{each.dead_letter} ({each.reason})" for each in letters)
         return f"the dead letter {stands} stands for what was to be done to {dependent.name}"
-    return f"nothing was done to {dependent.name}"
+    return f"the ledger tells of nothing that was done to {dependent.name}"
 
 
 def _did(action: str, deleted: bool, rows: str) -> str:

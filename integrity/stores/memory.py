@@ -15,12 +15,13 @@ from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
 from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.gate import held
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
-from integrity.core.keys import Key, canonical
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
+from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
+from integrity.core.sweep import Repaired, Sweep, SweepResult, Swept, TooManyLate, is_gone, late_groups, repairs
 from integrity.errors import Finding
 from integrity.ports import Deadline
 from integrity.stores.descent import (
@@ -53,6 +54,9 @@ class _State:
     excepted_ms: dict[str, int] = field(default_factory=dict)
     """Dead letter -> when it was made."""
     enforced: dict[tuple[str, Key], list[Enforced]] = field(default_factory=dict)
+    repairs: dict[tuple[str, Key], list[Repair]] = field(default_factory=dict)
+    swept: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    """Age of a sweep -> the last key it has looked at, by when it was enforced and its hash."""
 
     def draft(self) -> _State:
         """A copy to change, in which an arrival is still the very row of its target."""
@@ -69,6 +73,8 @@ class _State:
             dict(self.exceptions),
             dict(self.excepted_ms),
             {key: list(enforced) for key, enforced in self.enforced.items()},
+            {key: list(repairs) for key, repairs in self.repairs.items()},
+            dict(self.swept),
         )
 
 
@@ -140,6 +146,7 @@ class MemoryStore:
                 for (of, known, _, _), each in state.exceptions.items()
                 if (of, known) == (entity, key)
             ),
+            tuple(state.repairs.get((entity, key), ())),
         )
 
     async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
@@ -149,6 +156,51 @@ class MemoryStore:
             action = rule.policy.on_delete_action if to is None else rule.policy.on_update_action
             found.append(Impact(rule.id, action, len(rows), tuple({"id": r["id"]} for r in rows[:SAMPLE_ROWS_MAX])))
         return found
+
+    async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
+        draft = self._state.draft()
+        after = draft.swept.setdefault(sweep.age_ms, (sweep.until_ms, b""))
+        newest = {(enforced[-1].enforced_ms, key_hash(*of)): of for of, enforced in draft.enforced.items() if enforced}
+        due = sorted(place for place in newest if after < place and place[0] <= sweep.until_ms)[: sweep.keys_max]
+        repaired: list[Repaired] = []
+        for place in due:
+            draft.swept[sweep.age_ms] = place
+            entity, key = newest[place]
+            if entity in sweep.entities:
+                try:
+                    repaired += self._repair(draft, entity, key, sweep)
+                except TooManyLate as exc:
+                    return exc.result
+        self._state = draft
+        return Swept(tuple(repaired), more=len(due) == sweep.keys_max)
+
+    def _repair(self, state: _State, entity: str, key: Key, sweep: Sweep) -> list[Repaired]:
+        heads = {known: head for (of, known), head in state.heads.items() if of == entity}
+        gone = heads[key]
+        if not is_gone(gone) or any(
+            each.fate.to == key and each.fate.version > gone.fates[-1].version
+            for (of, _), enforced in state.enforced.items()
+            for each in enforced
+            if of == entity
+        ):
+            return []
+        acted = {
+            (known, each.fate.event_id, dependent)
+            for (of, known), enforced in state.enforced.items()
+            for each in enforced
+            for dependent in each.done
+            if of == entity
+        }
+        repaired: list[Repaired] = []
+        for rule in self._rules.get(entity, ()):
+            if rule.id not in sweep.left_out:
+                groups = late_groups(rule.policy, heads, [key], acted)
+                rows = self._execute(state, rule, groups, sweep.at_ms)
+                repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
+        state.repairs.setdefault((entity, key), []).extend(
+            Repair(each.dependent, each.action, each.rows, each.fate.event_id, sweep.at_ms) for each in repaired
+        )
+        return repaired
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         counts = standing(batch, self._state.progress)
@@ -239,7 +291,7 @@ class MemoryStore:
                 chosen = [(index, own) for index, _, own in self._named(state, rule, groups) if None not in own]
                 return chosen[:limit]
             case CarryOut(rule, groups):
-                return self._execute(state, rule, groups, batch)
+                return self._execute(state, rule, groups, batch.at_ms)
             case RemoveChosen(rule, groups, chosen):
                 wanted = {own for _, own in chosen}
                 found = [(index, row) for index, row, own in self._named(state, rule, groups) if own in wanted]
@@ -272,7 +324,7 @@ class MemoryStore:
             for row in self._rows_of(state, rule, table, group)
         ]
 
-    def _execute(self, state: _State, rule: StoreRule, groups: Sequence[Group], batch: Batch) -> list[int]:
+    def _execute(self, state: _State, rule: StoreRule, groups: Sequence[Group], at_ms: int) -> list[int]:
         """Carry out all groups at once: choose every group's rows before any row changes."""
         dependent = rule.dependent
         table = state.targets[dependent.target.name]
@@ -292,7 +344,7 @@ class MemoryStore:
                     assert isinstance(dependent.on_delete, Tombstone)
                     for row in rows:
                         row.update(zip(dependent.columns, end.key, strict=True))
-                        row.update(mark_values(dependent.on_delete, end.fate, batch.at_ms))
+                        row.update(mark_values(dependent.on_delete, end.fate, at_ms))
                 case Referencing():
                     for row in rows:
                         row.update(zip(dependent.columns, end.values, strict=True))

@@ -59,6 +59,10 @@ class Harness(Protocol):
         over where the store is exclusive."""
         ...
 
+    async def write(self, target: str, *rows: Row) -> None:
+        """Write rows as their owner does, whose others they leave as they are."""
+        ...
+
     async def rows(self, target: str) -> list[Row]:
         """All rows, each with all its columns, by `id`; times are aware and in UTC."""
         ...

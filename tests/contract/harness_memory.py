@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from integrity.core.keys import Key
+from integrity.core.keys import Key, KeyType
 from integrity.core.ledger import Head
 from integrity.ports import Store
 from integrity.stores.memory import MemoryStore, Row
@@ -21,16 +21,19 @@ class MemoryHarness:
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._store = MemoryStore("memory", {}, {})
+        self._columns: dict[str, dict[str, KeyType]] = {}
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
-        targets = {
-            name: [whole(row, columns) for row in rows.get(name, ())] for name, columns in targets_of(rules).items()
-        }
+        self._columns = targets_of(rules)
+        targets = {name: [whole(row, columns) for row in rows.get(name, ())] for name, columns in self._columns.items()}
         self._store = MemoryStore("memory", rules, targets)
         return self._store
 
     async def another(self) -> Store:
         return self._store
+
+    async def write(self, target: str, *rows: Row) -> None:
+        self._store.targets[target].extend(whole(row, self._columns[target]) for row in rows)
 
     async def rows(self, target: str) -> list[Row]:
         return sorted((dict(row) for row in self._store.targets[target]), key=lambda row: str(row["id"]).zfill(20))

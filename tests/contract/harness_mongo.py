@@ -39,14 +39,12 @@ class MongoHarness:
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
         self._rules = retarget(rules, TargetKind.COLLECTION)
         self._columns = targets_of(rules)
-        for name, columns in self._columns.items():
+        for name in self._columns:
             collection = await self._database.create_collection(name)
             for rule in (rule for of_entity in self._rules.values() for rule in of_entity):
                 if rule.dependent.target.name == name:
                     await collection.create_index([(column, 1) for column in rule.dependent.columns])
-            documents = [_document(whole(row, columns), columns) for row in rows.get(name, ())]
-            if documents:
-                await collection.insert_many(documents)
+            await self.write(name, *rows.get(name, ()))
         store = await self._open()
         await store.migrate(Deadline.after(10))
         assert list(await store.check(Deadline.after(10))) == []
@@ -54,6 +52,11 @@ class MongoHarness:
 
     async def another(self) -> Store:
         return await self._open()
+
+    async def write(self, target: str, *rows: Row) -> None:
+        columns = self._columns[target]
+        if documents := [_document(whole(row, columns), columns) for row in rows]:
+            await self._database[target].insert_many(documents)
 
     async def rows(self, target: str) -> list[Row]:
         columns = self._columns[target]

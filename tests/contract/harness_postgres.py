@@ -53,8 +53,7 @@ class PostgresHarness:
                 for column, kind in columns.items()
             )
             await connection.execute(f"create table {name} ({listed}, primary key (id))")
-            values = [tuple(whole(row, columns).values()) for row in rows.get(name, ())]
-            await connection.copy_records_to_table(name, records=values, columns=list(columns))
+            await self._write(connection, name, rows.get(name, ()))
         for name, column in {
             (rule.dependent.target.name, rule.dependent.columns[0]) for each in rules.values() for rule in each
         }:
@@ -69,6 +68,16 @@ class PostgresHarness:
         store = PostgresStore("store", self._url, self._rules, lane="integrity.store", lock_timeout_s=2)
         self._stores.append(store)
         return store
+
+    async def write(self, target: str, *rows: Row) -> None:
+        connection = await asyncpg.connect(self._url)
+        await self._write(connection, target, rows)
+        await connection.close()
+
+    async def _write(self, connection: asyncpg.Connection, target: str, rows: Sequence[Row]) -> None:
+        columns = self._columns[target]
+        values = [tuple(whole(row, columns).values()) for row in rows]
+        await connection.copy_records_to_table(target, records=values, columns=list(columns))
 
     async def rows(self, target: str) -> list[Row]:
         columns = ", ".join(self._columns[target])

@@ -63,18 +63,21 @@ class TopicHarness:
             for entity, of_entity in retarget(rules, TargetKind.TOPIC).items()
         }
         await self._create([self.topic(name) for name in self._columns])
+        for name in self._columns:
+            await self.write(name, *rows.get(name, ()))
+        return await self.another()
+
+    async def write(self, target: str, *rows: Row) -> None:
         producer = AIOKafkaProducer(**self._client, acks="all")
         await producer.start()
         try:
-            for name, columns in self._columns.items():
-                for row in rows.get(name, ()):
-                    value = whole(row, columns)
-                    await producer.send(
-                        self.topic(name), _encoded(value), str(value["id"]).encode(), partition=hash_of(value["id"])
-                    )
+            for row in rows:
+                value = whole(row, self._columns[target])
+                await producer.send(
+                    self.topic(target), _encoded(value), str(value["id"]).encode(), partition=hash_of(value["id"])
+                )
         finally:
             await producer.stop()
-        return await self.another()
 
     async def another(self) -> Store:
         store = TopicStore("store", self._client, self._rules, lane=f"{self._prefix}.{LANE}", schema=self._prefix)

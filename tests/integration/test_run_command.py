@@ -119,6 +119,9 @@ class Process:
         assert time.monotonic() - began < STOP_S, self.text
         return code
 
+    def terminate(self) -> None:
+        self._process.terminate()
+
     def kill(self) -> None:
         if self.running:
             self._process.kill()

@@ -41,6 +41,7 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         "tombstones": None if events is None else events.tombstones,
         "deleted_when": None if events is None else events.deleted_when,
         "epoch": None if events is None else events.epoch,
+        "sweeps": parent.sweeps_ms,
         "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
     }
 

@@ -11,6 +11,9 @@ from enum import StrEnum
 
 from integrity.core.keys import KeySpec
 
+DEFAULT_SWEEPS_MS = (60_000, 600_000, 3_600_000)
+"""The sweeps of a file that does not name its own."""
+
 Literal = None | bool | int | float | str
 """A literal of a rule file (`where`, `set_default`, `tombstone.set`)."""
 
@@ -168,6 +171,8 @@ class Parent:
     dependents: tuple[Dependent, ...]
     place: Place
     rows_key: KeySpec | None = None
+    sweeps_ms: tuple[int, ...] = DEFAULT_SWEEPS_MS
+    """How long after a fate was enforced its key is looked at again for late rows, in milliseconds, ascending."""
 
     @property
     def key(self) -> KeySpec:
@@ -194,6 +199,14 @@ class RuleSet:
     def named(self, entity: str) -> tuple[Dependent, ...]:
         """The dependents whose rows are this entity. They agree on store, target and key."""
         return tuple(d for parent in self.parents for d in parent.dependents if d.entity == entity)
+
+    def sweeps_of(self, store: str) -> Mapping[int, frozenset[str]]:
+        """Age of a sweep (in milliseconds) -> the entities with dependents in that store that name it; ascending."""
+        found: dict[int, set[str]] = {}
+        for entity in self.of_store(store):
+            for age_ms in self.by_entity[entity].sweeps_ms:
+                found.setdefault(age_ms, set()).add(entity)
+        return {age_ms: frozenset(found[age_ms]) for age_ms in sorted(found)}
 
     def of_store(self, store: str) -> Mapping[str, tuple[Dependent, ...]]:
         """Entity -> its dependents in that store; entities without any are left out."""

@@ -10,21 +10,23 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from integrity.core import condition
+from integrity.core.duration import duration_s
 from integrity.core.keys import KeySpec
 from integrity.core.rules import names
 from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
-from integrity.core.rules.document import BrokenNode, MappingNode, Node, ScalarNode, read_document
+from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
 from integrity.core.rules.findings import FindingCode, Report, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
-from integrity.core.rules.model import Events, Parent, Place, RuleSet, Tombstones
+from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, Parent, Place, RuleSet, Tombstones
 from integrity.core.rules.vocabulary import (
     EPOCH_MAX,
     EVENTS_FIELDS,
     EVENTS_LATER,
     FORMATS,
     FORMATS_LATER,
+    LATE_CHILDREN_FIELDS,
     PARENT_FIELDS,
     PARENT_LATER,
     TRUNCATES,
@@ -38,6 +40,7 @@ from integrity.core.rules.walk import (
     fields_of,
     list_of,
     mapping_of,
+    not_supported,
     required,
     text_of,
     wrong_type,
@@ -111,19 +114,66 @@ def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
             hint = f"Write events, or entity: {entity.value} and key at the dependent that these rows are."
             report.add(FindingCode.UNNAMED_ENTITY, message, root, hint)
     dependents = _dependents(report, required(report, "the rule file", fields, "dependents", root), entity, key)
+    sweeps = _late_children(report, fields)
     own = key if "events" in fields else None
     draft = ParentDraft(report, entity, topics, dependents, own, is_derived="events" not in fields)
     whole = tuple(d.dependent for d in dependents if d.dependent is not None)
     rows_key = None if "events" in fields else _spec(key)
     if report.is_clean and entity is not None and (events is not None or rows_key is not None):
         assert len(whole) == len(dependents), "a dependent without findings is whole"
-        draft.parent = Parent(entity.value, events, whole, Place(report.file, root.line, root.column), rows_key)
+        draft.parent = Parent(entity.value, events, whole, Place(report.file, root.line, root.column), rows_key, sweeps)
     return draft
 
 
 def _spec(key: KeyDraft | None) -> KeySpec | None:
     types = () if key is None else tuple((name, kind) for name, kind in key.items() if kind is not None)
     return KeySpec(types) if key is not None and types and len(types) == len(key) else None
+
+
+def _late_children(report: Report, fields: Fields) -> tuple[int, ...]:
+    """The ages of the sweeps. Of rows that are parents without events nobody tells when a key is in use again."""
+    if "late_children" not in fields:
+        return DEFAULT_SWEEPS_MS if "events" in fields else ()
+    key, node = fields["late_children"]
+    if "events" not in fields:
+        not_supported(report, "late_children of a file without events", key)
+        return ()
+    return _sweeps(report, node)
+
+
+def _sweeps(report: Report, node: Node) -> tuple[int, ...]:
+    mapping = mapping_of(report, "late_children", node, "sweeps: [1m, 10m, 1h] below it")
+    if mapping is None:
+        return ()
+    fields = fields_of(report, "late_children", mapping, LATE_CHILDREN_FIELDS)
+    if "sweeps" not in fields:
+        return DEFAULT_SWEEPS_MS
+    listed = fields["sweeps"][1]
+    if not isinstance(listed, ListNode):
+        wrong_type(report, "sweeps", "a list", listed, "Write [1m, 10m, 1h], or [] for none.")
+        return ()
+    if len(listed.items) > names.SWEEPS_MAX:
+        report.add(FindingCode.WRONG_TYPE, f"sweeps has more than {names.SWEEPS_MAX} ages", listed)
+    found: dict[int, Node] = {}
+    for item in listed.items:
+        age_ms = _sweep(report, item)
+        if age_ms in found:
+            report.add(FindingCode.REPEATED, "an age is in sweeps twice", item)
+        elif age_ms is not None:
+            found[age_ms] = item
+    return tuple(sorted(found))
+
+
+def _sweep(report: Report, node: Node) -> int | None:
+    text = text_of(report, "an age of sweeps", node)
+    if text is None:
+        return None
+    seconds = duration_s(text.value)
+    if seconds is None or not names.SWEEP_MIN_S <= seconds <= names.SWEEP_MAX_S:
+        message = f"an age of sweeps must be a duration from 1s to 30d, not {shown(text.value)}"
+        report.add(FindingCode.UNKNOWN_VALUE, message, text, "Write 1m, 10m or 1h, for example.")
+        return None
+    return round(seconds * 1000)
 
 
 def _check_version(report: Report, node: Node | None) -> None:

@@ -18,6 +18,7 @@ from integrity.core.rules.vocabulary import (
     EVENTS_FIELDS,
     FORMATS,
     KEY_TYPES,
+    LATE_CHILDREN_FIELDS,
     MATCHES,
     NULLIFY_FIELDS,
     ON_DELETE,
@@ -53,9 +54,21 @@ def rules_schema() -> Schema:
                 },
                 "events": _events(),
                 "dependents": {"type": "array", "minItems": 1, "items": _dependent()},
+                "late_children": {"minProperties": 1, **_object(LATE_CHILDREN_FIELDS, {"sweeps": _sweeps()})},
             },
-            required=[field for field in PARENT_FIELDS if field != "events"],
+            required=[field for field in PARENT_FIELDS if field not in ("events", "late_children")],
         ),
+    }
+
+
+def _sweeps() -> Schema:
+    age = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d)$"}
+    return {
+        "type": "array",
+        "maxItems": names.SWEEPS_MAX,
+        "uniqueItems": True,
+        "items": age,
+        "default": ["1m", "10m", "1h"],
     }
 
 

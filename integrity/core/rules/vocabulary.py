@@ -17,8 +17,12 @@ PARENT_FIELDS: Mapping[str, str] = {
     "events": "Where the parent's change events come from and how its key is read from them. Left out where the "
     "parent is what dependents of other files are made of: entity says so there.",
     "dependents": "The references to this parent, one entry for each table, collection or topic that holds its key.",
+    "late_children": "Dependents that are written after their parent was deleted, and when they are looked for.",
 }
-PARENT_LATER = ("copies", "late_children", "entity", "key")
+PARENT_LATER = ("copies", "entity", "key")
+LATE_CHILDREN_FIELDS: Mapping[str, str] = {
+    "sweeps": "How long after a deletion or key change its key is looked at again, such as [1m, 10m, 1h]; []: never.",
+}
 
 EVENTS_FIELDS: Mapping[str, str] = {
     "topic": "The Kafka topic of the parent's events. Write either topic or topics.",
@@ -39,7 +43,6 @@ EVENTS_LATER = (
     "pair_by",
     "key_from",
     "source",
-    "late_children",
 )
 
 DEPENDENT_FIELDS: Mapping[str, str] = {
@@ -58,7 +61,7 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "entity": "What the rows are: the file with this name as parent goes on with what depends on them.",
     "key": "The columns that name one of these rows, in order, each with its type: {id: int64}. Goes with entity.",
 }
-DEPENDENT_LATER = ("as_of", "undo", "late_children")
+DEPENDENT_LATER = ("as_of", "undo")
 
 ACTIONS: Mapping[str, str] = {
     "cascade": "On delete: delete the dependents. On update: their reference follows the key.",

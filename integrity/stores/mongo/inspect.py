@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bson import ObjectId, json_util
 
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.outcome import Outcome
 from integrity.errors import LedgerError
@@ -48,12 +48,17 @@ async def history(ledger: Ledger, spec: KeySpec, entity: str, key: Key) -> KeyHi
         )
         async for each in ledger.collection("exceptions").find({"key_hash": of, "entity": entity})
     ]
+    repairs = [
+        Repair(each["dependent"], each["action"], int(each["rows"]), each["event"], _ms(each["at"]))
+        async for each in ledger.collection("repairs").find({"key_hash": of, "entity": entity})
+    ]
     return KeyHistory(
         version_of(head["seen"]),
         last_of(head["last"]),
         tuple(sorted(enforced, key=lambda each: each.fate.version)),
         tuple(sorted(came_from, key=lambda each: each.version)),
         tuple(sorted(left_out, key=lambda each: (each.at_ms, each.dependent))),
+        tuple(sorted(repairs, key=lambda each: (each.at_ms, each.dependent))),
     )
 
 

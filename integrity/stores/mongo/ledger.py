@@ -5,6 +5,8 @@
 `<schema>.fates`       a document a deletion or key change, with what it did to each dependent
 `<schema>.arrivals`    a document a dependent that came to a key by a key change, until the key's own events follow
 `<schema>.exceptions`  a document an effect left out: its `_id` is its dead letter's
+`<schema>.sweeps`      a document a lane and sweep: the last key that it has looked at
+`<schema>.repairs`     a document a key and dependent whose rows were written late, and treated as a fate said
 `<schema>.meta`        the ledger's version, and the probe of `check`
 
 A version is the array [epoch, part, ...]. Every written document is changed for sure (`writes` counts), since MongoDB
@@ -35,14 +37,16 @@ Document = dict[str, Any]
 T = TypeVar("T")
 
 LEDGER_VERSION: Final = 1
-COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "meta")
-INDEXES: Final[tuple[tuple[str, str, Document | None], ...]] = (
-    ("fates", "key_hash", None),
-    ("fates", "to", {"to": {"$gt": ""}}),
-    ("arrivals", "key_hash", None),
-    ("exceptions", "key_hash", None),
+COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "sweeps", "repairs", "meta")
+INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
+    ("fates", ("key_hash",), None),
+    ("fates", ("enforced_at", "key_hash"), None),
+    ("fates", ("to",), {"to": {"$gt": ""}}),
+    ("arrivals", ("key_hash",), None),
+    ("exceptions", ("key_hash",), None),
+    ("repairs", ("key_hash",), None),
 )
-"""Collection, field, and of which documents only."""
+"""Collection, fields, and of which documents only."""
 LEDGER_ID: Final = "ledger"
 
 _DISPLAY_CHARACTERS_MAX: Final = 1024
@@ -105,7 +109,7 @@ class Ledger:
                         "topic": partition.topic,
                         "partition": partition.partition,
                         "next": max(span.next, counts.get(partition, 0)),
-                        "at": _time(at_ms),
+                        "at": time_of(at_ms),
                     },
                     "$inc": {"writes": 1},
                 },
@@ -122,7 +126,9 @@ class Ledger:
 
     # --- heads and fates --------------------------------------------------------------------------------------------
 
-    async def heads(self, hashes: Mapping[bytes, Key], spec: KeySpec, session: AsyncClientSession) -> dict[Key, Head]:
+    async def heads(
+        self, hashes: Mapping[bytes, Key], spec: KeySpec, session: AsyncClientSession | None
+    ) -> dict[Key, Head]:
         """The heads of those keys that the ledger knows."""
         found: dict[bytes, Document] = {}
         for chunk in chunks(list(hashes), _LOOKUP_KEYS_MAX):
@@ -211,7 +217,7 @@ class Ledger:
                 "event": fate.event_id,
                 "occurred_ms": _whole(fate.occurred_ms),
                 "effects": done.get(fate.change, []),
-                "enforced_at": _time(batch.at_ms),
+                "enforced_at": time_of(batch.at_ms),
                 "trace_id": batch.trace_id,
             }
             for key, update in writes.items()
@@ -284,7 +290,7 @@ class Ledger:
                 "event": change.origin.event_id,
                 "dependent": dependent,
                 "reason": mark.reason.value,
-                "at": _time(at_ms),
+                "at": time_of(at_ms),
             }
             writes.append(UpdateOne({"_id": mark.id}, {"$set": values}, upsert=True))
         if writes:
@@ -315,9 +321,9 @@ def commands(database: str, schema: str) -> str:
     lines = [f"use({json.dumps(database)});"]
     lines += [f"db.createCollection({json.dumps(f'{schema}.{name}')});" for name in COLLECTIONS]
     lines += [
-        f"db.getCollection({json.dumps(f'{schema}.{name}')}).createIndex({{{field}: 1}}"
+        f"db.getCollection({json.dumps(f'{schema}.{name}')}).createIndex({{{': 1, '.join(fields)}: 1}}"
         f"{'' if only is None else f', {json.dumps(index_options(only))}'});"
-        for name, field, only in INDEXES
+        for name, fields, only in INDEXES
     ]
     lines.append(
         f"db.getCollection({json.dumps(f'{schema}.meta')}).updateOne("
@@ -381,5 +387,6 @@ def _whole(number: int) -> int | str:
     return number if -(2**63) <= number < 2**63 else str(number)
 
 
-def _time(at_ms: int) -> datetime:
+def time_of(at_ms: int) -> datetime:
+    """Milliseconds since the epoch as a time in UTC."""
     return datetime.fromtimestamp(at_ms / 1000, UTC)

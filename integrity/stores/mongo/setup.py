@@ -8,6 +8,7 @@ from typing import Final
 
 import pymongo
 from bson import ObjectId
+from pymongo import IndexModel
 from pymongo.errors import ConfigurationError, ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
 
 from integrity.errors import Finding, LedgerError, OperationError, UnfitStoreError, UnreachableError
@@ -53,8 +54,11 @@ async def migrate(ledger: Ledger) -> None:
             except OperationFailure as exc:
                 if exc.code != _NAMESPACE_EXISTS:  # made by another process since
                     raise
-    for name, field, only in INDEXES:
-        await ledger.collection(name).create_index({field: 1}, **index_options(only))
+    for name in dict.fromkeys(name for name, _, _ in INDEXES):
+        indexes = [
+            IndexModel(dict.fromkeys(fields, 1), **index_options(only)) for of, fields, only in INDEXES if of == name
+        ]
+        await ledger.collection(name).create_indexes(indexes)
     try:
         values = {"$setOnInsert": {"version": LEDGER_VERSION}}
         await ledger.collection("meta").update_one({"_id": LEDGER_ID}, values, upsert=True)

@@ -25,13 +25,15 @@ from pymongo.write_concern import WriteConcern
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key
-from integrity.core.outcome import Applied, ApplyResult
+from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry
+from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline
 from integrity.stores.descent import of_branch
 from integrity.stores.mongo import inspect, setup
 from integrity.stores.mongo.attempt import Attempt
 from integrity.stores.mongo.ledger import Document, Ledger, commands
+from integrity.stores.mongo.sweep import Sweeper
 from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
 from integrity.stores.rule import StoreRule
@@ -99,15 +101,11 @@ class MongoStore:
         """See `Store.apply`. Tries once; only a commit of unknown result is sent again, which is the same commit."""
         attempt = Attempt(self._ledger(), self._rules, batch)
         try:
-            async with self._session() as session:
-                with pymongo.timeout(self._budget_s(deadline)):
-                    await session.start_transaction(
-                        ReadConcern("snapshot"), WriteConcern("majority", j=True), ReadPreference.PRIMARY
-                    )
-                    result = await attempt.run(session)
-                    if isinstance(result, Applied):
-                        await _commit(session, deadline)
-                    return result
+            async with self._transaction(deadline) as session:
+                result = await attempt.run(session)
+                if isinstance(result, Applied):
+                    await _commit(session, deadline)
+                return result
         except CAUSES as exc:
             return of_branch(verdict_of(exc, attempt.dependent), attempt.below)
 
@@ -121,11 +119,44 @@ class MongoStore:
         with setup.reach(self._at, self._budget_s(deadline)):
             return [await inspect.impact(self._ledger(), rule, key, to) for rule in self._rules[entity]]
 
+    async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
+        """See `Sweepable.sweep`."""
+        sweeper = Sweeper(self._ledger(), self._rules, sweep)
+        try:
+            with pymongo.timeout(self._budget_s(deadline)):
+                page = await sweeper.look()
+                if page is None:
+                    return Swept()
+                if not page.late:
+                    return Swept(more=page.more) if await sweeper.move(page) else Swept()
+            async with self._transaction(deadline) as session:
+                result = await sweeper.repair(page, session)
+                if result is None:
+                    return Swept()
+                await _commit(session, deadline)
+                return result
+        except TooManyLate as exc:
+            return exc.result
+        except CAUSES as exc:
+            answer = verdict_of(exc, sweeper.dependent)
+            assert isinstance(answer, Retry | Rejected | Broken), "an error is no success"
+            return answer
+
     async def close(self) -> None:
         """Close all connections."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
+
+    @asynccontextmanager
+    async def _transaction(self, deadline: Deadline) -> AsyncIterator[AsyncClientSession]:
+        """A transaction that has begun; it is given up unless it is committed inside."""
+        async with self._session() as session:
+            with pymongo.timeout(self._budget_s(deadline)):
+                await session.start_transaction(
+                    ReadConcern("snapshot"), WriteConcern("majority", j=True), ReadPreference.PRIMARY
+                )
+                yield session
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[AsyncClientSession]:

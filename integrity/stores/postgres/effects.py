@@ -194,6 +194,25 @@ class Effects:
                 rows[places[place - 1]] = count
         return rows
 
+    async def referenced(self, connection: Connection, keys: Sequence[Key]) -> list[Key]:
+        """Which of the keys some row in reach refers to. Reads only."""
+        places, columns = self._bound(keys)
+        if not places:
+            return []
+        within, values = reach(self._table, len(columns))
+        reference = self._table.rule.dependent.columns
+        names = [f"m{i}" for i in range(len(columns))]
+        fits = [f"t.{quoted(column)} = k.{name}" for column, name in zip(reference, names, strict=True)]
+        bound = ", ".join(codec.compared(f"${i}") for i, codec in enumerate(self._table.codecs, 1))
+        target = quoted(self._table.schema, self._table.name)
+        found = await connection.fetch(
+            f"select k.n from unnest({bound}) with ordinality as k({', '.join(names)}, n)"
+            f" where exists (select from {target} t where {' and '.join([*fits, *within])})",
+            *columns,
+            *values,
+        )
+        return [keys[places[row[0] - 1]] for row in found]
+
     async def _remove(
         self, connection: Connection, groups: Sequence[Group], columns: list[list[object]], at_ms: int, split: bool
     ) -> Sequence[tuple[int, int]]:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from integrity.core.change import parse_version
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.stores.postgres.effects import Table, reach
 from integrity.stores.postgres.ledger import Connection, fate_of, record_of
@@ -52,6 +52,10 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
             " order by at, dependent",
             hashed,
         )
+        repairs = await connection.fetch(
+            f"select dependent, action, rows, event, at from {at}.repairs where key_hash = $1 order by at, dependent",
+            hashed,
+        )
     seen, last, alive, *newest = head
     told = seen or newest[0]
     rows: list[Sequence[Any]] = [*map(tuple, older), newest]
@@ -65,6 +69,10 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
         tuple(
             LeftOut(dependent, event, None if fate is None else parse_version(fate), reason, letter, _ms(left_at))
             for dependent, event, fate, reason, letter, left_at in left_out
+        ),
+        tuple(
+            Repair(dependent, action, count, event, _ms(repaired_at))
+            for dependent, action, count, event, repaired_at in repairs
         ),
     )
 

@@ -81,6 +81,7 @@ create table if not exists {schema}.keys (
     trace_id text,
     older_fates integer not null
 ) with (fillfactor = 90);
+create index if not exists keys_enforced_at on {schema}.keys (enforced_at) where fate is not null;
 create index if not exists keys_moved_to on {schema}.keys using hash (moved_to) where moved_to is not null;
 comment on table {schema}.keys is
     'One row a parent key: the newest version seen of it, and what last happened to it (its newest fate).';
@@ -134,6 +135,28 @@ create table if not exists {schema}.exceptions (
 );
 comment on table {schema}.exceptions is 'Effects that were left out since a dead letter stands for them.';
 
+create table if not exists {schema}.sweeps (
+    lane text not null,
+    age_ms bigint not null,
+    at timestamptz not null,
+    key_hash bytea not null,
+    primary key (lane, age_ms)
+);
+comment on table {schema}.sweeps is
+    'Per consumer group (lane) and age of a sweep: the last key that was looked at for rows written late.';
+
+create table if not exists {schema}.repairs (
+    key_hash bytea not null,
+    dependent text not null,
+    at timestamptz not null,
+    action text not null,
+    rows bigint not null,
+    event text not null,
+    primary key (key_hash, dependent, at)
+);
+comment on table {schema}.repairs is
+    'Rows that were written late and went the way of a fate that had been enforced before.';
+
 insert into {schema}.meta (version) values ({version}) on conflict do nothing;
 commit;
 """
@@ -145,7 +168,7 @@ def ddl(schema: str) -> str:
     return _DDL.format(schema=quoted(schema), schema_text=text, version=LEDGER_VERSION)
 
 
-TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions")
+TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions", "sweeps", "repairs")
 PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "meta": ("SELECT",),
     "progress": ("SELECT", "INSERT", "UPDATE"),
@@ -153,6 +176,8 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "fates": ("SELECT", "INSERT"),
     "arrivals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "exceptions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "sweeps": ("SELECT", "INSERT", "UPDATE"),
+    "repairs": ("SELECT", "INSERT", "UPDATE"),
 }
 """What the service needs of each table."""
 

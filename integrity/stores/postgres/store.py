@@ -23,6 +23,7 @@ from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import heads_to_write
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
+from integrity.core.sweep import Sweep, SweepResult, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.descent import (
@@ -45,6 +46,7 @@ from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_o
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, ddl
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
+from integrity.stores.postgres.sweep import Sweeper
 from integrity.stores.postgres.types import Unfit
 from integrity.stores.rule import StoreRule, policies
 
@@ -76,6 +78,7 @@ class PostgresStore:
     ) -> None:
         self.name = name
         self._rules = rules
+        self._lane = lane
         self._ledger = Ledger(schema, lane)
         self._sessions = Sessions(name, url, pool_size=pool_size, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
         # Whoever asks never waits for a batch, nor a batch for it.
@@ -142,6 +145,36 @@ class PostgresStore:
             if faults := [finding for finding in resolved.findings if finding.severity == "error"]:
                 raise UnfitStoreError(faults)
             return [await inspect.impact(found, resolved.tables[rule.id], key, to) for rule in rules]
+
+    async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
+        at = _Place()
+        try:
+            async with self._aside.connection(deadline) as connection:
+                at.connection = connection
+                if self._effects is None:
+                    await self._resolve(connection)
+                await connection.execute("begin isolation level read committed")
+                result = await Sweeper(self._ledger, self._lane, at.on_dependent).run(
+                    connection, sweep, self._rules, self._effects_of
+                )
+                await connection.execute("commit")
+                return result
+        except TooManyLate as exc:
+            return exc.result
+        except Collision:
+            return Retry("Another process wrote of the same key at the same time.")
+        except Unfit as exc:
+            assert at.dependent is not None
+            return Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
+        except _Unresolved as exc:
+            return Broken(exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
+        except DRIVER_ERRORS as exc:
+            fault = fault_of(exc, closed=_is_closed(at.connection))
+            if fault.kind is Kind.SERVER:
+                await self._aside.expire()
+            answer = result_of(fault, at.dependent)
+            assert isinstance(answer, Retry | Rejected | Broken), "a fault is no success"
+            return answer
 
     @asynccontextmanager
     async def _asking(
@@ -450,6 +483,9 @@ class _Place:
         self.below: str | None = None
         """The dependent itself, where it is further down the graph."""
         self.committing = False
+
+    def on_dependent(self, dependent: str | None) -> None:
+        self.dependent = dependent
 
 
 class _Unresolved(Exception):

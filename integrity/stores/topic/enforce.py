@@ -88,7 +88,7 @@ class Enforcement:
         for at, span in self._batch.spans.items():
             reached = max(span.next, self._counts.get(at, 0))
             self._state.set_progress(at, reached)
-            progress.append(self._record(records.progress_key(self._lane, at), records.encode(ProgressRecord(reached))))
+            progress.append(self.record(records.progress_key(self._lane, at), records.encode(ProgressRecord(reached))))
         yield progress
         return effects
 
@@ -129,7 +129,7 @@ class Enforcement:
             )
         effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
-        yield self._heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
+        yield self.heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
         yield self._add_done(entity, made_up_for(admitted, effects))
         yield self._forget(admitted.over)
         yield self._exceptions(entity, admitted.left_out)
@@ -160,7 +160,7 @@ class Enforcement:
                 named = ((child.part, own) for child, own in self._named(rule, groups) if own is not None)
                 return list(islice(named, limit))
             case CarryOut(rule, groups):
-                return (yield from self._execute(self._number(rule), rule, groups))
+                return (yield from self.execute(self._number(rule), rule, groups))
             case RemoveChosen(rule, groups, chosen):
                 return (yield from self._remove(rule, groups, set(chosen)))
             case Newest(rule, keys):
@@ -174,7 +174,7 @@ class Enforcement:
                     if (head := self._state.head(key_hash(rows.entity, key), rows.spec))
                 }
                 updates, effects = numbered(happened, heads)
-                yield self._heads(rows.entity, (), heads, updates, effects)
+                yield self.heads(rows.entity, (), heads, updates, effects)
                 return None
             case Closure():
                 raise AssertionError("only an exact store is asked for it")
@@ -226,9 +226,7 @@ class Enforcement:
         }
         return {key: since for key, since in found.items() if since}
 
-    def _execute(
-        self, number: int, rule: StoreRule, groups: Sequence[Group]
-    ) -> Generator[list[Write], None, list[int]]:
+    def execute(self, number: int, rule: StoreRule, groups: Sequence[Group]) -> Generator[list[Write], None, list[int]]:
         """Carry out all groups at once: choose every group's children before any of them changes."""
         if not groups:
             return []
@@ -252,7 +250,7 @@ class Enforcement:
                 for name, since in self._state.arrivals_at(number, digest):
                     if since == group.since:
                         self._state.remove_arrival(name)
-                        writes.append(self._record(name, None))
+                        writes.append(self.record(name, None))
         return writes
 
     def _act(self, number: int, rule: StoreRule, group: Group, digest: bytes, child: Child) -> list[Write]:
@@ -278,12 +276,12 @@ class Enforcement:
                     writes.append(Write(at, child.at.key, value, headers, self._branch))
                 if arrival is not None:
                     key = tuple(value for value in values if value is not None)
-                    writes.append(self._record(*self._state.add_arrival(number, child.at, rule.entity, key, arrival)))
+                    writes.append(self.record(*self._state.add_arrival(number, child.at, rule.entity, key, arrival)))
                 return writes
             case _:
                 assert_never(group.end)
 
-    def _heads(
+    def heads(
         self,
         entity: str,
         rules: Sequence[StoreRule],
@@ -291,6 +289,7 @@ class Enforcement:
         updates: Mapping[Key, HeadUpdate],
         effects: Sequence[Effect],
     ) -> list[Write]:
+        """Write heads and their new fates."""
         writes: list[Write] = []
         rows = done_by_fate(effects)
         any_arrivals = self._state.arrivals() > 0
@@ -300,13 +299,13 @@ class Enforcement:
             last = update.last or (before.last if before else None)
             head = records.encode(HeadRecord(entity, records.clear_key(canonical(key)), update.seen, last))
             self._state.put_head(digest, head)
-            writes.append(self._record(records.head_key(digest), head))
+            writes.append(self.record(records.head_key(digest), head))
             for fate in update.fates:
                 data = records.encode(
                     FateRecord.of(fate, rows.get(fate.change, {}), self._batch.at_ms, self._batch.trace_id)
                 )
                 self._state.put_fate(digest, fate.version, data)
-                writes.append(self._record(records.fate_key(digest, fate.version), data))
+                writes.append(self.record(records.fate_key(digest, fate.version), data))
             if any_arrivals and update.seen is not None:
                 writes += self._settle(rules, digest, update.seen)
         return writes
@@ -320,7 +319,7 @@ class Enforcement:
             for name, since in self._state.arrivals_at(number, digest):
                 if since <= seen:
                     self._state.remove_arrival(name)
-                    writes.append(self._record(name, None))
+                    writes.append(self.record(name, None))
         return writes
 
     def _exceptions(self, entity: str, left_out: Sequence[LeftOut]) -> list[Write]:
@@ -333,7 +332,7 @@ class Enforcement:
             record = ExceptionRecord(digest, entity, text, event, dependent, mark.reason.value, mark.id, at_ms, version)
             value = records.encode(record)
             self._state.put_exception(key, value)
-            writes.append(self._record(key, value))
+            writes.append(self.record(key, value))
         return writes
 
     def _add_done(self, entity: str, found: Sequence[MadeUpFor]) -> list[Write]:
@@ -345,7 +344,7 @@ class Enforcement:
             if before is not None:
                 data = records.encode(msgspec.structs.replace(before, rows={**before.rows, **done}))
                 self._state.put_fate(digest, fate.version, data)
-                writes.append(self._record(records.fate_key(digest, fate.version), data))
+                writes.append(self.record(records.fate_key(digest, fate.version), data))
         return writes
 
     def _forget(self, over: Sequence[tuple[str, str]]) -> list[Write]:
@@ -354,8 +353,9 @@ class Enforcement:
         for dependent, event in over:
             key = records.exception_key(dependent, event)
             self._state.put_exception(key, None)
-            writes.append(self._record(key, None))
+            writes.append(self.record(key, None))
         return writes
 
-    def _record(self, key: bytes, value: bytes | None) -> Write:
+    def record(self, key: bytes, value: bytes | None) -> Write:
+        """A record of the ledger."""
         return Write(self._ledger, key, value, (), None)

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from integrity.core.batch import TopicPartition
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.errors import LedgerError, OperationError, UnreachableError
 from integrity.ports import Deadline
@@ -164,6 +164,9 @@ class Inspector:
             LeftOut(each.dependent, each.event, each.version, each.reason, each.id, each.at_ms)
             for each in state.exceptions(digest)
         ]
+        repaired = [
+            Repair(each.dependent, each.action, each.rows, each.event, each.at_ms) for each in state.repairs(digest)
+        ]
         return KeyHistory(
             head.seen,
             head.last,
@@ -175,6 +178,7 @@ class Inspector:
             ),
             tuple(sorted(came_from, key=lambda each: each.version)),
             tuple(sorted(left_out, key=lambda each: (each.at_ms, each.dependent))),
+            tuple(sorted(repaired, key=lambda each: (each.at_ms, each.dependent))),
         )
 
 

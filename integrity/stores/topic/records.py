@@ -2,7 +2,7 @@
 
 The ledger is a compacted topic beside the children. Its records are JSON, named by what they say: `head|<hash>`,
 `fate|<hash>|<version>`, `progress|<lane>|<topic>|<partition>`, `arrival|<dependent>|<topic>|<partition>|<hash>`,
-`exception|<dependent>|<event>`, `writes|<topic>|<partition>`.
+`exception|<dependent>|<event>`, `sweep|<lane>|<age>`, `repair|<hash>|<dependent>|<time>`, `writes|<topic>|<partition>`.
 """
 
 from __future__ import annotations
@@ -130,6 +130,23 @@ class ExceptionRecord(msgspec.Struct, frozen=True):
     version: Version | None = None
 
 
+class SweepRecord(msgspec.Struct, frozen=True):
+    """The last key that a sweep has looked at: when its fate was enforced, and its hash."""
+
+    at_ms: int
+    hash: str
+
+
+class RepairRecord(msgspec.Struct, frozen=True):
+    """Children that were written late and went the way of a fate that had been enforced before."""
+
+    dependent: str
+    action: str
+    rows: int
+    event: str
+    at_ms: int
+
+
 class WritesRecord(msgspec.Struct, frozen=True):
     """The offsets, first and last, of what the newest transaction that wrote to a child partition wrote there."""
 
@@ -142,6 +159,8 @@ decode_fate = msgspec.json.Decoder(FateRecord).decode
 decode_progress = msgspec.json.Decoder(ProgressRecord).decode
 decode_arrival = msgspec.json.Decoder(ArrivalRecord).decode
 decode_exception = msgspec.json.Decoder(ExceptionRecord).decode
+decode_sweep = msgspec.json.Decoder(SweepRecord).decode
+decode_repair = msgspec.json.Decoder(RepairRecord).decode
 decode_writes = msgspec.json.Decoder(WritesRecord).decode
 decode_version = msgspec.json.Decoder(Version).decode
 _decode_mark = msgspec.json.Decoder(Mark).decode
@@ -166,6 +185,14 @@ def arrival_key(dependent: str, child: ChildKey) -> bytes:
 
 def exception_key(dependent: str, event_id: str) -> bytes:
     return f"exception|{dependent}|{event_id}".encode()
+
+
+def sweep_key(lane: str, age_ms: int) -> bytes:
+    return f"sweep|{lane}|{age_ms}".encode()
+
+
+def repair_key(key_hash: bytes, dependent: str, at_ms: int) -> bytes:
+    return f"repair|{key_hash.hex()}|{dependent}|{at_ms}".encode()
 
 
 def writes_key(at: TopicPartition) -> bytes:

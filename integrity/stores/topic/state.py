@@ -30,6 +30,8 @@ from integrity.stores.topic.records import (
     HeadRecord,
     Mark,
     ReadRecord,
+    RepairRecord,
+    SweepRecord,
 )
 from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_row
 
@@ -42,8 +44,13 @@ CREATE TABLE reference (
 CREATE INDEX reference_child ON reference (child);
 CREATE TABLE head (hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE fate (
-    hash BLOB, version TEXT, data BLOB NOT NULL, moved_to TEXT, PRIMARY KEY (hash, version)) WITHOUT ROWID;
+    hash BLOB, version TEXT, data BLOB NOT NULL, moved_to TEXT, at_ms INTEGER NOT NULL,
+    PRIMARY KEY (hash, version)) WITHOUT ROWID;
+CREATE INDEX fate_at ON fate (at_ms, hash);
 CREATE INDEX fate_moved_to ON fate (moved_to) WHERE moved_to IS NOT NULL;
+CREATE TABLE sweep (age_ms INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, hash BLOB NOT NULL);
+CREATE TABLE repair (name BLOB PRIMARY KEY, hash BLOB NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX repair_hash ON repair (hash);
 CREATE TABLE arrival (
     name BLOB PRIMARY KEY, rule INTEGER NOT NULL, hash BLOB NOT NULL, since BLOB NOT NULL,
     topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
@@ -58,7 +65,7 @@ CREATE TABLE grave (
     PRIMARY KEY (topic, partition, key)) WITHOUT ROWID;
 CREATE TEMP TABLE chosen (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, child INTEGER NOT NULL);
 """
-_TABLES: Final = ("child", "reference", "head", "fate", "arrival", "exception", "progress", "grave")
+_TABLES: Final = ("child", "reference", "head", "fate", "arrival", "exception", "sweep", "repair", "progress", "grave")
 # It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
 _PRAGMAS: Final = (
     "PRAGMA locking_mode=EXCLUSIVE",
@@ -245,6 +252,12 @@ class State:
                     self.set_ours(TopicPartition(topic, int(partition)), records.decode_writes(value).ranges)
             case "exception":
                 self.put_exception(key, value)
+            case "sweep":
+                lane, age_ms = rest.split("|")
+                if lane == self._lane and value is not None:
+                    self.set_swept(int(age_ms), records.decode_sweep(value))
+            case "repair":
+                self._take_repair(key, bytes.fromhex(rest.partition("|")[0]), value)
             case _:
                 pass  # of a newer program
 
@@ -256,6 +269,12 @@ class State:
             if rule is not None:
                 self._insert_arrival(name, rule, bytes.fromhex(arrival.at), arrival.since, arrival.child)
 
+    def _take_repair(self, name: bytes, key_hash: bytes, value: bytes | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM repair WHERE name = ?", (name,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO repair VALUES (?, ?, ?)", (name, key_hash, value))
+
     def _put_head(self, key_hash: bytes, value: bytes | None) -> None:
         if value is None:
             self._db.execute("DELETE FROM head WHERE hash = ?", (key_hash,))
@@ -266,8 +285,9 @@ class State:
         if value is None:
             self._db.execute("DELETE FROM fate WHERE hash = ? AND version = ?", (key_hash, version))
         else:
-            row = (key_hash, version, value, records.decode_fate(value).to)
-            self._db.execute("INSERT OR REPLACE INTO fate VALUES (?, ?, ?, ?)", row)
+            fate = records.decode_fate(value)
+            row = (key_hash, version, value, fate.to, fate.at_ms)
+            self._db.execute("INSERT OR REPLACE INTO fate VALUES (?, ?, ?, ?, ?)", row)
 
     # --- children
 
@@ -376,10 +396,9 @@ class State:
     # --- the ledger
 
     def head(self, key_hash: bytes, spec: KeySpec) -> Head | None:
-        row = self._db.execute("SELECT data FROM head WHERE hash = ?", (key_hash,)).fetchone()
-        if row is None:
+        head = self.head_record(key_hash)
+        if head is None:
             return None
-        head = records.decode_head(row[0])
         fates: list[Fate] = [each.fate(spec) for each in self.fates(key_hash)]
         return Head(head.seen, tuple(sorted(fates, key=lambda fate: fate.version)), head.last)
 
@@ -405,6 +424,33 @@ class State:
         name = (key_hash, records.version_text(version))
         row = self._db.execute("SELECT data FROM fate WHERE hash = ? AND version = ?", name).fetchone()
         return None if row is None else records.decode_fate(row[0])
+
+    def repairs(self, key_hash: bytes) -> list[RepairRecord]:
+        """What was done to children of a key that were written late."""
+        found = self._db.execute("SELECT data FROM repair WHERE hash = ?", (key_hash,))
+        return [records.decode_repair(data) for (data,) in found]
+
+    def head_record(self, key_hash: bytes) -> HeadRecord | None:
+        """The head of a key alone, as the ledger has it."""
+        row = self._db.execute("SELECT data FROM head WHERE hash = ?", (key_hash,)).fetchone()
+        return None if row is None else records.decode_head(row[0])
+
+    def swept(self, age_ms: int) -> tuple[int, bytes] | None:
+        """Where a sweep is: when the last key's fate was enforced, and its hash; None: it has never begun."""
+        row = self._db.execute("SELECT at_ms, hash FROM sweep WHERE age_ms = ?", (age_ms,)).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def set_swept(self, age_ms: int, place: SweepRecord) -> None:
+        row = (age_ms, place.at_ms, bytes.fromhex(place.hash))
+        self._db.execute("INSERT OR REPLACE INTO sweep VALUES (?, ?, ?)", row)
+
+    def fates_due(self, after: tuple[int, bytes], until_ms: int, limit: int) -> list[tuple[int, bytes]]:
+        """The next fates in the order in which they were enforced: when, and the hash of the key."""
+        found = self._db.execute(
+            "SELECT at_ms, hash FROM fate WHERE (at_ms, hash) > (?, ?) AND at_ms <= ? ORDER BY at_ms, hash LIMIT ?",
+            (*after, until_ms, limit),
+        )
+        return [(at_ms, digest) for at_ms, digest in found]
 
     def put_head(self, key_hash: bytes, data: bytes) -> None:
         self._put_head(key_hash, data)

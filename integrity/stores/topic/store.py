@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -24,7 +24,8 @@ from integrity.core.batch import Batch, TopicPartition, standing
 from integrity.core.change import Op
 from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key
-from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
+from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Held, Rejected, Retry
+from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason
 from integrity.ports import Deadline
 from integrity.stores.rule import StoreRule
@@ -38,6 +39,7 @@ from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
 from integrity.stores.topic.records import Mark, ReadRecord, Write, WritesRecord
 from integrity.stores.topic.scratch import Scratch
 from integrity.stores.topic.state import State
+from integrity.stores.topic.sweep import SweepWork
 from integrity.stores.topic.values import RowRule
 from integrity.stores.topic.writer import BATCH_BYTES, Writer
 
@@ -147,11 +149,24 @@ class TopicStore:
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         if self._attendant is not None and self._attendant.done():
             self._attendant.result()  # it is meant never to end
+        return await self._tried(lambda: self._apply(batch), deadline)
+
+    async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
+        result = await self._tried(lambda: self._sweep(sweep), deadline)
+        # Fenced: the process that owns the store now sweeps.
+        assert not isinstance(result, Applied | Held), "a sweep applies no batch, and has no event to be held"
+        return Swept() if isinstance(result, Diverged) else result
+
+    async def _tried(self, call: Callable[[], Awaitable[_T]], deadline: Deadline) -> _T | ApplyResult:
+        """One try, alone on the store; what an event, record or server did becomes a result."""
         async with self._lock:
             taken = self._reader.taken
             try:
                 async with asyncio.timeout(min(self._timeout_s, deadline.remaining_s())):
-                    return await self._apply(batch)
+                    return await call()
+            except TooManyLate as exc:
+                await self._give_up(exc)
+                return exc.result
             except Refused as exc:
                 await self._give_up(exc)
                 return Rejected(exc.dependent, exc.reason, exc.message)
@@ -404,17 +419,32 @@ class TopicStore:
             lane=self._lane,
             starts=self._reader.starts,
         )
-        return Applied(await self._publish(enforcement))
+        return Applied(await self._publish(enforcement.run()))
 
-    async def _publish(self, enforcement: Enforcement) -> list[Effect]:
-        state, writer, work = self._opened(), self._owned(), enforcement.run()
-        effects: list[Effect] = []
+    async def _sweep(self, sweep: Sweep) -> Swept:
+        if self._fenced or self._writer is None:
+            return Swept()  # another process owns the store
+        state = self._opened()
+        place = await self._in_thread(lambda: state.swept(sweep.age_ms))
+        if place is not None:
+            if not await self._in_thread(lambda: state.fates_due(place, sweep.until_ms, 1)):
+                return Swept()
+            await self._look()
+        batch = Batch((), {}, sweep.at_ms)
+        enforcement = Enforcement(
+            state, self._rules, batch, {}, ledger=self._ledger, lane=self._lane, starts=self._reader.starts
+        )
+        return await self._publish(SweepWork(state, self._rules, sweep, enforcement, self._lane).run())
+
+    async def _publish(self, work: Generator[list[Write], None, _T]) -> _T:
+        state, writer = self._opened(), self._owned()
+        ended: list[_T] = []
 
         def step() -> list[Write] | None:
             try:
                 return next(work)
             except StopIteration as stopped:
-                effects.extend(stopped.value)
+                ended.append(stopped.value)
                 return None
 
         await self._in_thread(state.begin)
@@ -425,7 +455,7 @@ class TopicStore:
         await self._in_thread(state.commit)
         if ours:
             self._wake.set()
-        return effects
+        return ended[0]
 
     async def _commit(self, writer: Writer) -> bool:
         """End the open transaction; tell whether it wrote to a child topic. The ledger notes which records of the

@@ -91,6 +91,7 @@ async def test_impact_tells_what_a_deletion_would_do_in_all_stores() -> None:
                 "target": {"kind": "table", "name": "orders"},
                 "action": "cascade",
                 "rows": 3,
+                "held": False,
                 "sample": [{"id": 0}, {"id": 1}, {"id": 2}],
             },
             {
@@ -99,6 +100,7 @@ async def test_impact_tells_what_a_deletion_would_do_in_all_stores() -> None:
                 "target": {"kind": "collection", "name": "reviews"},
                 "action": "nullify",
                 "rows": 0,
+                "held": False,
                 "sample": [],
             },
         ],

@@ -157,6 +157,16 @@ def test_plan_shows_the_action_rows_and_a_sample_of_each_dependent(world: World,
     ]
 
 
+def test_plan_says_what_would_be_held(world: World, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rules" / "customer.yaml").write_text(
+        RULES.replace("on_delete: cascade", "on_delete: cascade, max_rows: 2")
+    )
+    _, out, _ = run("plan", "customer", "5")
+    assert "  3 rows, held: max_rows is 2  (id 0; id 1; id 2)" in out
+    _, out, _ = run("plan", "customer", "5", "--json")
+    assert [dependent["held"] for dependent in json.loads(out)["dependents"]] == [True, False]
+
+
 def test_why_follows_a_chain_of_key_changes_to_its_end(world: World, run: Run) -> None:
     world.events.moved((5,), (7,), 10)
     world.events.deleted((7,), 20)

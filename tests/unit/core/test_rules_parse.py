@@ -189,7 +189,6 @@ LATER_DEPENDENT = [
     "as_of: created_at",
     "undo: 30d",
     "match: full",
-    "late_children: {sweeps: [1m]}",
     "on_update: restrict",
     "on_update: {restrict: {}}",
 ]

@@ -15,6 +15,7 @@ from integrity.core.keys import KeySpec, KeyType
 from integrity.core.outcome import ApplyResult, Effect
 from integrity.core.retry import Backoff
 from integrity.core.rules.model import Cascade, Dependent, Place, Target, TargetKind
+from integrity.core.sweep import Repaired
 from integrity.errors import Finding, Reason, UnreachableError
 from integrity.kafka.dead_letters import DeadLetter, StatusChange
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
@@ -149,6 +150,7 @@ class Watched:
     def __init__(self) -> None:
         self.effects: list[Effect] = []
         self.letters: list[DeadLetter] = []
+        self.repairs: list[Repaired] = []
         self.up: list[bool] = []
         self.halts: list[tuple[str, bool]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -158,6 +160,9 @@ class Watched:
 
     def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
         self.effects += effects
+
+    def repaired(self, store: str, at_ms: int, repaired: Sequence[Repaired], took_s: float) -> None:
+        self.repairs += repaired
 
     def dead_lettered(self, store: str, letter: DeadLetter) -> None:
         self.letters.append(letter)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.outcome import Outcome, Retry
+from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from tests.unit.service.doubles import (
     TOPIC,
@@ -76,6 +77,22 @@ async def test_everything_that_is_read_is_enforced_and_committed() -> None:
         await until(lambda: rig.source.committed == {P0: 25, P1: 25})
     assert rig.source.stopped
     assert rows_applied(rig) == 50
+
+
+async def test_caught_up_when_this_process_and_the_others_have_enforced_what_was_there() -> None:
+    records = {P0: [deleted(k, k) for k in range(3)], P1: [deleted(9, 0, partition=1)]}
+    rig = Rig(BentStore(memory_store(10)), ScriptedSource(records))
+    assert not await rig.lane.caught_up(Deadline.after(0)), "it has not joined"
+    async with running(rig, P0):
+        await until(lambda: rig.source.committed == {P0: 3})
+        assert not await rig.lane.caught_up(Deadline.after(0)), "nobody has enforced the other partition yet"
+        rig.source.committed[P1] = 1
+        assert await rig.lane.caught_up(Deadline.after(0))
+        rig.store.gate.clear()
+        rig.source.log[P0].append(deleted(7, 3))
+        assert not await rig.lane.caught_up(Deadline.after(0)), "a new event is not enforced"
+        rig.store.gate.set()
+        assert await rig.lane.caught_up(Deadline.after(20)), "it waits for that"
 
 
 async def test_to_the_end_stops_by_itself() -> None:

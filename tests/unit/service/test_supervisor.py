@@ -14,6 +14,7 @@ from integrity.errors import Finding, LedgerError, UnfitStoreError
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor
+from integrity.service.sweep import Sweeper
 from integrity.service.waiting import unless
 from tests.unit.service.doubles import (
     TOPIC,
@@ -50,7 +51,8 @@ class One:
             decoders={TOPIC: ("customer", decode)},
             batch_size=10,
         )
-        self.member = Member(self.store, lane)  # type: ignore[arg-type]
+        sweeper = Sweeper(self.store.store, self.watch, {}, lane.caught_up, timeout_s=1)
+        self.member = Member(self.store, lane, sweeper)  # type: ignore[arg-type]
 
     @property
     def joined(self) -> bool:

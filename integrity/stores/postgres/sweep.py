@@ -1,0 +1,201 @@
+"""One page of a sweep, in one transaction: who holds the row of the sweep does it, all others pass by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from integrity.core.batch import Batch
+from integrity.core.change import Version
+from integrity.core.fold import lookups
+from integrity.core.key_text import key_of_ledger
+from integrity.core.keys import Key, canonical, key_hash
+from integrity.core.ledger import Head, heads_to_write
+from integrity.core.sweep import Acted, Repaired, Sweep, Swept, is_gone, late_groups, repairs
+from integrity.stores.postgres.effects import Effects
+from integrity.stores.postgres.ledger import Connection, Heads, Ledger, moment, version_of
+from integrity.stores.postgres.names import quoted
+from integrity.stores.rule import StoreRule, policies
+
+
+class _Late(NamedTuple):
+    """The keys of an entity that are gone, and rule by rule those of them that rows refer to."""
+
+    entity: str
+    rules: Sequence[StoreRule]
+    keys: Mapping[str, Sequence[Key]]
+
+
+class Sweeper:
+    """The statements of sweeps. `on_dependent` is told whose statement comes next, None for the ledger's."""
+
+    def __init__(self, ledger: Ledger, lane: str, on_dependent: Callable[[str | None], None]) -> None:
+        self._ledger = ledger
+        self._lane = lane
+        self._on_dependent = on_dependent
+        at = quoted(ledger.schema)
+        self._begin_sql = (
+            f"insert into {at}.sweeps (lane, age_ms, at, key_hash) values ($1, $2, $3, '') on conflict do nothing"
+        )
+        self._lock_sql = f"select at, key_hash from {at}.sweeps where lane = $1 and age_ms = $2 for update skip locked"
+        self._move_sql = f"update {at}.sweeps set at = $3, key_hash = $4 where lane = $1 and age_ms = $2"
+        self.page_sql = (
+            f"select key_hash, entity, key, fate, seen, enforced_at from {at}.keys where fate is not null"
+            " and enforced_at >= $1 and enforced_at <= $3 and (enforced_at > $1 or key_hash > $2)"
+            " order by enforced_at, key_hash limit $4"
+        )
+        self._led_sql = (
+            f"select u.n, k.fate from unnest($2::text[]) with ordinality u(key, n)"
+            f" join {at}.keys k on k.moved_to = u.key where k.entity = $1"
+            f" union all select u.n, f.fate from unnest($2::text[]) with ordinality u(key, n)"
+            f" join {at}.fates f on f.moved_to = u.key join {at}.keys k on k.key_hash = f.key_hash where k.entity = $1"
+        )
+        self._acted_sql = (
+            f"select key_hash, event, rows::text from {at}.keys where key_hash = any($1::bytea[]) and fate is not null"
+            f" union all select key_hash, event, rows::text from {at}.fates where key_hash = any($1::bytea[])"
+        )
+        self._repairs_sql = (
+            f"insert into {at}.repairs (key_hash, dependent, at, action, rows, event)"
+            " select u.key_hash, u.dependent, $6, u.action, u.rows, u.event"
+            " from unnest($1::bytea[], $2::text[], $3::text[], $4::int8[], $5::text[])"
+            " u(key_hash, dependent, action, rows, event)"
+            " on conflict (key_hash, dependent, at) do update set rows = repairs.rows + excluded.rows"
+        )
+
+    async def run(
+        self,
+        connection: Connection,
+        sweep: Sweep,
+        rules: Mapping[str, Sequence[StoreRule]],
+        effects_of: Callable[[StoreRule], Effects],
+    ) -> Swept:
+        """The page, inside a transaction that the caller has begun and commits."""
+        place = await self._take(connection, sweep)
+        if place is None:
+            return Swept()
+        page = await connection.fetch(self.page_sql, *place, moment(sweep.until_ms), sweep.keys_max)
+        if not page:
+            return Swept()
+        gone: dict[str, list[Key]] = {}
+        for hashed, entity, text, fate, seen, _ in page:
+            if entity in sweep.entities and entity in rules and version_of(seen) <= version_of(fate):
+                key = key_of_ledger(text, rules[entity][0].spec)
+                # A long key is cut there, and one of another type than the rule gives now means nothing.
+                if key is not None and key_hash(entity, key) == hashed:
+                    gone.setdefault(entity, []).append(key)
+        repaired: list[Repaired] = []
+        for entity, keys in gone.items():
+            late = await self._look(connection, entity, keys, rules[entity], sweep, effects_of)
+            if any(late.keys.values()):
+                repaired += await self._repair(connection, late, sweep, effects_of)
+        last = page[-1]
+        await connection.execute(self._move_sql, self._lane, sweep.age_ms, last["enforced_at"], last["key_hash"])
+        return Swept(tuple(repaired), more=len(page) == sweep.keys_max)
+
+    async def _take(self, connection: Connection, sweep: Sweep) -> tuple[object, bytes] | None:
+        """Where the sweep is; None when another process is at it, or it begins only now."""
+        row = await connection.fetchrow(self._lock_sql, self._lane, sweep.age_ms)
+        if row is None:
+            await connection.execute(self._begin_sql, self._lane, sweep.age_ms, moment(sweep.until_ms))
+            return None
+        return row["at"], row["key_hash"]
+
+    async def _look(
+        self,
+        connection: Connection,
+        entity: str,
+        keys: Sequence[Key],
+        rules: Sequence[StoreRule],
+        sweep: Sweep,
+        effects_of: Callable[[StoreRule], Effects],
+    ) -> _Late:
+        """Which of the keys have rows. Locks nothing: most sweeps end here."""
+        found: dict[str, Sequence[Key]] = {}
+        for rule in rules:
+            if rule.id not in sweep.left_out:
+                self._on_dependent(rule.id)
+                found[rule.id] = await effects_of(rule).referenced(connection, keys)
+        self._on_dependent(None)
+        return _Late(entity, rules, found)
+
+    async def _repair(
+        self,
+        connection: Connection,
+        late: _Late,
+        sweep: Sweep,
+        effects_of: Callable[[StoreRule], Effects],
+    ) -> list[Repaired]:
+        own = {key for keys in late.keys.values() for key in keys}
+        read, known = await self._heads(connection, late, own)
+        gone = {key for key in own if key in read.heads and is_gone(read.heads[key])}
+        gone -= await self._led_to(connection, late.entity, gone, read.heads)
+        # Whatever is an arrival came later than the fate: the key lives again.
+        arrivals = await self._ledger.read_arrivals(connection, gone, read.hashes, [rule.id for rule in late.rules])
+        gone -= {key for of_key in arrivals.values() for key in of_key}
+        acted = await self._acted(connection, read, known)
+        repaired: list[Repaired] = []
+        for rule in late.rules:
+            keys = [key for key in late.keys.get(rule.id, ()) if key in gone]
+            groups = late_groups(rule.policy, read.heads, keys, acted)
+            if groups:
+                self._on_dependent(rule.id)
+                rows = await effects_of(rule).execute(connection, groups, read.hashes, sweep.at_ms, split=False)
+                # A deferred one would tell at the end, and not for whom.
+                await connection.execute("set constraints all immediate")
+                await connection.execute("set constraints all deferred")
+                repaired += repairs(rule.policy, late.entity, rule.dependent.max_rows, read.heads, groups, rows)
+        self._on_dependent(None)
+        batch = Batch((), {}, sweep.at_ms)
+        updates = heads_to_write(known, own, read.heads, {})
+        await self._ledger.write_heads(connection, late.entity, updates, read, (), batch)
+        await self._record(connection, repaired, read, sweep)
+        return repaired
+
+    async def _heads(self, connection: Connection, late: _Late, own: set[Key]) -> tuple[Heads, set[Key]]:
+        """The heads of the keys, locked, and of all that their fates lead to."""
+        spec = late.rules[0].spec
+        read, known = Heads(), set(own)
+        await self._ledger.read_heads(connection, late.entity, spec, own, read, own=True)
+        first = min((head.fates[-1].version for head in read.heads.values() if head.fates), default=None)
+        chosen = policies(late.rules)
+        while missing := lookups((), known, {k: h.fates for k, h in read.heads.items()}, chosen):
+            await self._ledger.read_heads(connection, late.entity, spec, missing, read, own=False)
+            known |= missing
+            older = {key for key in missing if key in read.older}
+            if older and first is not None:
+                await self._ledger.read_older_fates(connection, spec, older, first, read)
+        return read, known
+
+    async def _led_to(self, connection: Connection, entity: str, keys: set[Key], heads: Mapping[Key, Head]) -> set[Key]:
+        """The keys that a later key change has led to: they live again, though their own events have not said so."""
+        listed = list(keys)
+        found: set[Key] = set()
+        for n, fate in await connection.fetch(self._led_sql, entity, [canonical(key) for key in listed]):
+            key = listed[n - 1]
+            led_at: Version = version_of(fate)
+            if led_at > heads[key].fates[-1].version:
+                found.add(key)
+        return found
+
+    async def _acted(self, connection: Connection, read: Heads, known: set[Key]) -> Acted:
+        """What was enforced on which dependent."""
+        key_of = {read.hashes[key]: key for key in known}
+        return {
+            (key_of[hashed], event, dependent)
+            for hashed, event, rows in await connection.fetch(self._acted_sql, list(key_of))
+            if rows is not None
+            for dependent in json.loads(rows)
+        }
+
+    async def _record(self, connection: Connection, repaired: Sequence[Repaired], read: Heads, sweep: Sweep) -> None:
+        if repaired:
+            await connection.execute(
+                self._repairs_sql,
+                [read.hashes[each.key] for each in repaired],
+                [each.dependent for each in repaired],
+                [each.action for each in repaired],
+                [each.rows for each in repaired],
+                [each.fate.event_id for each in repaired],
+                moment(sweep.at_ms),
+            )

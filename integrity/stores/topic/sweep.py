@@ -1,0 +1,139 @@
+"""One page of a sweep on the state, yielding what has to be published for it; as a batch does."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+
+from integrity.core.fold import lookups
+from integrity.core.key_text import key_of_ledger
+from integrity.core.keys import Key, canonical, key_hash
+from integrity.core.ledger import Head, heads_to_write
+from integrity.core.sweep import Repaired, Sweep, Swept, is_gone, late_groups, repairs
+from integrity.stores.rule import StoreRule, policies
+from integrity.stores.topic import records
+from integrity.stores.topic.enforce import Enforcement
+from integrity.stores.topic.records import RepairRecord, SweepRecord, Write
+from integrity.stores.topic.state import State
+
+Work = Generator[list[Write], None, Swept]
+
+
+class SweepWork:
+    """One page. `enforcement` carries out what is found; it has no events of its own."""
+
+    def __init__(
+        self,
+        state: State,
+        rules: Mapping[str, Sequence[StoreRule]],
+        sweep: Sweep,
+        enforcement: Enforcement,
+        lane: str,
+    ) -> None:
+        self._state = state
+        self._rules = rules
+        self._sweep = sweep
+        self._enforcement = enforcement
+        self._lane = lane
+
+    def run(self) -> Work:
+        """Yields records to publish, in order. Raises Refused, TooManyLate."""
+        sweep = self._sweep
+        place = self._state.swept(sweep.age_ms)
+        if place is None:
+            yield [self._moved(SweepRecord(sweep.until_ms, ""))]
+            return Swept()
+        due = self._state.fates_due(place, sweep.until_ms, sweep.keys_max)
+        if not due:
+            return Swept()
+        gone: dict[str, dict[Key, bytes]] = {}
+        for _, digest in due:
+            entity, key = self._gone(digest)
+            if key is not None:
+                gone.setdefault(entity, {})[key] = digest
+        repaired: list[Repaired] = []
+        for entity, keys in gone.items():
+            repaired += yield from self._repair(entity, keys)
+        at_ms, digest = due[-1]
+        yield [self._moved(SweepRecord(at_ms, digest.hex()))]
+        return Swept(tuple(repaired), more=len(due) == sweep.keys_max)
+
+    def _gone(self, digest: bytes) -> tuple[str, Key | None]:
+        """The entity and key with that hash, if it is one of this sweep's that is gone."""
+        record = self._state.head_record(digest)
+        if record is None or record.entity not in self._sweep.entities or record.entity not in self._rules:
+            return "", None
+        entity, spec = record.entity, self._rules[record.entity][0].spec
+        # A long key is cut there, and one of another type than the rule gives now means nothing.
+        key = key_of_ledger(record.key, spec)
+        if key is None or key_hash(entity, key) != digest:
+            return "", None
+        head = self._state.head(digest, spec)
+        if head is None or not is_gone(head) or self._is_led_to(entity, key, head):
+            return "", None
+        return entity, key
+
+    def _is_led_to(self, entity: str, key: Key, head: Head) -> bool:
+        """A later key change has led to the key: it lives again, though its own events have not said so."""
+        moves = self._state.fates_to(canonical(key))
+        return any(of.entity == entity and move.version > head.fates[-1].version for of, move in moves)
+
+    def _repair(self, entity: str, keys: Mapping[Key, bytes]) -> Generator[list[Write], None, list[Repaired]]:
+        rules = self._rules[entity]
+        late = {rule.id: self._referenced(rule, keys) for rule in rules if rule.id not in self._sweep.left_out}
+        own = {key for of_rule in late.values() for key in of_rule}
+        if not own:
+            return []
+        heads, known = self._heads(entity, rules, own)
+        acted = {
+            (key, fate.event, dependent)
+            for key in known
+            for fate in self._state.fates(key_hash(entity, key))
+            for dependent in fate.rows
+        }
+        repaired: list[Repaired] = []
+        for rule in rules:
+            number = self._number(rule)
+            # Whatever is an arrival came later than the fate: the key lives again.
+            wanted = [key for key in late.get(rule.id, ()) if not self._state.arrivals_at(number, keys[key])]
+            groups = late_groups(rule.policy, heads, wanted, acted)
+            rows = yield from self._enforcement.execute(number, rule, groups)
+            repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
+        yield self._enforcement.heads(entity, rules, heads, heads_to_write(known, own, heads, {}), ())
+        yield self._told(repaired)
+        return repaired
+
+    def _referenced(self, rule: StoreRule, keys: Mapping[Key, bytes]) -> list[Key]:
+        number = self._number(rule)
+        return [key for key, digest in keys.items() if self._state.referencing(number, digest, 0)[0]]
+
+    def _heads(self, entity: str, rules: Sequence[StoreRule], own: Iterable[Key]) -> tuple[dict[Key, Head], set[Key]]:
+        heads: dict[Key, Head] = {}
+        known: set[Key] = set()
+        wanted = set(own)
+        while wanted:
+            known |= wanted
+            for key in wanted:
+                head = self._state.head(key_hash(entity, key), rules[0].spec)
+                if head is not None:
+                    heads[key] = head
+            wanted = lookups((), known, {key: head.fates for key, head in heads.items()}, policies(rules))
+        return heads, known
+
+    def _number(self, rule: StoreRule) -> int:
+        number = self._state.number(rule.id)
+        assert number is not None, "the state knows every rule of the store"
+        return number
+
+    def _moved(self, record: SweepRecord) -> Write:
+        data = records.encode(record)
+        self._state.set_swept(self._sweep.age_ms, record)
+        return self._enforcement.record(records.sweep_key(self._lane, self._sweep.age_ms), data)
+
+    def _told(self, repaired: Iterable[Repaired]) -> list[Write]:
+        writes: list[Write] = []
+        for each in repaired:
+            digest, at_ms = key_hash(each.entity, each.key), self._sweep.at_ms
+            value = RepairRecord(each.dependent, each.action, each.rows, each.fate.event_id, at_ms)
+            name = records.repair_key(digest, each.dependent, at_ms)
+            writes.append(self._enforcement.record(name, records.encode(value)))
+        return writes
