@@ -9,6 +9,7 @@ from typing import Protocol
 
 from integrity.core.batch import ANY_DEPENDENT, Batch, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange
+from integrity.core.ledger import Fate
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.rules.model import RuleSet
 from integrity.core.sweep import Repaired
@@ -66,8 +67,7 @@ class Report:
         changes: list[ParentChange] = []
         effects: list[Effect] = []
         for index, (entity, key, fate, dependent, action, rows) in enumerate(repaired):
-            topic, partition, offset = fate.event_id.rsplit("/", 2)
-            origin = Origin(topic, int(partition), int(offset), fate.occurred_ms)
+            origin = _origin_of(fate)
             op = Op.DELETED if fate.to is None else Op.MOVED
             changes.append(ParentChange(entity, op, key, fate.to, fate.version, origin, fate.occurred_ms))
             effects.append(Effect(index, dependent, action, Outcome.REPAIRED, rows))
@@ -100,3 +100,12 @@ class Report:
     def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
             self._metrics.forget_partition(store, partition.topic, partition.partition)
+
+
+def _origin_of(fate: Fate) -> Origin:
+    """Where the event of a fate stands, by the name that the ledger keeps; one that was derived stands nowhere."""
+    topic, _, place = fate.event_id.rpartition("/")
+    topic, _, partition = topic.rpartition("/")
+    if not (topic and partition.isdecimal() and place.isdecimal()):
+        return Origin(fate.event_id, 0, 0, fate.occurred_ms)
+    return Origin(topic, int(partition), int(place), fate.occurred_ms)

@@ -102,7 +102,7 @@ class Metrics:
         for (dependent, action, outcome), (count, rows) in totals.items():
             outcomes[outcome] += count
             self._effects.labels(dependent, action, outcome.value).inc(count)
-            if outcome is Outcome.APPLIED:
+            if outcome in (Outcome.APPLIED, Outcome.REPAIRED):
                 self._rows.labels(dependent, action).inc(rows)
         return outcomes
 

@@ -8,12 +8,18 @@ from collections.abc import Callable
 
 import pytest
 
-from integrity.core.outcome import Broken, Rejected, Retry
-from integrity.core.sweep import Sweep, SweepResult, Swept
+from integrity.core.batch import Batch
+from integrity.core.change import Version
+from integrity.core.ledger import Fate
+from integrity.core.outcome import Broken, Effect, Outcome, Rejected, Retry
+from integrity.core.rules.model import RuleSet
+from integrity.core.sweep import Repaired, Sweep, SweepResult, Swept
 from integrity.errors import Reason
 from integrity.ports import Deadline
+from integrity.service.report import Report
 from integrity.service.sweep import KEYS_MAX, Sweeper
 from integrity.stores.memory import MemoryStore
+from integrity.telemetry import Metrics, Tracing
 from tests.contract.world import AT_MS, Events, apply
 from tests.unit.service.doubles import Watched, memory_store
 
@@ -173,3 +179,31 @@ async def test_stop_ends_the_sweeps() -> None:
             await asyncio.sleep(0)
         stop.set()
         await running
+
+
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        ("shop.public.customers/2/17", ("shop.public.customers", 2, 17)),
+        ("order of shop/2/17/derived", ("order of shop/2/17/derived", 0, 0)),
+    ],
+)
+def test_report_tells_repaired_rows_under_the_event_that_was_enforced(event: str, place: tuple[str, int, int]) -> None:
+    audit, metrics = Audit(), Metrics(version="1", rules="r")
+    rules = RuleSet((), "r", {}, {})
+    report = Report(metrics, Tracing(), audit, rules, None)  # type: ignore[arg-type]
+    fate = Fate(Version(0, (10,)), None, event, AT_MS)
+    report.repaired("s", AT_MS, [Repaired("customer", (1,), fate, "customer.orders", "cascade", 3)], 0.5)
+    [(batch, effects)] = audit.written
+    assert batch.changes[0].origin[:3] == place
+    assert effects == [Effect(0, "customer.orders", "cascade", Outcome.REPAIRED, 3)]
+    shown = metrics.render("")[0].decode()
+    assert 'integrity_rows_total{action="cascade",dependent="customer.orders"} 3.0' in shown
+
+
+class Audit:
+    def __init__(self) -> None:
+        self.written: list[tuple[Batch, list[Effect]]] = []
+
+    def write(self, batch: Batch, effects: list[Effect], took_ms: float) -> None:
+        self.written.append((batch, effects))
