@@ -13,7 +13,7 @@ from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.stores.postgres.effects import Table, reach
 from integrity.stores.postgres.ledger import Connection, fate_of, record_of
 from integrity.stores.postgres.names import quoted
-from integrity.stores.postgres.types import NO_MATCH
+from integrity.stores.postgres.types import NO_MATCH, Unfit
 
 _PRIMARY_KEY: Final = """
 select a.attname, pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable
@@ -81,24 +81,27 @@ async def impact(connection: Connection, table: Table, key: Key, to: Key | None)
     """What an event of that key would do to the rows of one dependent."""
     policy = table.rule.policy
     action = policy.on_delete_action if to is None else policy.on_update_action
-    bound = [codec.match(part) for codec, part in zip(table.codecs, key, strict=True)]
-    if NO_MATCH in bound:
+    try:
+        parts = [codec.match(part) for codec, part in zip(table.codecs, key, strict=True)]
+    except Unfit:
+        parts = [NO_MATCH]
+    if NO_MATCH in parts:
         return Impact(table.rule.id, action, 0)
+    bound = [[part] for part in parts]
     columns = table.rule.dependent.columns
     fits = [
-        f"t.{quoted(column)} = ({codec.compared(f'${place}')})[1]"
+        f"t.{quoted(column)} = any({codec.compared(f'${place}')})"
         for place, (column, codec) in enumerate(zip(columns, table.codecs, strict=True), 1)
     ]
     more, arguments = reach(table, len(bound))
-    keys = [[part] for part in bound]
     chosen = f"from {quoted(table.schema, table.name)} t where {' and '.join([*fits, *more])}"
     identifying = [*await _readable_primary_key(connection, table)]
-    rows = int(await connection.fetchval(f"select count(*) {chosen}", *keys, *arguments))
+    rows = int(await connection.fetchval(f"select count(*) {chosen}", *bound, *arguments))
     if not rows or not identifying:
         return Impact(table.rule.id, action, rows)
     named = ", ".join(f"t.{quoted(column)}" for column in identifying)
     found = await connection.fetch(
-        f"select jsonb_build_array({named})::text {chosen} limit {SAMPLE_ROWS_MAX}", *keys, *arguments
+        f"select jsonb_build_array({named})::text {chosen} limit {SAMPLE_ROWS_MAX}", *bound, *arguments
     )
     sample = [dict(zip(identifying, json.loads(row[0], parse_float=str), strict=True)) for row in found]
     return Impact(table.rule.id, action, rows, tuple(sample))
