@@ -81,7 +81,7 @@ create table if not exists {schema}.keys (
     trace_id text,
     older_fates integer not null
 ) with (fillfactor = 90);
-create index if not exists keys_enforced_at on {schema}.keys (enforced_at) where fate is not null;
+create index if not exists keys_enforced_ms on {schema}.keys (enforced_ms) where fate is not null;
 create index if not exists keys_moved_to on {schema}.keys using hash (moved_to) where moved_to is not null;
 comment on table {schema}.keys is
     'One row a parent key: the newest version seen of it, and what last happened to it (its newest fate).';
@@ -138,7 +138,7 @@ comment on table {schema}.exceptions is 'Effects that were left out since a dead
 create table if not exists {schema}.sweeps (
     lane text not null,
     age_ms bigint not null,
-    at timestamptz not null,
+    enforced_ms bigint not null,
     key_hash bytea not null,
     primary key (lane, age_ms)
 );

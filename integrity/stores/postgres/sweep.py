@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from integrity.core.batch import Batch
-from integrity.core.change import Version
+from integrity.core.change import Version, parse_version
 from integrity.core.fold import lookups
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
 from integrity.core.sweep import Acted, Repaired, Sweep, Swept, is_gone, late_groups, repairs
 from integrity.stores.postgres.effects import Effects
-from integrity.stores.postgres.ledger import Connection, Heads, Ledger, moment, version_of
+from integrity.stores.postgres.ledger import Connection, Heads, Ledger, moment
 from integrity.stores.postgres.names import quoted
 from integrity.stores.rule import StoreRule, policies
 
@@ -36,14 +36,17 @@ class Sweeper:
         self._on_dependent = on_dependent
         at = quoted(ledger.schema)
         self._begin_sql = (
-            f"insert into {at}.sweeps (lane, age_ms, at, key_hash) values ($1, $2, $3, '') on conflict do nothing"
+            f"insert into {at}.sweeps (lane, age_ms, enforced_ms, key_hash) values ($1, $2, $3, '')"
+            " on conflict do nothing"
         )
-        self._lock_sql = f"select at, key_hash from {at}.sweeps where lane = $1 and age_ms = $2 for update skip locked"
-        self._move_sql = f"update {at}.sweeps set at = $3, key_hash = $4 where lane = $1 and age_ms = $2"
+        self._lock_sql = (
+            f"select enforced_ms, key_hash from {at}.sweeps where lane = $1 and age_ms = $2 for update skip locked"
+        )
+        self._move_sql = f"update {at}.sweeps set enforced_ms = $3, key_hash = $4 where lane = $1 and age_ms = $2"
         self.page_sql = (
-            f"select key_hash, entity, key, fate, seen, enforced_at from {at}.keys where fate is not null"
-            " and enforced_at >= $1 and enforced_at <= $3 and (enforced_at > $1 or key_hash > $2)"
-            " order by enforced_at, key_hash limit $4"
+            f"select key_hash, entity, key, fate, seen, enforced_ms from {at}.keys where fate is not null"
+            " and enforced_ms >= $1 and enforced_ms <= $3 and (enforced_ms > $1 or key_hash > $2)"
+            " order by enforced_ms, key_hash limit $4"
         )
         self._led_sql = (
             f"select u.n, k.fate from unnest($2::text[]) with ordinality u(key, n)"
@@ -52,7 +55,8 @@ class Sweeper:
             f" join {at}.fates f on f.moved_to = u.key join {at}.keys k on k.key_hash = f.key_hash where k.entity = $1"
         )
         self._acted_sql = (
-            f"select key_hash, event, rows::text from {at}.keys where key_hash = any($1::bytea[]) and fate is not null"
+            f"select key_hash, coalesce(event, last), rows::text from {at}.keys"
+            " where key_hash = any($1::bytea[]) and fate is not null"
             f" union all select key_hash, event, rows::text from {at}.fates where key_hash = any($1::bytea[])"
         )
         self._repairs_sql = (
@@ -74,12 +78,12 @@ class Sweeper:
         place = await self._take(connection, sweep)
         if place is None:
             return Swept()
-        page = await connection.fetch(self.page_sql, *place, moment(sweep.until_ms), sweep.keys_max)
+        page = await connection.fetch(self.page_sql, *place, sweep.until_ms, sweep.keys_max)
         if not page:
             return Swept()
         gone: dict[str, list[Key]] = {}
         for hashed, entity, text, fate, seen, _ in page:
-            if entity in sweep.entities and entity in rules and version_of(seen) <= version_of(fate):
+            if entity in sweep.entities and entity in rules and _is_newest(fate, seen):
                 key = key_of_ledger(text, rules[entity][0].spec)
                 # A long key is cut there, and one of another type than the rule gives now means nothing.
                 if key is not None and key_hash(entity, key) == hashed:
@@ -90,16 +94,16 @@ class Sweeper:
             if any(late.keys.values()):
                 repaired += await self._repair(connection, late, sweep, effects_of)
         last = page[-1]
-        await connection.execute(self._move_sql, self._lane, sweep.age_ms, last["enforced_at"], last["key_hash"])
+        await connection.execute(self._move_sql, self._lane, sweep.age_ms, last["enforced_ms"], last["key_hash"])
         return Swept(tuple(repaired), more=len(page) == sweep.keys_max)
 
-    async def _take(self, connection: Connection, sweep: Sweep) -> tuple[object, bytes] | None:
+    async def _take(self, connection: Connection, sweep: Sweep) -> tuple[int, bytes] | None:
         """Where the sweep is; None when another process is at it, or it begins only now."""
         row = await connection.fetchrow(self._lock_sql, self._lane, sweep.age_ms)
         if row is None:
-            await connection.execute(self._begin_sql, self._lane, sweep.age_ms, moment(sweep.until_ms))
+            await connection.execute(self._begin_sql, self._lane, sweep.age_ms, sweep.until_ms)
             return None
-        return row["at"], row["key_hash"]
+        return row["enforced_ms"], row["key_hash"]
 
     async def _look(
         self,
@@ -173,7 +177,7 @@ class Sweeper:
         found: set[Key] = set()
         for n, fate in await connection.fetch(self._led_sql, entity, [canonical(key) for key in listed]):
             key = listed[n - 1]
-            led_at: Version = version_of(fate)
+            led_at: Version = parse_version(fate)
             if led_at > heads[key].fates[-1].version:
                 found.add(key)
         return found
@@ -199,3 +203,8 @@ class Sweeper:
                 [each.fate.event_id for each in repaired],
                 moment(sweep.at_ms),
             )
+
+
+def _is_newest(fate: str, seen: str | None) -> bool:
+    """Nothing later than the fate was seen of the key; what was seen is left out when it is the fate itself."""
+    return seen is None or parse_version(seen) <= parse_version(fate)
