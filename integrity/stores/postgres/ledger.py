@@ -280,7 +280,7 @@ class Ledger:
             " set dead_letter = excluded.dead_letter, reason = excluded.reason, at = excluded.at"
         )
         self._done_sql = (
-            f"update {at}.keys k set rows = coalesce(k.rows, '{{}}'::jsonb) || u.rows::jsonb"
+            f"update {at}.keys k set rows = (coalesce(k.rows::jsonb, '{{}}') || u.rows::jsonb)::json"
             " from unnest($1::bytea[], $2::text[]) u(key_hash, rows) where k.key_hash = u.key_hash"
         )
         self._pending_sql = (
@@ -487,7 +487,9 @@ class Ledger:
         """Add what redrives did to the newest fates of their keys."""
         if found:
             await connection.execute(
-                self._done_sql, [hashes[each.key] for each in found], [_json(each.done) for each in found]
+                self._done_sql,
+                [hashes[each.key] for each in found],
+                [msgspec.json.encode(each.done).decode() for each in found],
             )
 
     async def clear_exceptions(self, connection: Connection, over: Collection[tuple[str, str]]) -> None:
