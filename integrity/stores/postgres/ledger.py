@@ -511,6 +511,10 @@ def _columns(rows: Sequence[_Row]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def _json(rows: Mapping[str, Done]) -> str:
+    return msgspec.json.encode(rows).decode()
+
+
 def _rows_by_change(effects: Sequence[Effect]) -> dict[int, str]:
     """What was done at each change that was applied, as JSON: dependent id -> action and rows."""
     texts: dict[tuple[tuple[str, Done], ...], str] = {}
@@ -519,7 +523,7 @@ def _rows_by_change(effects: Sequence[Effect]) -> dict[int, str]:
         parts = tuple(done.items())
         text = texts.get(parts)
         if text is None:
-            text = texts[parts] = msgspec.json.encode(done).decode()
+            text = texts[parts] = _json(done)
         found[change] = text
     return found
 
