@@ -11,6 +11,7 @@ from integrity.core.batch import Batch, TopicPartition
 from integrity.core.decode.record import Record
 from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key
+from integrity.core.outbox import Outgoing
 from integrity.core.outcome import ApplyResult
 from integrity.core.sweep import Sweep, SweepResult
 from integrity.errors import Finding
@@ -100,6 +101,27 @@ class Sweepable(Protocol):
         """Do one page of a sweep in one transaction, and remember where the next one begins. Never raises for what a
         row or server did. The first call of an age begins at its `until_ms`: older keys are not looked at. When
         another process is at the same sweep, or owns the store, nothing is done."""
+        ...
+
+
+class Waiting(NamedTuple):
+    """A record of an outbox, and its name there."""
+
+    id: object
+    record: Outgoing
+
+
+class Outbox(Protocol):
+    """What a store has written beside its effects for others to be told of. Both calls raise OperationError."""
+
+    name: str
+
+    async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
+        """What has not been published, of each key lower versions first."""
+        ...
+
+    async def published(self, ids: Sequence[object], deadline: Deadline) -> None:
+        """Remove these records: they are acknowledged. Some may be gone already."""
         ...
 
 

@@ -8,30 +8,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Protocol, assert_never, cast
 
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 import integrity
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
+from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.model import Parent, RuleSet, TargetKind
 from integrity.errors import Finding, RulesError, UnreachableError, UsageError
 from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
 from integrity.kafka.consumer import Consumer, existing_topics
 from integrity.kafka.dead_letters import DeadLetters
+from integrity.kafka.derived import DerivedEvents, ensure_derived
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
 from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
-from integrity.ports import Deadline, Inspectable, Store, Sweepable
+from integrity.ports import Deadline, Inspectable, Outbox, Store, Sweepable
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
+from integrity.service.outbox import OutboxPublisher
 from integrity.service.redrive import Person, Redriver
 from integrity.service.report import Report
 from integrity.service.supervisor import Member, Supervisor
@@ -166,6 +169,12 @@ async def service(
         for name, store_settings in chosen.items():
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
+            outbox: OutboxPublisher | None = None
+            # A topic store publishes them itself, in the transaction of its effects.
+            if rules.derived(name) and store_settings.kind is not StoreKind.TOPIC:
+                sender = DerivedEvents(client, [parent.entity for parent in rules.derived(name)])
+                stack.push_async_callback(_closing(sender))
+                outbox = OutboxPublisher(cast("Outbox", store), sender.send)
             lane = _lane(store, store_settings, settings, rules, letters, report)
             sweeper = Sweeper(
                 store,
@@ -176,7 +185,7 @@ async def service(
                 # What depends on such rows would have to go with them, which a sweep does not do.
                 passed_over=frozenset(d.id for parent in rules.parents for d in parent.dependents if d.entity),
             )
-            members.append(Member(store, lane, sweeper))
+            members.append(Member(store, lane, sweeper, outbox=outbox))
         for name in rules.stores:
             if name not in stores:  # another process works on it; who asks about a parent asks about all stores
                 stores[name] = store = open_store(name, settings.stores[name], settings, rules)
@@ -238,6 +247,10 @@ def _audit(settings: Settings, rules: RuleSet, on_dropped: Callable[[int], None]
     return AuditTrail(settings.kafka.client, rules, topic=settings.audit.topic, on_dropped=on_dropped, hmac_key=secret)
 
 
+def _closing(sender: DerivedEvents) -> Callable[[], Awaitable[None]]:
+    return lambda: sender.close(Deadline.after(CLOSE_TIMEOUT_S))
+
+
 async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:
     """Raises RulesError for a topic that does not exist, with its place; says nothing when Kafka does not answer yet
     (the lanes wait for it)."""
@@ -262,6 +275,9 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
     ]
     if findings:
         raise RulesError(findings)
+    derived = {p.entity for store in chosen for p in (*rules.derived(store), *rules.follows_derived(store))}
+    if missing := [entity for entity in sorted(derived) if derived_topic(entity) not in known]:
+        await ensure_derived(settings.kafka.client, missing, Deadline.after(CONNECT_TIMEOUT_S))
 
 
 def _decoders(parents: Iterable[Parent]) -> dict[str, tuple[str, Decoder]]:
@@ -269,8 +285,7 @@ def _decoders(parents: Iterable[Parent]) -> dict[str, tuple[str, Decoder]]:
     return {
         topic: (parent.entity, decoder_for(parent))
         for parent in parents
-        if parent.events is not None
-        for topic in parent.events.topics
+        for topic in ((derived_topic(parent.entity),) if parent.events is None else parent.events.topics)
     }
 
 
@@ -282,7 +297,9 @@ def _lane(
     letters: DeadLetters,
     report: Report,
 ) -> Lane:
-    decoders = _decoders(rules.by_entity[entity] for entity in rules.of_store(store.name))
+    followed = rules.follows_derived(store.name)
+    parents = [rules.by_entity[entity] for entity in rules.of_store(store.name)]
+    decoders = _decoders(parent for parent in parents if parent.events is not None or parent in followed)
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)

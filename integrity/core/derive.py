@@ -42,13 +42,15 @@ class Rows:
     """What the rows of a dependent are: an entity that something depends on.
 
     `spec` is their key, whose names are columns. `shared` are its positions that a reference holds too, each with its
-    position there. `recorded`: they have no events of their own, so the ledger keeps what happens to them.
+    position there. `recorded`: they have no events of their own, so the ledger keeps what happens to them. `published`:
+    something depends on them in another store, which is told of it.
     """
 
     entity: str
     spec: KeySpec
     shared: tuple[tuple[int, int], ...]
     recorded: bool
+    published: bool = False
 
 
 class Stage(NamedTuple):
@@ -171,14 +173,19 @@ def trace_derived(policy: Policy, settled: Settled) -> list[Group]:
 
 
 class Happened(NamedTuple):
-    """One derived fate to record: its key, what happened to it, and what that did, per dependent."""
+    """One derived fate to record: its key, what happened to it, what that did, per dependent, and the name and trace of
+    the event of the batch behind it."""
 
     key: Key
     fate: Fate
     done: Mapping[str, Done]
+    cause: str
+    traceparent: str | None
 
 
-def recorded(derived: Derived, done: Mapping[int, Mapping[str, Done]], dependent: str) -> list[Happened]:
+def recorded(
+    derived: Derived, done: Mapping[int, Mapping[str, Done]], dependent: str, changes: Sequence[ParentChange]
+) -> list[Happened]:
     """What to record of derived fates, in the order in which they happened. Their events get a stable name: that of the
     event behind them, the dependent whose rows they are, and the key."""
     nothing: Mapping[str, Done] = {}
@@ -187,6 +194,8 @@ def recorded(derived: Derived, done: Mapping[int, Mapping[str, Done]], dependent
             key,
             fate._replace(event=f"{fate.event_id}/{dependent}/{canonical(key)}"),
             done.get(fate.change, nothing),
+            changes[derived.roots[fate.change]].origin.event_id,
+            changes[derived.roots[fate.change]].traceparent,
         )
         for key, fates in derived.fates.items()
         for fate in fates
@@ -198,27 +207,39 @@ def recorded(derived: Derived, done: Mapping[int, Mapping[str, Done]], dependent
 
 def keys_of(happened: Iterable[Happened]) -> set[Key]:
     """The keys whose heads `numbered` needs."""
-    return {key for key, fate, _ in happened for key in ((key,) if fate.to is None else (key, fate.to))}
+    return {key for key, fate, *_ in happened for key in ((key,) if fate.to is None else (key, fate.to))}
 
 
-def numbered(happened: Sequence[Happened], heads: Mapping[Key, Head]) -> tuple[dict[Key, HeadUpdate], list[Effect]]:
-    """The updates of the heads: each fate one version above the newest of its key (of both keys for a key change), and
-    the effects of each, whose changes are counted as `Fate.change` of the new fates."""
+@dataclass(slots=True)
+class Numbered:
+    """The updates of the heads; the version of each fate, in the order given; the effects of each, whose changes are
+    counted as `Fate.change` of the new fates."""
+
+    updates: dict[Key, HeadUpdate]
+    versions: list[Version]
+    effects: list[Effect]
+
+
+def numbered(happened: Sequence[Happened], heads: Mapping[Key, Head]) -> Numbered:
+    """Give each fate a version: one above the newest of its key, of both keys for a key change."""
     seen: dict[Key, Version | None] = {}
     fates: dict[Key, list[Fate]] = {}
     effects: list[Effect] = []
-    for index, (key, fate, done) in enumerate(happened):
+    versions: list[Version] = []
+    for index, (key, fate, done, *_) in enumerate(happened):
         newest = _seen(seen, heads, key)
         if fate.to is not None:
             other = _seen(seen, heads, fate.to)
             newest = max(newest or EARLIEST, other or EARLIEST)
         version = _after(newest)
+        versions.append(version)
         seen[key] = version
         fates.setdefault(key, []).append(fate._replace(version=version, change=index))
         if fate.to is not None:
             seen[fate.to] = version
         effects += [Effect(index, name, action, Outcome.APPLIED, rows) for name, (action, rows) in done.items()]
-    return {key: HeadUpdate(version, None, tuple(fates.get(key, ()))) for key, version in seen.items()}, effects
+    updates = {key: HeadUpdate(version, None, tuple(fates.get(key, ()))) for key, version in seen.items()}
+    return Numbered(updates, versions, effects)
 
 
 def _seen(seen: Mapping[Key, Version | None], heads: Mapping[Key, Head], key: Key) -> Version | None:

@@ -16,6 +16,7 @@ from integrity.core.batch import ANY_DEPENDENT
 from integrity.core.change import Op, ParentChange
 from integrity.core.decode.record import Decoder, Record
 from integrity.core.keys import Key, key_hash
+from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.model import RuleSet
 from integrity.errors import PublishError, Reason, RecordRefusedError, UnreachableError
 from integrity.kafka.audit import ByHand
@@ -102,7 +103,7 @@ class Redriver:
         self._stores_of = {
             topic: {dependent.store for dependent in parent.dependents}
             for parent in rules.parents
-            for topic in (() if parent.events is None else parent.events.topics)
+            for topic in ((derived_topic(parent.entity),) if parent.events is None else parent.events.topics)
         }
         self._decoders = decoders
         self._looked_at: dict[str, bool] = {}

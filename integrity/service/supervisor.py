@@ -9,16 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from integrity.core.retry import Backoff
-from integrity.errors import Finding, LedgerError, UnfitStoreError, UnreachableError
+from integrity.errors import Finding, LedgerError, OperationError, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline, Store
 from integrity.service.collector import collect_rarely
 from integrity.service.lane import Lane
+from integrity.service.outbox import OutboxPublisher
 from integrity.service.sweep import Sweeper
 from integrity.service.waiting import sleep_or, unless
 
 log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 30.0
+LAST_DRAIN_S = 5.0
+"""How long a stopping process goes on to publish what its outbox holds; the rest waits for the next one."""
 FIRST_CHECK_TIMEOUT_S = 10.0
 """The first look is at all stores at once: one that hangs must not keep the lanes of the others waiting for long."""
 
@@ -49,6 +52,7 @@ class Member:
     sweeper: Sweeper
     fit: bool = False
     trouble: str = ""
+    outbox: OutboxPublisher | None = None
 
 
 class Supervisor:
@@ -152,6 +156,16 @@ class Supervisor:
                 if findings:
                     raise UnfitStoreError(findings)
         async with asyncio.TaskGroup() as tasks:
-            sweeping = tasks.create_task(member.sweeper.run(stop), name=f"{member.store.name}: sweeps")
+            beside = [tasks.create_task(member.sweeper.run(stop), name=f"{member.store.name}: sweeps")]
+            if member.outbox is not None:
+                beside.append(tasks.create_task(member.outbox.run(), name=f"{member.store.name}: outbox"))
             await member.lane.run(stop, to_end=to_end)
-            sweeping.cancel()
+            for task in beside:
+                task.cancel()
+        if member.outbox is None:
+            return
+        try:
+            async with asyncio.timeout(LAST_DRAIN_S):
+                await member.outbox.drain()
+        except (OperationError, TimeoutError):
+            log.warning("derived events stay in the outbox", extra={"store": member.store.name})

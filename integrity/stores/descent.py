@@ -134,6 +134,7 @@ class Descent:
         self._exact = exact
         self._chunk = chunk
         self._open: set[tuple[str, Key]] = set()
+        self._changes: Sequence[ParentChange] = ()
         self.counted: dict[tuple[int, str], int] = {}
         """(change, dependent below) -> rows."""
 
@@ -142,11 +143,11 @@ class Descent:
         rule: StoreRule,
         groups: Sequence[Group],
         settled: Settled,
-        changes: int,
+        changes: Sequence[ParentChange],
         left_out: IsLeftOut | None,
         firsts: Mapping[Key, Fate] = _NO_FIRSTS,
     ) -> Branch:
-        """Carry out the groups of a dependent and everything below. `changes` is how many the batch has; `firsts` are
+        """Carry out the groups of a dependent and everything below. `changes` are those of the batch; `firsts` are
         the fates that act on the rows of some keys whatever is known of them. Returns the rows of each group."""
         if not groups:
             return []
@@ -157,7 +158,8 @@ class Descent:
                 journey(rule.policy, settled, group, left_out=left_out, first=firsts.get(group.key)) for group in groups
             ]
         )
-        stack: list[Way] = [self._reference(rule, groups, stages, range(changes))]
+        self._changes = changes
+        stack: list[Way] = [self._reference(rule, groups, stages, range(len(changes)))]
         answer: Any = None
         while True:
             try:
@@ -331,7 +333,7 @@ class Descent:
                 root = derived.roots[index]
                 self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
                 done.setdefault(index, {})[rule.id] = rule.policy.on_delete_action, count
-        yield Record(rows, recorded(derived, done, rule.id))
+        yield Record(rows, recorded(derived, done, rule.id, self._changes))
         return [counts[place[group.key]] for group in groups]
 
     def _moving(
@@ -376,7 +378,7 @@ class Descent:
         done: dict[int, dict[str, Done]] = {}
         yield self._below(rows, derived, done, without=None)
         if rows.recorded:
-            yield Record(rows, recorded(derived, done, rule.id))
+            yield Record(rows, recorded(derived, done, rule.id, self._changes))
         return None
 
     def _below(

@@ -18,12 +18,13 @@ from integrity.core.gate import held
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
+from integrity.core.outbox import Outgoing, outgoing
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, retrace
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.core.sweep import Repaired, Sweep, SweepResult, Swept, TooManyLate, is_gone, late_groups, repairs
 from integrity.errors import Finding
-from integrity.ports import Deadline
+from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import (
     CHUNK,
     Ask,
@@ -57,6 +58,9 @@ class _State:
     repairs: dict[tuple[str, Key], list[Repair]] = field(default_factory=dict)
     swept: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     """Age of a sweep -> the last key it has looked at, by when it was enforced and its hash."""
+    outbox: dict[int, Outgoing] = field(default_factory=dict)
+    sent: int = 0
+    """How many records have ever been in the outbox."""
 
     def draft(self) -> _State:
         """A copy to change, in which an arrival is still the very row of its target."""
@@ -75,6 +79,8 @@ class _State:
             {key: list(enforced) for key, enforced in self.enforced.items()},
             {key: list(repairs) for key, repairs in self.repairs.items()},
             dict(self.swept),
+            dict(self.outbox),
+            self.sent,
         )
 
 
@@ -202,6 +208,15 @@ class MemoryStore:
         )
         return repaired
 
+    async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
+        found = sorted(self._state.outbox.items(), key=lambda item: (item[1].version, item[0]))
+        return [Waiting(name, record) for name, record in found[:records_max]]
+
+    async def published(self, ids: Sequence[object], deadline: Deadline) -> None:
+        for name in ids:
+            assert isinstance(name, int)
+            self._state.outbox.pop(name, None)
+
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         counts = standing(batch, self._state.progress)
         if isinstance(counts, str):
@@ -244,7 +259,7 @@ class MemoryStore:
             groups = trace(rule.policy, settled, arrivals, left_out=left_out)
             groups += retrace(rule.policy, settled, admitted, left_out=left_out)
             firsts = dict(admitted.starts.get(rule.id, ()))
-            rows = self._descend(state, descent.branch(rule, groups, settled, len(changes), left_out, firsts), batch)
+            rows = self._descend(state, descent.branch(rule, groups, settled, changes, left_out, firsts), batch)
             over = held(rule.id, rule.dependent.max_rows, groups, rows, share.approved)
             if over := over or descent.held(rule, share.approved):
                 return over
@@ -294,20 +309,23 @@ class MemoryStore:
                 return self._execute(state, rule, groups, batch.at_ms)
             case RemoveChosen(rule, groups, chosen):
                 wanted = {own for _, own in chosen}
-                found = [(index, row) for index, row, own in self._named(state, rule, groups) if own in wanted]
-                gone = {id(row) for _, row in found}
+                going = [(index, row) for index, row, own in self._named(state, rule, groups) if own in wanted]
+                gone = {id(row) for _, row in going}
                 table = state.targets[rule.dependent.target.name]
                 table[:] = [row for row in table if id(row) not in gone]
-                return [sum(index == group for index, _ in found) for group in range(len(groups))]
+                return [sum(index == group for index, _ in going) for group in range(len(groups))]
             case Newest(rule, keys):
                 arrivals = {key: state.arrivals.get((rule.id, key)) for key in keys}
-                return {key: max(since for since, _ in found) for key, found in arrivals.items() if found}
+                return {key: max(since for since, _ in came) for key, came in arrivals.items() if came}
             case Record(rows, happened):
                 heads = {key: h for key in keys_of(happened) if (h := state.heads.get((rows.entity, key)))}
-                updates, effects = numbered(happened, heads)
-                for key, update in updates.items():
+                found = numbered(happened, heads)
+                for key, update in found.updates.items():
                     _write_head(state, rows.entity, key, heads.get(key), update)
-                _note(state, rows.entity, updates, effects, batch)
+                _note(state, rows.entity, found.updates, found.effects, batch)
+                for record in outgoing(rows, happened, found.versions) if rows.published else ():
+                    state.outbox[state.sent] = record
+                    state.sent += 1
                 return None
             case Closure():
                 raise AssertionError("only an exact store is asked for it")

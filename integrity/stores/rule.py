@@ -49,13 +49,20 @@ def rows_of(rules: RuleSet, dependent: Dependent) -> Rows | None:
     has_own_events = parent.events is not None
     if has_own_events and all(below.store != dependent.store for below in parent.dependents):
         return None
-    return rows(parent.entity, dependent.key, dependent.columns, recorded=not has_own_events)
+    elsewhere = any(below.store != dependent.store for below in parent.dependents)
+    return rows(
+        parent.entity,
+        dependent.key,
+        dependent.columns,
+        recorded=not has_own_events,
+        published=not has_own_events and elsewhere,
+    )
 
 
-def rows(entity: str, spec: KeySpec, columns: Sequence[str], *, recorded: bool) -> Rows:
+def rows(entity: str, spec: KeySpec, columns: Sequence[str], *, recorded: bool, published: bool = False) -> Rows:
     """Rows with this own key and these reference columns."""
     shared = tuple((own, columns.index(name)) for own, name in enumerate(spec.names) if name in columns)
-    return Rows(entity, spec, shared, recorded)
+    return Rows(entity, spec, shared, recorded, published)
 
 
 def policies(rules: Iterable[StoreRule]) -> tuple[Policy, ...]:

@@ -29,6 +29,8 @@ class Feature(Enum):
     """Tombstone sets columns of a row that stays (a topic writes a null record instead)."""
     ARRAYS = "arrays"
     """A reference may be a list of keys."""
+    OUTBOX = "outbox"
+    """Derived events wait in the store (a topic store publishes them with its effects)."""
     SHARED = "shared"
     """Two processes may apply at once (not an exclusive store)."""
 

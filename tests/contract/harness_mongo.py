@@ -19,7 +19,7 @@ from integrity.stores.mongo import MongoStore
 from integrity.stores.mongo.values import CODECS, from_bson, to_bson
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
-FEATURES = frozenset({Feature.MARKS, Feature.ARRAYS, Feature.SHARED})
+FEATURES = frozenset({Feature.OUTBOX, Feature.MARKS, Feature.ARRAYS, Feature.SHARED})
 
 
 class MongoHarness:

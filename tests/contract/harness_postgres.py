@@ -17,7 +17,7 @@ from integrity.stores.postgres import PostgresStore
 from integrity.stores.rule import StoreRule
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
-FEATURES = frozenset({Feature.MARKS, Feature.SHARED})
+FEATURES = frozenset({Feature.OUTBOX, Feature.MARKS, Feature.SHARED})
 
 TYPES: Mapping[KeyType, str] = {
     KeyType.INT32: "integer",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from integrity.core.batch import DeadLetterMark
@@ -384,3 +386,24 @@ async def test_redriven_event_takes_every_level_along_after_all(harness: Harness
         ("order.items", Outcome.APPLIED, 3),
     ]
     assert [await ids(harness, name) for name in ("orders", "items")] == [[12], [103]]
+
+
+@pytest.mark.needs(Feature.OUTBOX)
+async def test_what_others_have_to_be_told_waits_in_the_outbox_until_it_is_published(harness: Harness) -> None:
+    line = rule(Cascade(), name="lines", columns=("order_id",), entity="order", rows="line", own=LINE, published=True)
+    store = await harness.open(rules_of(line), LINES)
+    events = Events("order", "shop.public.orders")
+    events.moved((2,), (5,), 10)
+    await apply(store, events.batch())
+    events.deleted((5,), 20)
+    await apply(store, events.batch())
+    waiting = await store.waiting(100, Deadline.after(30))  # type: ignore[attr-defined]
+    said = [(json.loads(each.record.value), json.loads(each.record.key)) for each in waiting]
+    assert [(value["op"], value["key"], value["to"], value["version"], key) for value, key in said] == [
+        ("key_changed", [2, 3], [5, 3], [0, 1], {"order_id": 2, "id": 3}),
+        ("arrived", [5, 3], None, [0, 1], {"order_id": 5, "id": 3}),
+        ("deleted", [5, 3], None, [0, 2], {"order_id": 5, "id": 3}),
+    ]
+    assert [each.record.version for each in await store.waiting(2, Deadline.after(30))] == [1, 1]  # type: ignore[attr-defined]
+    await store.published([each.id for each in waiting[:2]], Deadline.after(30))  # type: ignore[attr-defined]
+    assert await store.waiting(100, Deadline.after(30)) == waiting[2:]  # type: ignore[attr-defined]

@@ -50,6 +50,7 @@ def rule(
     rows: str | None = None,
     own: KeySpec = SINGLE,
     recorded: bool = True,
+    published: bool = False,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them.
 
@@ -69,7 +70,7 @@ def rule(
         entity=rows,
         key=None if rows is None else own,
     )
-    found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded)
+    found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded, published=published)
     return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found)
 
 

@@ -6,6 +6,7 @@ Nothing past this border raises, whatever the bytes.
 from __future__ import annotations
 
 from integrity.core.decode.debezium import debezium_decoder
+from integrity.core.decode.derived import derived_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.rules.model import Parent
 from integrity.errors import UsageError
@@ -18,7 +19,8 @@ def decoder_for(parent: Parent, limits: Limits | None = None) -> Decoder:
 
     UsageError when the rule's format is none that this program reads.
     """
-    assert parent.events is not None, "derived events have their own decoder"
+    if parent.events is None:
+        return derived_decoder(parent.entity, parent.key, limits or Limits())
     match parent.events.format:
         case "debezium":
             return debezium_decoder(parent, limits or Limits())

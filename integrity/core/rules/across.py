@@ -14,22 +14,20 @@ from integrity.core.rules.dependents import DependentDraft
 from integrity.core.rules.findings import FindingCode, Located, Report, shown
 from integrity.core.rules.key_fields import KeyDraft
 from integrity.core.rules.model import Parent, Target, TargetKind
-from integrity.core.rules.walk import Text, not_supported
+from integrity.core.rules.walk import Text
 
 _Name = TypeVar("_Name")
 
 
 @dataclass(slots=True)
 class ParentDraft:
-    """What could be read of one file; `parent` is whole or None. `key` is that of its own events; `is_derived` says
-    that it has none."""
+    """What could be read of one file; `parent` is whole or None. `key` is that of its own events."""
 
     report: Report
     entity: Text | None = None
     topics: Sequence[Text] = ()
     dependents: Sequence[DependentDraft] = ()
     key: KeyDraft | None = None
-    is_derived: bool = False
     parent: Parent | None = field(default=None)
 
 
@@ -93,11 +91,7 @@ def _check_entities(drafts: Sequence[ParentDraft]) -> None:
             places.setdefault(name, f"{report.file}:{entity.line}:{entity.column}")
     parents = {draft.entity.value for draft in drafts if draft.entity is not None}
     for draft in drafts:
-        home = rows.get("" if draft.entity is None or not draft.is_derived else draft.entity.value)
         for dependent in draft.dependents:
-            if home is not None and dependent.store not in (None, home[0]):
-                what = f"a dependent in {dependent.store} of rows in {home[0]} that have no events of their own"
-                not_supported(draft.report, what, dependent.at, f"Name events of {shown(home[1].name)} in this file.")
             if dependent.entity is None and dependent.store is not None and dependent.target is not None:
                 name = homes.get((dependent.store, dependent.target), "")
                 if name in parents:

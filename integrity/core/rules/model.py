@@ -196,6 +196,26 @@ class RuleSet:
         """The names of the stores that some dependent is in, sorted."""
         return tuple(sorted({dependent.store for parent in self.parents for dependent in parent.dependents}))
 
+    def derived(self, store: str) -> tuple[Parent, ...]:
+        """The parents without events whose rows are in this store, and that have dependents in another one."""
+        return tuple(
+            parent
+            for parent in self.parents
+            if parent.events is None
+            and self.named(parent.entity)[0].store == store
+            and any(dependent.store != store for dependent in parent.dependents)
+        )
+
+    def follows_derived(self, store: str) -> tuple[Parent, ...]:
+        """The parents without events whose rows are in another store than some of their dependents in this one."""
+        return tuple(
+            parent
+            for parent in self.parents
+            if parent.events is None
+            and any(dependent.store == store for dependent in parent.dependents)
+            and self.named(parent.entity)[0].store != store
+        )
+
     def named(self, entity: str) -> tuple[Dependent, ...]:
         """The dependents whose rows are this entity. They agree on store, target and key."""
         return tuple(d for parent in self.parents for d in parent.dependents if d.entity == entity)

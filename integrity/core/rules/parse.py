@@ -116,7 +116,7 @@ def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
     dependents = _dependents(report, required(report, "the rule file", fields, "dependents", root), entity, key)
     sweeps = _late_children(report, fields)
     own = key if "events" in fields else None
-    draft = ParentDraft(report, entity, topics, dependents, own, is_derived="events" not in fields)
+    draft = ParentDraft(report, entity, topics, dependents, own)
     whole = tuple(d.dependent for d in dependents if d.dependent is not None)
     rows_key = None if "events" in fields else _spec(key)
     if report.is_clean and entity is not None and (events is not None or rows_key is not None):

@@ -13,6 +13,7 @@ from integrity.core.derive import Happened, Rows, keys_of, numbered
 from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
+from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
@@ -87,7 +88,7 @@ class Attempt:
             way.top, way.approved = rule, share.approved
             way.arrivals[rule.id] = mine
             firsts = dict(admitted.starts.get(rule.id, ()))
-            branch = way.descent.branch(rule, groups, settled, len(changes), left_out, firsts)
+            branch = way.descent.branch(rule, groups, settled, changes, left_out, firsts)
             rows = await self._descend(branch, way, session)
             if over := way.held or way.descent.held(rule, share.approved):
                 return over
@@ -167,9 +168,11 @@ class Attempt:
         for rows, happened in way.happened.items():
             hash_of = hashes_of(rows.entity, keys_of(happened))
             heads = await ledger.heads({of: key for key, of in hash_of.items()}, rows.spec, session)
-            updates, effects = numbered(happened, heads)
-            await ledger.write_heads(rows.entity, hash_of, heads.keys(), updates, (), session)
-            await ledger.write_fates(rows.entity, hash_of, updates, effects, self._batch, session)
+            found = numbered(happened, heads)
+            await ledger.write_heads(rows.entity, hash_of, heads.keys(), found.updates, (), session)
+            await ledger.write_fates(rows.entity, hash_of, found.updates, found.effects, self._batch, session)
+            if rows.published:
+                await ledger.write_outbox(outgoing(rows, happened, found.versions), session)
         way.happened.clear()
 
     async def _arrivals(

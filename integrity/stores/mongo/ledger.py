@@ -7,6 +7,7 @@
 `<schema>.exceptions`  a document an effect left out: its `_id` is its dead letter's
 `<schema>.sweeps`      a document a lane and sweep: the last key that it has looked at
 `<schema>.repairs`     a document a key and dependent whose rows were written late, and treated as a fate said
+`<schema>.outbox`      a document a derived event that waits to be published
 `<schema>.meta`        the ledger's version, and the probe of `check`
 
 A version is the array [epoch, part, ...]. Every written document is changed for sure (`writes` counts), since MongoDB
@@ -30,14 +31,16 @@ from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.change import EARLIEST, Version
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
+from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.redrive import LeftOut, MadeUpFor
+from integrity.ports import Waiting
 
 Document = dict[str, Any]
 T = TypeVar("T")
 
 LEDGER_VERSION: Final = 1
-COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "sweeps", "repairs", "meta")
+COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "outbox", "sweeps", "repairs", "meta")
 INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
     ("fates", ("key_hash",), None),
     ("fates", ("enforced_at", "key_hash"), None),
@@ -45,6 +48,7 @@ INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
     ("arrivals", ("key_hash",), None),
     ("exceptions", ("key_hash",), None),
     ("repairs", ("key_hash",), None),
+    ("outbox", ("version",), None),
 )
 """Collection, fields, and of which documents only."""
 LEDGER_ID: Final = "ledger"
@@ -225,6 +229,24 @@ class Ledger:
         ]
         if documents:
             await self.collection("fates").insert_many(documents, session=session)
+
+    # --- the outbox -------------------------------------------------------------------------------------------------
+
+    async def write_outbox(self, records: Sequence[Outgoing], session: AsyncClientSession) -> None:
+        """Keep derived events until they are published."""
+        if records:
+            documents: list[Document] = [record._asdict() for record in records]
+            await self.collection("outbox").insert_many(documents, session=session)
+
+    async def waiting(self, records_max: int) -> list[Waiting]:
+        """What is to be published, lower versions first."""
+        cursor = self.collection("outbox").find().sort([("version", 1), ("_id", 1)]).limit(records_max)
+        return [Waiting(d.pop("_id"), Outgoing(**d)) async for d in cursor]
+
+    async def clear_outbox(self, ids: Sequence[object]) -> None:
+        """Forget what is published."""
+        for chunk in chunks(ids, _LOOKUP_KEYS_MAX):
+            await self.collection("outbox").delete_many({"_id": {"$in": chunk}})
 
     # --- arrivals and exceptions ------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, SettingsError
-from integrity.ports import Deadline
+from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import of_branch
 from integrity.stores.mongo import inspect, setup
 from integrity.stores.mongo.attempt import Attempt
@@ -96,6 +96,16 @@ class MongoStore:
         """See `Store.progress`."""
         with setup.reach(self._at, self._budget_s(deadline)):
             return await self._ledger().progress(partitions)
+
+    async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
+        """See `Outbox.waiting`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await self._ledger().waiting(records_max)
+
+    async def published(self, ids: Sequence[object], deadline: Deadline) -> None:
+        """See `Outbox.published`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            await self._ledger().clear_outbox(ids)
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         """See `Store.apply`. Tries once; only a commit of unknown result is sent again, which is the same commit."""

@@ -22,8 +22,10 @@ from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import EARLIEST, Version, parse_version
 from integrity.core.keys import Key, KeySpec, canonical, key_hasher, parse_canonical
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
+from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect
 from integrity.core.redrive import LeftOut, MadeUpFor
+from integrity.ports import Waiting
 from integrity.stores.postgres.names import quoted
 
 LEDGER_VERSION: Final = 1
@@ -157,6 +159,18 @@ create table if not exists {schema}.repairs (
 comment on table {schema}.repairs is
     'Rows that were written late and went the way of a fate that had been enforced before.';
 
+create table if not exists {schema}.outbox (
+    id bigint generated always as identity primary key,
+    entity text not null,
+    version bigint not null,
+    key bytea not null,
+    value bytea not null,
+    traceparent text
+);
+create index if not exists outbox_version on {schema}.outbox (version, id);
+comment on table {schema}.outbox is
+    'Derived events that wait to be published: what happened to rows that others depend on in another store.';
+
 insert into {schema}.meta (version) values ({version}) on conflict do nothing;
 commit;
 """
@@ -168,13 +182,14 @@ def ddl(schema: str) -> str:
     return _DDL.format(schema=quoted(schema), schema_text=text, version=LEDGER_VERSION)
 
 
-TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions", "sweeps", "repairs")
+TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions", "outbox", "sweeps", "repairs")
 PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "meta": ("SELECT",),
     "progress": ("SELECT", "INSERT", "UPDATE"),
     "keys": ("SELECT", "INSERT", "UPDATE"),
     "fates": ("SELECT", "INSERT"),
     "arrivals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "outbox": ("SELECT", "INSERT", "DELETE"),
     "exceptions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "sweeps": ("SELECT", "INSERT", "UPDATE"),
     "repairs": ("SELECT", "INSERT", "UPDATE"),
@@ -243,6 +258,14 @@ class Ledger:
             f"delete from {at}.arrivals a using unnest($1::bytea[], $2::text[]) u(key_hash, seen)"
             " where a.key_hash = u.key_hash and a.dependent = any($3::text[]) and a.since <= u.seen::int8[]"
         )
+        self._outbox_sql = (
+            f"insert into {at}.outbox (entity, version, key, value, traceparent)"
+            " select * from unnest($1::text[], $2::int8[], $3::bytea[], $4::bytea[], $5::text[])"
+        )
+        self._waiting_sql = (
+            f"select id, entity, version, key, value, traceparent from {at}.outbox order by version, id limit $1::int8"
+        )
+        self._published_sql = f"delete from {at}.outbox where id = any($1::int8[])"
         fate_columns = "fate, moved_to, event, occurred_ms, rows, enforced_ms, trace_id"
         # One statement, one snapshot: the fate that is replaced is read as it was.
         self._replace_sql = (
@@ -292,6 +315,20 @@ class Ledger:
             f"delete from {at}.exceptions e using unnest($1::text[], $2::text[]) u(dependent, event)"
             " where e.dependent = u.dependent and e.event = u.event"
         )
+
+    async def write_outbox(self, connection: Connection, records: Sequence[Outgoing]) -> None:
+        """Keep derived events until they are published."""
+        if records:
+            await connection.execute(self._outbox_sql, *_columns(records))
+
+    async def waiting(self, connection: Connection, records_max: int) -> list[Waiting]:
+        """What is to be published, lower versions first."""
+        found = await connection.fetch(self._waiting_sql, records_max)
+        return [Waiting(row[0], Outgoing(*row[1:])) for row in found]
+
+    async def clear_outbox(self, connection: Connection, ids: Sequence[object]) -> None:
+        """Forget what is published."""
+        await connection.execute(self._published_sql, list(ids))
 
     async def progress(
         self, connection: Connection, partitions: Collection[TopicPartition], *, lock: bool

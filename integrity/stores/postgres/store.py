@@ -21,11 +21,12 @@ from integrity.core.gate import held
 from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import heads_to_write
+from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
-from integrity.ports import Deadline
+from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import (
     Ask,
     Branch,
@@ -190,6 +191,22 @@ class PostgresStore:
                 raise refused(f"Store {self.name}: {message}. {fault.message}", hint=hint) from exc
             raise self._unreachable(fault) from exc
 
+    async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
+        """See `Outbox.waiting`."""
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                return await self._ledger.waiting(connection, records_max)
+        except DRIVER_ERRORS as exc:
+            raise self._unreachable(fault_of(exc)) from exc
+
+    async def published(self, ids: Sequence[object], deadline: Deadline) -> None:
+        """See `Outbox.published`."""
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                await self._ledger.clear_outbox(connection, ids)
+        except DRIVER_ERRORS as exc:
+            raise self._unreachable(fault_of(exc)) from exc
+
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         at = _Place()
         try:
@@ -305,7 +322,7 @@ class PostgresStore:
                 if over := held(rule.id, max_rows, groups, rows, share.approved):
                     return over
             firsts = dict(admitted.starts.get(rule.id, ()))
-            branch = way.descent.branch(rule, groups, settled, len(share.changes), left_out, firsts)
+            branch = way.descent.branch(rule, groups, settled, share.changes, left_out, firsts)
             rows = await self._descend(connection, branch, way, at)
             if self._constraints_at_once:
                 await connection.execute("set constraints all immediate")
@@ -363,8 +380,10 @@ class PostgresStore:
         for rows, happened in way.happened.items():
             read = Heads()
             await self._ledger.read_heads(connection, rows.entity, rows.spec, keys_of(happened), read, own=True)
-            updates, effects = numbered(happened, read.heads)
-            await self._ledger.write_heads(connection, rows.entity, updates, read, effects, way.batch)
+            found = numbered(happened, read.heads)
+            await self._ledger.write_heads(connection, rows.entity, found.updates, read, found.effects, way.batch)
+            if rows.published:
+                await self._ledger.write_outbox(connection, outgoing(rows, happened, found.versions))
         way.happened.clear()
 
     async def _read(

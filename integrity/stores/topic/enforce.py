@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Final, assert_never
 
 import msgspec
+from aiokafka.partitioner import murmur2
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
@@ -19,8 +20,10 @@ from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, cr
 from integrity.core.gate import held
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
+from integrity.core.outbox import Outgoing, outgoing
 from integrity.core.outcome import Effect, Held, Rejected
 from integrity.core.redrive import LeftOut, MadeUpFor, admit, aside, keys_in_question, made_up_for, retrace
+from integrity.core.rules.graph import derived_topic
 from integrity.errors import Reason
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.rule import StoreRule, policies
@@ -55,7 +58,8 @@ class HeldBack(Exception):
 
 class Enforcement:
     """One batch. `counts` is the progress that counts for it; `starts` are the first offsets that child partitions
-    still have: a child below has been deleted by retention, and is not written again."""
+    still have: a child below has been deleted by retention, and is not written again. `derived_partitions` is how many
+    partitions each topic of derived events has."""
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Enforcement:
         ledger: TopicPartition,
         lane: str,
         starts: Mapping[TopicPartition, int],
+        derived_partitions: Mapping[str, int],
     ) -> None:
         self._state = state
         self._rules = rules
@@ -75,6 +80,7 @@ class Enforcement:
         self._ledger = ledger
         self._lane = lane
         self._starts = starts
+        self._derived_partitions = derived_partitions
         self._branch = ""
         """The dependent of the event's own entity, at whose rows or below it the work is."""
 
@@ -121,7 +127,7 @@ class Enforcement:
             self._branch = rule.id
             self._bound(number, rule, groups, share.approved)
             firsts = dict(admitted.starts.get(rule.id, ()))
-            rows = yield from self._descend(descent.branch(rule, groups, settled, len(changes), left_out, firsts))
+            rows = yield from self._descend(descent.branch(rule, groups, settled, changes, left_out, firsts))
             if over := descent.held(rule, share.approved):
                 raise HeldBack(over)
             effects += credit(
@@ -173,13 +179,22 @@ class Enforcement:
                     for key in keys_of(happened)
                     if (head := self._state.head(key_hash(rows.entity, key), rows.spec))
                 }
-                updates, effects = numbered(happened, heads)
-                yield self.heads(rows.entity, (), heads, updates, effects)
+                numbers = numbered(happened, heads)
+                yield self.heads(rows.entity, (), heads, numbers.updates, numbers.effects)
+                if rows.published:
+                    yield [self._derived(record) for record in outgoing(rows, happened, numbers.versions)]
                 return None
             case Closure():
                 raise AssertionError("only an exact store is asked for it")
             case _:
                 assert_never(ask)
+
+    def _derived(self, record: Outgoing) -> Write:
+        """A derived event, in the transaction of what it follows from; its key gives the partition as everywhere."""
+        topic = derived_topic(record.entity)
+        at = TopicPartition(topic, (murmur2(record.key) & 0x7FFFFFFF) % self._derived_partitions[topic])
+        headers = () if record.traceparent is None else (("traceparent", record.traceparent.encode()),)
+        return Write(at, record.key, record.value, headers, self._branch)
 
     def _number(self, rule: StoreRule) -> int:
         number = self._state.number(rule.id)

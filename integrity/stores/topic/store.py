@@ -25,6 +25,7 @@ from integrity.core.change import Op
 from integrity.core.history import Impact, KeyHistory
 from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Held, Rejected, Retry
+from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason
 from integrity.ports import Deadline
@@ -90,6 +91,14 @@ class TopicStore:
         self._row_rules = [RowRule(rule) for of_entity in rules.values() for rule in of_entity]
         dependents = [each.rule.dependent for each in self._row_rules]
         self._ledger = TopicPartition(f"{schema}.ledger.{name}", 0)
+        self._derived = sorted(
+            {
+                derived_topic(each.rule.rows.entity)
+                for each in self._row_rules
+                if each.rule.rows and each.rule.rows.published
+            }
+        )
+        self._derived_partitions: Mapping[str, int] = {}
         self._children = sorted({dependent.target.name for dependent in dependents})
         self._fitness = Fitness(client, self._ledger.topic, dependents)
         self._inspector = Inspector(name, client, rules, self._ledger, lane=lane)
@@ -245,7 +254,8 @@ class TopicStore:
         writer = Writer(self._client, f"{self._lane}.{self.name}", batch_bytes=self._batch_bytes)
         self._writer = writer
         # Before it is written to: some servers make a topic that is missing.
-        await self._reader.partitions([*self._children, self._ledger.topic])
+        found = await self._reader.partitions([*self._children, self._ledger.topic, *self._derived])
+        self._derived_partitions = {topic: sum(at.topic == topic for at in found) for topic in self._derived}
         await writer.start()
         self._fenced = False
         await self._read_ledger()
@@ -418,6 +428,7 @@ class TopicStore:
             ledger=self._ledger,
             lane=self._lane,
             starts=self._reader.starts,
+            derived_partitions=self._derived_partitions,
         )
         return Applied(await self._publish(enforcement.run()))
 
@@ -432,7 +443,14 @@ class TopicStore:
             await self._look()
         batch = Batch((), {}, sweep.at_ms)
         enforcement = Enforcement(
-            state, self._rules, batch, {}, ledger=self._ledger, lane=self._lane, starts=self._reader.starts
+            state,
+            self._rules,
+            batch,
+            {},
+            ledger=self._ledger,
+            lane=self._lane,
+            starts=self._reader.starts,
+            derived_partitions=self._derived_partitions,
         )
         return await self._publish(SweepWork(state, self._rules, sweep, enforcement, self._lane).run())
 
@@ -461,7 +479,8 @@ class TopicStore:
         """End the open transaction; tell whether it wrote to a child topic. The ledger notes which records of the
         child topics are ours: whoever reads on must know."""
         ranges = await writer.delivered()
-        ranges.pop(self._ledger, None)
+        for at in [at for at in ranges if at == self._ledger or at.topic in self._derived]:
+            del ranges[at]  # nobody's children
         await writer.send(
             [
                 Write(self._ledger, records.writes_key(at), records.encode(WritesRecord(tuple(runs))), (), None)

@@ -214,5 +214,10 @@ dependents:
     assert _found(CUSTOMER, order) == [("cycle", "b.yaml", 5)]
 
 
-def test_dependents_in_another_store_than_rows_without_events_are_not_supported_yet() -> None:
-    assert _found(CUSTOMER, ORDER.replace("store: a", "store: b")) == [("not_supported_yet", "b.yaml", 4)]
+def test_dependents_in_another_store_than_rows_without_events_follow_by_derived_events() -> None:
+    rules = _rules(CUSTOMER, ORDER.replace("store: a", "store: b"))
+    [items] = [edge for edge in graph_of(rules).edges if edge.id == "order.items"]
+    assert items.ways == (Way.DERIVED,)
+    assert [parent.entity for parent in rules.derived("a")] == ["order"]
+    assert [parent.entity for parent in rules.follows_derived("b")] == ["order"]
+    assert (rules.derived("b"), rules.follows_derived("a")) == ((), ())
