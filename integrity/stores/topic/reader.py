@@ -76,18 +76,28 @@ class Reader:
             self._closer.stop(self._consumer.stop(), "stop the reader")
         if self._ends is not None:
             self._closer.stop(self._ends.stop(), "stop the reader of ends")
-        if self._admin is not None:
-            self._closer.stop(self._admin.close(), "stop the reader of topics")
-        self._consumer = self._ends = self._admin = None
+        self._close_admin()
+        self._consumer = self._ends = None
         self._assigned = frozenset()
 
+    def _close_admin(self) -> None:
+        if self._admin is not None:
+            self._closer.stop(self._admin.close(), "stop the reader of topics")
+            self._admin = None
+
     async def partitions(self, topics: Sequence[str]) -> frozenset[TopicPartition]:
-        """The partitions of topics, as the server has them now. Raises TopicGone."""
-        if self._admin is None:
-            self._admin = clients.admin(self._client)
-            await self._admin.start()
+        """The partitions of topics, as the server has them now. Raises TopicGone and the client's errors."""
+        try:
+            if self._admin is None:
+                self._admin = clients.admin(self._client)
+                await self._admin.start()
+            described = await clients.describe(self._admin, topics)
+        except BaseException:
+            # A client that has lost every broker it knew never finds one again.
+            self._close_admin()
+            raise
         found: set[TopicPartition] = set()
-        for topic in await clients.describe(self._admin, topics):
+        for topic in described:
             if not topic.partitions:
                 raise TopicGone(topic.name)
             found.update(TopicPartition(topic.name, partition) for partition in topic.partitions)
