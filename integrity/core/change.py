@@ -77,7 +77,8 @@ class ParentChange(NamedTuple):
     """One thing that happened to one parent key.
 
     `version` is None only for `Op.GONE`. `occurred_ms` is when the source says it was committed, in milliseconds
-    since the epoch (the record's timestamp when it says nothing); it never decides anything but `$event.time`.
+    since the epoch (the record's timestamp when it says nothing). It is told as `$event.time`, and decides nothing but
+    which rows are too young for the change, where a rule has `as_of`.
     `traceparent` is the W3C header as it came, unverified, or None.
     """
 

@@ -18,6 +18,7 @@ from typing import NamedTuple, assert_never
 from integrity.core.batch import DeadLetterMark
 from integrity.core.change import EARLIEST, ParentChange, Version
 from integrity.core.fold import (
+    Count,
     Follow,
     Group,
     Leave,
@@ -79,7 +80,7 @@ def journey(
     while (fate := first or next_fate(settled.fates.get(key, ()), since, left_out)) is not None:
         first, since = None, fate.version
         step = policy.on_delete if fate.to is None else policy.on_update
-        if isinstance(step, Leave):
+        if isinstance(step, Leave | Count) or group.is_younger(fate):
             continue
         if fate.change >= 0:
             change = fate.change
@@ -304,7 +305,7 @@ def _follows(rows: Rows, step: Step) -> bool | None:
         case Replace():
             written = {position for position, _ in step.parts}
             return False if any(position in written for _, position in rows.shared) else None
-        case Mark() | Leave():
+        case Mark() | Leave() | Count():
             return None
         case _:
             assert_never(step)

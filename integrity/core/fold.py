@@ -14,7 +14,7 @@ Rows that came to a key at v while an event of that key older than v may still b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, assert_never
@@ -162,7 +162,12 @@ class Leave:
     """Nothing happens to the row."""
 
 
-Step = Remove | Follow | Replace | Mark | Leave
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Nothing happens to the row, and it is counted: the rule restricts what has happened already."""
+
+
+Step = Remove | Follow | Replace | Mark | Leave | Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,8 @@ class Policy:
     on_update: Step
     on_delete_action: str
     on_update_action: str
+    by_age: bool = False
+    """A fate is done to rows only that were there already when it occurred (`as_of`)."""
 
 
 # --- where the rows of a dependent end ----------------------------------------------------------------------------
@@ -200,21 +207,58 @@ class Referencing:
     arrival: Version | None
 
 
-End = Removed | Marked | Referencing
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The group's rows stay as they are, and are only counted."""
+
+
+End = Removed | Marked | Referencing | Counted
 
 _REMOVED = Removed()
+_COUNTED = Counted()
+
+
+_ALWAYS_MS = -(2**62)
+"""Before every time."""
+
+
+class Born(NamedTuple):
+    """When the rows of a group came to be, in milliseconds since the epoch: after `after_ms` (None: however long ago),
+    up to `until_ms`."""
+
+    after_ms: int | None
+    until_ms: int
+
+    def holds(self, micros: int | None) -> bool:
+        """Whether a row of that time, in microseconds, is one of them. A row without a time is in no group."""
+        if micros is None or micros > self.until_ms * 1000:
+            return False
+        return self.after_ms is None or micros > self.after_ms * 1000
 
 
 class Group(NamedTuple):
     """The rows that hold `key` when the batch begins, those there `since` (an arrival), or the plain ones (None).
 
-    `path` are the indexes of the batch's changes that act on them, in order: each of them is credited with the rows.
+    `path` are the indexes of the batch's changes that act on them, in order, and `counting` of those that only count
+    them: each is credited with the rows.
     """
 
     key: Key
     since: Version | None
     path: tuple[int, ...]
     end: End
+    born: Born | None = None
+    """Only the rows of that age; None: of any."""
+    counting: tuple[int, ...] = ()
+
+    def is_younger(self, fate: Fate) -> bool:
+        """Whether its rows are too young for a fate on their way."""
+        after_ms = None if self.born is None else self.born.after_ms
+        return after_ms is not None and fate.occurred_ms <= after_ms
+
+    def holds(self, micros: int | None) -> bool:
+        """Whether a row of that time, in microseconds, is of the group's age."""
+        return self.born is None or self.born.holds(micros)
 
 
 def lookups(
@@ -251,7 +295,7 @@ def trace(
     *,
     left_out: Callable[[int], object] | None = None,
 ) -> list[Group]:
-    """Where the rows of one dependent end, as disjoint groups; groups that stay as they are are left out.
+    """Where the rows of one dependent end, as disjoint groups; groups that no change acts on or counts are left out.
 
     `arrivals` tells, per key, since when rows that count as arrivals are there. `left_out` tells the indexes of
     changes that are dead letters of this dependent: they do not act.
@@ -259,27 +303,65 @@ def trace(
     groups: list[Group] = []
     new_tuple = tuple.__new__
     heads = settled.heads
-    plainly_removed = isinstance(policy.on_delete, Remove) and left_out is None and not arrivals
+    plainly_removed = isinstance(policy.on_delete, Remove) and not policy.by_age and left_out is None and not arrivals
     for key, (_, _, fates) in settled.updates.items():
         if not fates:
             continue
         head = heads.get(key)
         if plainly_removed and head is None and fates[0].to is None:
-            # What `follow` finds: the key's first fate is all that the ledger and the batch have of its rows.
-            groups.append(new_tuple(Group, (key, None, (fates[0].change,), _REMOVED)))
+            # What `_follow` finds: the key's first fate is all that the ledger and the batch have of its rows.
+            groups.append(new_tuple(Group, (key, None, (fates[0].change,), _REMOVED, None, ())))
             continue
-        plain = follow(policy, settled, key, head.seen if head is not None and head.seen else EARLIEST, left_out)
+        seen = head.seen if head is not None and head.seen else EARLIEST
+        if policy.by_age:
+            for since in (None, *arrivals.get(key, ())):
+                groups += _by_age(policy, settled, key, since, seen if since is None else since, left_out)
+            continue
+        plain = _follow(policy, settled, key, seen, left_out)
         if plain is not None:
             groups.append(new_tuple(Group, (key, None, *plain)))
         if arrivals:
             for since in arrivals.get(key, ()):
-                arrived = follow(policy, settled, key, since, left_out)
+                arrived = _follow(policy, settled, key, since, left_out)
                 if arrived is not None:
                     groups.append(Group(key, since, *arrived))
     return groups
 
 
+def _by_age(
+    policy: Policy,
+    settled: Settled,
+    key: Key,
+    since: Version | None,
+    there_since: Version,
+    left_out: Callable[[int], object] | None,
+    first: Fate | None = None,
+) -> Iterator[Group]:
+    """The groups of the rows at a key, from the oldest to the youngest that some event still acts on.
+
+    Each fate compares with its own time, and clocks may disagree with versions: so the rows are told apart by every
+    time that makes a difference on their way, and by no other. Rows just after `after_ms` are followed; what they meet
+    is what all meet up to the earliest time of the fates that acted on them.
+    """
+    after_ms = _ALWAYS_MS
+    while (found := _follow(policy, settled, key, there_since, left_out, first=first, after_ms=after_ms)) is not None:
+        group = Group(key, since, *found)
+        assert group.born is not None
+        yield group
+        after_ms = group.born.until_ms
+
+
 def follow(
+    policy: Policy, settled: Settled, key: Key, fate: Fate, left_out: Callable[[int], object] | None
+) -> list[Group]:
+    """The groups of all rows at a key, however long they are there, that `fate` acts on first."""
+    if policy.by_age:
+        return list(_by_age(policy, settled, key, None, EARLIEST, left_out, fate))
+    found = _follow(policy, settled, key, EARLIEST, left_out, first=fate)
+    return [] if found is None else [Group(key, None, *found)]
+
+
+def _follow(
     policy: Policy,
     settled: Settled,
     key: Key,
@@ -287,42 +369,60 @@ def follow(
     left_out: Callable[[int], object] | None,
     *,
     first: Fate | None = None,
-) -> tuple[tuple[int, ...], End] | None:
-    """The path and end of the rows at `key` since `since`; None when no event acts on them. `first` is a fate that
-    acts on them whatever is known of the key."""
+    after_ms: int | None = None,
+) -> tuple[tuple[int, ...], End, Born | None, tuple[int, ...]] | None:
+    """Path, end, age and countings of the rows at `key` since `since`; None when no event acts on them. `first` is a
+    fate that acts on them whatever is known of the key. With `after_ms`, of those that came to be just after it, and
+    which others go the same way."""
     path: list[int] = []
+    counting: tuple[int, ...] = ()
+    until_ms: int | None = None
     acted = False
     while True:
         fate = first or next_fate(settled.fates.get(key, ()), since, left_out)
         first = None
         if fate is None:
             if not acted:
-                return None
+                return ((), _COUNTED, _born(after_ms, until_ms), counting) if counting else None
             reached = settled.seen_after.get(key)
             settles = reached is not None and since <= reached
-            return tuple(path), Referencing(key, None if settles else since)
+            return tuple(path), Referencing(key, None if settles else since), _born(after_ms, until_ms), counting
         step = policy.on_delete if fate.to is None else policy.on_update
         since = fate.version
         if isinstance(step, Leave):
+            continue
+        if after_ms is not None:
+            if fate.occurred_ms <= after_ms:
+                continue  # they are younger than that fate, which leaves them where they are
+            until_ms = fate.occurred_ms if until_ms is None else min(until_ms, fate.occurred_ms)
+        if isinstance(step, Count):
+            if fate.change >= 0:
+                counting += (fate.change,)
             continue
         acted = True
         if fate.change >= 0:
             path.append(fate.change)
         match step:
             case Remove():
-                return tuple(path), _REMOVED
+                return tuple(path), _REMOVED, _born(after_ms, until_ms), counting
             case Mark():
-                return tuple(path), Marked(key, fate)
+                return tuple(path), Marked(key, fate), _born(after_ms, until_ms), counting
             case Follow():
                 assert fate.to is not None
                 key = fate.to
             case Replace():
                 values = step.of(key)
                 if not step.refers:
-                    return tuple(path), Referencing(values, None)
+                    return tuple(path), Referencing(values, None), _born(after_ms, until_ms), counting
                 key = step.key_of(key)
             case _:
                 assert_never(step)
+
+
+def _born(after_ms: int | None, until_ms: int | None) -> Born | None:
+    if after_ms is None or until_ms is None:
+        return None
+    return Born(None if after_ms == _ALWAYS_MS else after_ms, until_ms)
 
 
 def next_fate(fates: Sequence[Fate], since: Version, left_out: Callable[[int], object] | None) -> Fate | None:
@@ -356,22 +456,27 @@ def credit(
     for group, count in zip(groups, rows, strict=True):
         for change in group.path:
             counted[change] += count
+        for change in group.counting:
+            counted[change] += count
     new_tuple = tuple.__new__
     applied, dependent = Outcome.APPLIED, policy.dependent
     delete_action, update_action = policy.on_delete_action, policy.on_update_action
     delete_leaves, update_leaves = isinstance(policy.on_delete, Leave), isinstance(policy.on_update, Leave)
+    delete_counts, update_counts = isinstance(policy.on_delete, Count), isinstance(policy.on_update, Count)
     effects: list[Effect] = []
     for index, (of, outcome, done) in enumerate(zip(changes, outcomes, counted, strict=True)):
         if outcome is None or (only and only.get(index, dependent) != dependent):
             continue
         if of[3] is None:
-            action, leaves = delete_action, delete_leaves
+            action, leaves, counts = delete_action, delete_leaves, delete_counts
         else:
-            action, leaves = update_action, update_leaves
+            action, leaves, counts = update_action, update_leaves, update_counts
         if outcome is applied:
             if left_out is not None and (instead := left_out(index)):
                 outcome = instead
             elif leaves:
                 outcome = Outcome.SKIPPED
+            elif counts and done:
+                outcome = Outcome.RESTRICTED
         effects.append(new_tuple(Effect, (index, dependent, action, outcome, done)))
     return effects

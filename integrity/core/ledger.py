@@ -68,15 +68,15 @@ class Pending(NamedTuple):
 
 
 Done = tuple[str, int]
-"""What a fate did to a dependent: the action and how many rows it was done to."""
+"""What a fate did to a dependent: the action and how many rows it was done to (of restrict: how many still refer)."""
 
 
 def done_by_fate(effects: Sequence[Effect]) -> dict[int, dict[str, Done]]:
-    """For each change (by index): dependent id -> action and rows, of what was applied."""
+    """For each change (by index): dependent id -> action and rows, of what was applied or restricted."""
     found: dict[int, dict[str, Done]] = {}
-    applied = Outcome.APPLIED
+    applied, restricted = Outcome.APPLIED, Outcome.RESTRICTED
     for change, dependent, action, outcome, rows in effects:
-        if outcome is applied:
+        if outcome is applied or outcome is restricted:
             if change in found:
                 found[change][dependent] = action, rows
             else:

@@ -24,6 +24,8 @@ class Outcome(StrEnum):
     """A deliberate no-op, such as `ignore`."""
     HELD = "held"
     """More rows than the rule allows for one event: nothing is changed until somebody approves it."""
+    RESTRICTED = "restricted"
+    """The rule says `restrict`, and rows refer to the key all the same: nothing is written, `rows` says how many."""
     DEAD_LETTERED = "dead_lettered"
     REPAIRED = "repaired"
     """Rows that were written late went the way of an event that was enforced before."""

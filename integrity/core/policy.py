@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import assert_never
 
-from integrity.core.fold import Follow, Leave, Mark, Policy, Remove, Replace, Step
+from integrity.core.fold import Count, Follow, Leave, Mark, Policy, Remove, Replace, Step
 from integrity.core.keys import KeySpec, Scalar, gate
 from integrity.core.rules.model import (
     Action,
@@ -14,6 +14,7 @@ from integrity.core.rules.model import (
     Ignore,
     Literal,
     Nullify,
+    Restrict,
     SetDefault,
     Tombstone,
     action_name,
@@ -28,6 +29,7 @@ def policy_of(dependent: Dependent, spec: KeySpec) -> Policy:
         on_update=_step(dependent.on_update, Follow(), dependent, spec),
         on_delete_action=action_name(dependent.on_delete),
         on_update_action=action_name(dependent.on_update),
+        by_age=dependent.as_of is not None,
     )
 
 
@@ -47,6 +49,8 @@ def _step(action: Action, cascade: Step, dependent: Dependent, spec: KeySpec) ->
             )
         case Tombstone():
             return Mark()
+        case Restrict():
+            return Count()
         case Ignore():
             return Leave()
         case _:

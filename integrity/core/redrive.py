@@ -232,7 +232,5 @@ def retrace(
     """Where the rows of one dependent end that redrives act on, as `trace` has it for those of other events."""
     groups: list[Group] = []
     for key, fate in admitted.starts.get(policy.dependent, ()):
-        found = follow(policy, settled, key, EARLIEST, left_out, first=fate)
-        if found is not None:
-            groups.append(Group(key, None, *found))
+        groups += follow(policy, settled, key, fate, left_out)
     return groups

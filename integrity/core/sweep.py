@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from integrity.core.change import EARLIEST
-from integrity.core.fold import Group, Policy, Settled, follow
+from integrity.core.fold import Counted, Group, Policy, Settled, follow
 from integrity.core.keys import Key
 from integrity.core.ledger import Fate, Head
 from integrity.core.outcome import Broken, Rejected, Retry
@@ -70,7 +69,8 @@ def late_groups(policy: Policy, heads: Mapping[Key, Head], keys: Iterable[Key], 
     """Where the rows of one dependent end that refer to keys which are gone, as far as anything happens to them.
 
     `heads` has the heads of all keys that these may lead to. A fate that was not enforced on the dependent does nothing
-    here either: a dead letter stands for it, or somebody gave it up, or the rule came later.
+    here either: a dead letter stands for it, or somebody gave it up, or the rule came later. Nor does anything happen
+    where the rule says restrict, or to rows that are too young for the fate.
     """
     fates = {
         key: tuple(fate for fate in head.fates if (key, fate.event_id, policy.dependent) in acted)
@@ -82,9 +82,8 @@ def late_groups(policy: Policy, heads: Mapping[Key, Head], keys: Iterable[Key], 
     for key in keys:
         newest = heads[key].fates[-1]
         if newest in fates[key]:
-            found = follow(policy, settled, key, EARLIEST, None, first=newest)
-            if found is not None:
-                groups.append(Group(key, None, (), found[1]))
+            found = follow(policy, settled, key, newest, None)
+            groups += [g._replace(path=(), counting=()) for g in found if not isinstance(g.end, Counted)]
     return groups
 
 
@@ -108,11 +107,14 @@ def repairs(
 ) -> list[Repaired]:
     """What is to be told of groups that had rows. Raises TooManyLate."""
     found: list[Repaired] = []
+    counts: dict[Key, int] = {}
     for group, count in zip(groups, rows, strict=True):
+        counts[group.key] = counts.get(group.key, 0) + count  # rows of several ages are several groups
+    for key, count in counts.items():
         if rows_max is not None and count > rows_max:
             raise TooManyLate(policy.dependent, rows_max)
         if count:
-            fate = heads[group.key].fates[-1]
+            fate = heads[key].fates[-1]
             action = policy.on_delete_action if fate.to is None else policy.on_update_action
-            found.append(Repaired(entity, group.key, fate, policy.dependent, action, count))
+            found.append(Repaired(entity, key, fate, policy.dependent, action, count))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,8 @@ from integrity.kafka.dead_letters import DeadLetter
 from integrity.service.stale_alarm import StaleAlarm
 from integrity.service.work import Piece
 from integrity.telemetry import BatchSpan, Metrics, Tracing
+
+log = logging.getLogger(__name__)
 
 _HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
 
@@ -61,6 +64,7 @@ class Report:
         )
         if self._audit is not None and effects:
             self._audit.write(batch, effects, took_s * 1000)
+        _warn_of_violations(store, effects)
 
     def repaired(self, store: str, at_ms: int, repaired: Sequence[Repaired], took_s: float) -> None:
         """As `applied`, of events that were enforced before."""
@@ -109,3 +113,16 @@ def _origin_of(fate: Fate) -> Origin:
     if not (topic and partition.isdecimal() and place.isdecimal()):
         return Origin(fate.event_id, 0, 0, fate.occurred_ms)
     return Origin(topic, int(partition), int(place), fate.occurred_ms)
+
+
+def _warn_of_violations(store: str, effects: Sequence[Effect]) -> None:
+    """One line a dependent and batch; the audit has every event, with its key."""
+    violations: dict[str, list[int]] = {}
+    for effect in effects:
+        if effect.outcome is Outcome.RESTRICTED:
+            violations.setdefault(effect.dependent, []).append(effect.rows)
+    for dependent, rows in violations.items():
+        log.warning(
+            "dependents still refer to parents that were deleted or changed their key; their rule says restrict",
+            extra={"store": store, "dependent": dependent, "events": len(rows), "rows": sum(rows)},
+        )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import assert_never
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
-from integrity.core.fold import Group, Marked, Referencing, Removed, credit, lookups, settle, trace
+from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
 from integrity.core.keys import Key, canonical, key_hash
@@ -41,6 +41,8 @@ from integrity.stores.lists import parts_of, places_of
 from integrity.stores.rule import StoreRule, policies
 
 Row = dict[str, object]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -369,6 +371,8 @@ class MemoryStore:
                     if end.arrival is not None:
                         key = tuple(value for value in end.values if value is not None)
                         state.arrivals.setdefault((rule.id, key), []).extend((end.arrival, row) for row in rows)
+                case Counted():
+                    pass
                 case _:
                     assert_never(end)
         table[:] = [row for row in table if id(row) not in gone]
@@ -397,6 +401,8 @@ class MemoryStore:
                 match end:
                     case None:
                         left.append(element)
+                    case Counted():
+                        left.append(element)
                     case Referencing(values=(value,)) if value is not None:
                         left.append(value)
                         if end.arrival is not None:
@@ -408,7 +414,14 @@ class MemoryStore:
 
     def _rows_of(self, state: _State, rule: StoreRule, table: list[Row], group: Group) -> list[Row]:
         arrived = {id(row): since for since, row in state.arrivals.get((rule.id, group.key), ())}
-        return [row for row in table if _is_in_reach(rule, row, group.key) and arrived.get(id(row)) == group.since]
+        as_of = rule.dependent.as_of
+        return [
+            row
+            for row in table
+            if _is_in_reach(rule, row, group.key)
+            and arrived.get(id(row)) == group.since
+            and (as_of is None or group.holds(_micros(row[as_of])))
+        ]
 
 
 def mark_values(action: Tombstone, fate: Fate, at_ms: int) -> Row:
@@ -446,8 +459,23 @@ def _is_in_reach(rule: StoreRule, row: Row, key: Key) -> bool:
     return tuple(held) == key and (marker is None or row[marker] is None) and _is_in_scope(row, dependent.where)
 
 
+def _micros(value: object) -> int | None:
+    """When a row came to be, in microseconds since the epoch; None when that is in doubt. Of a date it is when the day
+    is over, since the row may have been written at any time of it."""
+    match value:
+        case datetime():
+            moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        case date():
+            moment = datetime(value.year, value.month, value.day, tzinfo=UTC) + timedelta(days=1)
+        case _:
+            return None
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def _fits(value: object, wanted: Literal | tuple[Literal, ...]) -> bool:
-    return value in wanted if isinstance(wanted, tuple) else value == wanted
+    # Python takes true for 1; no store does.
+    choices = wanted if isinstance(wanted, tuple) else (wanted,)
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
 
 
 def _note(

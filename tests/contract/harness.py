@@ -43,6 +43,8 @@ COLUMNS: Mapping[str, KeyType] = {
     "kind": KeyType.STRING,
     "priority": KeyType.INT64,
     "archived_at": KeyType.TIMESTAMP,
+    "active": KeyType.BOOL,
+    "born_at": KeyType.TIMESTAMP,
 }
 """The columns of the suite's targets besides those of references; `id` is the row's own key."""
 
@@ -51,7 +53,7 @@ class Harness(Protocol):
     """Makes stores of one kind over one fresh set of targets, and looks into them from outside."""
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
-        """A store with these rules, migrated and checked without a finding, over targets with these rows.
+        """A store with these rules, migrated and checked without an error, over targets with these rows.
 
         Called once a test. A target is made for every rule, with rows or without; `columns_of` tells its columns."""
         ...

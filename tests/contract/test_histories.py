@@ -1,4 +1,5 @@
-"""Random histories with one partition delayed: every store ends where one event at a time ends."""
+"""Random histories with one partition delayed: every store ends where one event at a time ends, and tells of each event
+what the in-memory model tells."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from copy import deepcopy
 import pytest
 
 from integrity.core.keys import Key, KeySpec, KeyType
-from integrity.core.rules.model import Cascade, Ignore, Nullify, SetDefault
+from integrity.core.rules.model import Cascade, Ignore, Nullify, Restrict, SetDefault
+from integrity.stores.memory import MemoryStore
 from integrity.stores.rule import StoreRule
 from tests.contract.conftest import NAMES
 from tests.contract.harness import Feature, Harness
@@ -35,6 +37,7 @@ def rules(width: int, *, marks: bool) -> list[StoreRule]:
         "cascade_default": (Cascade(), default),
         "cascade_ignore": (Cascade(), Ignore()),
         "ignore_follow": (Ignore(), Cascade()),
+        "restrict_follow": (Restrict(), Cascade()),
     }
     found = [rule(one, two, name=name, spec=spec, columns=columns) for name, (one, two) in pairs.items()]
     if marks:
@@ -56,8 +59,9 @@ async def run(harness: Harness, seed: int, *, marks: bool) -> None:
     expected = deepcopy(rows)
     one_by_one(history.truth, chosen, expected)
     store = await harness.open(rules_of(*chosen), rows)
+    model = MemoryStore("model", rules_of(*chosen), rows)
     for batch in history.batches(rng):
-        await apply(store, batch)
+        assert sorted(await apply(store, batch)) == sorted(await apply(model, batch))
     found = {name: await harness.rows(name) for name in expected}
     columns = next((list(row) for table in rows.values() for row in table), [])
     found = {name: [{c: row[c] for c in columns} for row in table] for name, table in found.items()}

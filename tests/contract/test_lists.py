@@ -9,7 +9,7 @@ import pytest
 
 from integrity.core.keys import Key
 from integrity.core.outcome import Effect, Held, Outcome
-from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, SetDefault
+from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, Restrict, SetDefault
 from integrity.ports import Deadline
 from integrity.stores.memory import Row
 from tests.contract.harness import Feature, Harness
@@ -42,6 +42,16 @@ async def test_key_of_a_deleted_parent_is_taken_out_and_the_row_stays(harness: H
     [effect] = await apply(store, events.batch())
     assert (effect.outcome, effect.rows) == (Outcome.APPLIED, 4)
     assert await lists(harness) == [[2, 3], [], [2], [], None, [4]]
+
+
+async def test_restrict_counts_the_keys_and_leaves_the_lists(harness: Harness) -> None:
+    store = await harness.open(rules_of(listed(Restrict(), max_rows=1)), docs([1, 2, 1], [1, 3], [2]))
+    events = Events()
+    events.moved((3,), (2,), 5)
+    events.deleted((1,), 10)
+    effects = {e.change: (e.outcome, e.rows) for e in await apply(store, events.batch())}
+    assert effects == {0: (Outcome.APPLIED, 1), 1: (Outcome.RESTRICTED, 3)}
+    assert await lists(harness) == [[1, 2, 1], [1, 2], [2]]
 
 
 async def test_set_default_puts_the_default_in_the_place_of_the_key(harness: Harness) -> None:

@@ -16,6 +16,7 @@ from integrity.core.rules.model import (
     Dependent,
     EventValue,
     Literal,
+    Match,
     Place,
     Target,
     TargetKind,
@@ -51,6 +52,8 @@ def rule(
     own: KeySpec = SINGLE,
     recorded: bool = True,
     published: bool = False,
+    match: Match = Match.SIMPLE,
+    as_of: str | None = None,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them.
 
@@ -69,6 +72,8 @@ def rule(
         array=array,
         entity=rows,
         key=None if rows is None else own,
+        match=match,
+        as_of=as_of,
     )
     found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded, published=published)
     return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found)
@@ -83,7 +88,7 @@ def rules_of(*rules: StoreRule) -> Rules:
 
 class Events:
     """Records of partitions. Each call appends one at the next offset of its partition; `batch` takes what was
-    appended since the last one. `at` is the place in the source's order."""
+    appended since the last one. `at` is the place in the source's order, and the time unless `occurred` gives it."""
 
     def __init__(self, entity: str = ENTITY, topic: str = TOPIC) -> None:
         self._entity = entity
@@ -92,8 +97,8 @@ class Events:
         self._start: dict[int, int] = {}
         self._open: list[ParentChange] = []
 
-    def deleted(self, key: Key, at: int, partition: int = 0) -> ParentChange:
-        return self._append(Op.DELETED, key, None, at, partition)
+    def deleted(self, key: Key, at: int, partition: int = 0, *, occurred: int | None = None) -> ParentChange:
+        return self._append(Op.DELETED, key, None, at, partition, occurred)
 
     def moved(self, key: Key, to: Key, at: int, partition: int = 0) -> ParentChange:
         return self._append(Op.MOVED, key, to, at, partition)
@@ -119,10 +124,12 @@ class Events:
         self._start |= self._next
         return Batch(changes, spans, at_ms=AT_MS, trace_id="0" * 31 + "1", exceptions=exceptions or {})
 
-    def _append(self, op: Op, key: Key, to: Key | None, at: int | None, partition: int) -> ParentChange:
+    def _append(
+        self, op: Op, key: Key, to: Key | None, at: int | None, partition: int, occurred: int | None = None
+    ) -> ParentChange:
         offset = self._next.get(partition, 0)
         self._next[partition] = offset + 1
-        occurred_ms = AT_MS + (at or 0)
+        occurred_ms = AT_MS + (occurred if occurred is not None else at or 0)
         change = ParentChange(
             self._entity,
             op,

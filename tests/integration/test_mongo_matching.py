@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
@@ -403,3 +403,25 @@ def _with_time(events: Events, key: tuple[int], occurred_ms: int) -> Batch:
     events.deleted(key, 10 + key[0])
     batch = events.batch()
     return replace(batch, changes=tuple(change._replace(occurred_ms=occurred_ms) for change in batch.changes))
+
+
+async def test_document_is_as_old_as_a_date_says_and_any_other_value_says_nothing(shop: Shop) -> None:
+    at = datetime.fromtimestamp((AT_MS + 10) / 1000, UTC)
+    old: list[object] = [at, at - timedelta(days=1), DatetimeMS(-(2**60))]
+    young: list[object] = [at + timedelta(milliseconds=1), DatetimeMS(2**60)]
+    doubtful: list[object] = [
+        None,
+        AT_MS,
+        "2020-01-01T00:00:00Z",
+        [at - timedelta(days=1)],
+        Timestamp(1, 1),
+        {"at": at},
+    ]
+    documents = [{"_id": i, "customer_id": 5, "meta": {"at": v}} for i, v in enumerate([*old, *young, *doubtful])]
+    documents += [{"_id": 100, "customer_id": 5}, {"_id": 101, "customer_id": 5, "meta": [{"at": old[1]}]}]
+    store = await shop.open(rule(Cascade(), as_of="meta.at"), documents={"orders": documents})
+    events = Events()
+    events.deleted((5,), 10)
+    result = await apply(store, events.batch())
+    assert isinstance(result, Applied) and [e.rows for e in result.effects] == [len(old)]
+    assert await shop.ids() == [document["_id"] for document in documents[len(old) :]]

@@ -619,3 +619,63 @@ async def test_store_connects_to_nothing_before_its_first_call() -> None:
     store = PostgresStore("shop", "postgresql://127.0.0.1:1/none", rules_of(rule(Cascade())), lane="l")
     assert "create table" in store.ddl()
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reached", "left"),
+    [
+        (
+            "timestamptz",
+            ["2023-11-14 22:13:20.01Z", "2023-11-14 23:13:20.01+01", "-infinity", "0044-03-15 12:00Z BC"],
+            ["2023-11-14 22:13:20.010001Z", "2023-11-15Z", "infinity", None],
+        ),
+        (
+            "timestamp",
+            ["2023-11-14 22:13:20.01", "-infinity"],
+            ["2023-11-14 22:13:20.010001", "2023-11-14 23:00", "infinity", None],
+        ),
+        # A row of the event's own day may have been written after it.
+        ("date", ["2023-11-13", "-infinity"], ["2023-11-14", "2023-11-15", "5874897-12-31", "infinity", None]),
+    ],
+)
+async def test_row_is_as_old_as_its_column_says(
+    pg_database: str, kind: str, reached: list[str], left: list[str | None]
+) -> None:
+    """Whatever the time zone of the session is."""
+    texts = [*reached, *left]
+    rows = [f"({n}, 1, {'null' if text is None else repr(text)})" for n, text in enumerate(texts)]
+    zone = "do $$ begin execute format('alter database %I set timezone to Tokyo', current_database()); end $$"
+    await run(
+        pg_database,
+        f"create table orders (id int primary key, customer_id bigint, at {kind})",
+        INDEX,
+        f"insert into orders values {', '.join(rows)}",
+        zone.replace("Tokyo", '"Asia/Tokyo"'),
+    )
+    async with store_of(pg_database, rule(Cascade(), as_of="at")) as store:
+        assert await codes(store) == ["as_of_nullable"]
+        events = Events()
+        events.deleted((1,), 10)
+        assert [effect.rows for effect in await apply(store, events.batch())] == [len(reached)]
+    found = await fetch(pg_database, "select id from orders order by id")
+    assert found == [(n,) for n in range(len(reached), len(texts))]
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "date"])
+async def test_rows_between_two_events_are_told_apart_by_their_column(pg_database: str, kind: str) -> None:
+    """One statement removes both groups; the row that is younger than the first deletion goes by the second."""
+    days = ["2023-11-13", "2023-11-15", "2023-11-16", "2023-11-19"]
+    await run(
+        pg_database,
+        f"create table orders (id int primary key, customer_id bigint, at {kind} not null)",
+        INDEX,
+        f"insert into orders values {', '.join(f'({n}, 1, {day!r})' for n, day in enumerate(days))}",
+    )
+    async with store_of(pg_database, rule(Cascade(), as_of="at")) as store:
+        assert await codes(store) == []
+        events = Events()
+        events.deleted((1,), 10)
+        events.alive((1,), 11)
+        events.deleted((1,), 20, occurred=3 * 86_400_000)
+        assert [effect.rows for effect in await apply(store, events.batch())] == [1, 2]
+    assert await fetch(pg_database, "select id from orders") == [(3,)]

@@ -8,6 +8,7 @@ a failure shrinks.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
@@ -201,6 +202,30 @@ class History:
                 yield take
 
         return self.deliver(takes())
+
+    def in_order(self, rng: random.Random, *, size_max: int = 12) -> Iterator[Batch]:
+        """Split into batches that arrive in the order of the source, over all partitions."""
+        records = sorted((r for of_one in self.partitions for r in of_one), key=lambda r: r.origin.timestamp_ms)
+
+        def takes() -> Iterator[Mapping[int, int]]:
+            at = 0
+            while at < len(records):
+                taken = records[at : at + rng.randint(1, size_max)]
+                at += len(taken)
+                yield Counter(record.origin.partition for record in taken)
+
+        return self.deliver(takes())
+
+    def skewed(self, rng: random.Random, ms: int) -> History:
+        """The same, told by a clock that is off by up to `ms`."""
+        off_ms: dict[int, int] = {}
+
+        def told(change: ParentChange) -> ParentChange:
+            off = off_ms.setdefault(change.occurred_ms, rng.randint(-ms, ms))
+            return change._replace(occurred_ms=change.occurred_ms + off)
+
+        partitions = [[told(change) for change in records] for records in self.partitions]
+        return History(self.entity, [told(change) for change in self.truth], partitions, self.start)
 
     def deliver(self, takes: Iterable[Mapping[int, int]]) -> Iterator[Batch]:
         """A batch for each entry of `takes` (partition -> how many records it takes); what is left then is one more."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import combinations, count, permutations
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 
 from integrity.core.change import Op, ParentChange
-from integrity.core.fold import Follow, Leave, Mark, Policy, Remove, Replace, Step
+from integrity.core.fold import Count, Follow, Leave, Mark, Policy, Remove, Replace, Step
 from integrity.core.keys import Key, KeySpec, KeyType, Scalar
 from integrity.core.ledger import Fate
 from integrity.core.outcome import Applied
@@ -39,7 +41,9 @@ MARK = Tombstone({"deleted_at": EventValue.TIME, "deleted_by": EventValue.ID})
 DEFAULT: Scalar = 0
 
 
-def rule(name: str, columns: tuple[str, ...], on_delete: Step, on_update: Step) -> StoreRule:
+def rule(
+    name: str, columns: tuple[str, ...], on_delete: Step, on_update: Step, *, as_of: str | None = None
+) -> StoreRule:
     """A rule given by its steps; the memory store reads of the actions only the marker."""
     spec = KeySpec(tuple((f"k{i}", KeyType.INT64) for i in range(len(columns))))
     dependent = Dependent(
@@ -52,12 +56,14 @@ def rule(name: str, columns: tuple[str, ...], on_delete: Step, on_update: Step) 
         on_update=Ignore() if isinstance(on_update, Leave) else Cascade(),
         where={},
         place=PLACE,
+        as_of=as_of,
     )
-    policy = Policy(dependent.id, on_delete, on_update, type(on_delete).__name__, type(on_update).__name__)
+    names = type(on_delete).__name__, type(on_update).__name__
+    policy = Policy(dependent.id, on_delete, on_update, *names, by_age=as_of is not None)
     return StoreRule("customer", dependent, spec, policy)
 
 
-def rules_of(width: int) -> list[StoreRule]:
+def rules_of(width: int, *, as_of: str | None = None) -> list[StoreRule]:
     columns = tuple(f"c{i}" for i in range(width))
     last = width - 1
     null, default = Replace(((last, None),)), Replace(((last, DEFAULT),))
@@ -72,12 +78,18 @@ def rules_of(width: int) -> list[StoreRule]:
         "cascade_default": (Remove(), default),
         "cascade_ignore": (Remove(), Leave()),
         "ignore_follow": (Leave(), Follow()),
+        "restrict_follow": (Count(), Follow()),
+        "mark_restrict": (Mark(), Count()),
     }
-    return [rule(name, columns, *pair) for name, pair in steps.items()]
+    return [rule(name, columns, *pair, as_of=as_of) for name, pair in steps.items()]
 
 
-def one_by_one(truth: Sequence[ParentChange], rules: Sequence[StoreRule], rows: Mapping[str, list[Row]]) -> None:
-    """What native foreign keys do: every event at once, on the rows that hold its key, in the source's order."""
+def one_by_one(
+    truth: Sequence[ParentChange], rules: Sequence[StoreRule], rows: Mapping[str, list[Row]]
+) -> Counter[tuple[int, str]]:
+    """What native foreign keys do: every event at once, on the rows that hold its key, in the source's order. How many
+    rows each event (by its record's timestamp) found of each dependent that does anything at it."""
+    found: Counter[tuple[int, str]] = Counter()
     for change in truth:
         for each in rules:
             columns = each.dependent.columns
@@ -87,6 +99,10 @@ def one_by_one(truth: Sequence[ParentChange], rules: Sequence[StoreRule], rows: 
                 marked = isinstance(each.policy.on_delete, Mark) and row["deleted_at"] is not None
                 if tuple(row[c] for c in columns) != change.key or marked:
                     continue
+                if each.dependent.as_of is not None and _is_younger(row[each.dependent.as_of], change):
+                    continue
+                if not isinstance(step, Leave):
+                    found[change.origin.timestamp_ms, each.id] += 1
                 if isinstance(step, Remove):
                     table.remove(row)
                 elif isinstance(step, Follow):
@@ -96,6 +112,11 @@ def one_by_one(truth: Sequence[ParentChange], rules: Sequence[StoreRule], rows: 
                     row.update(zip(columns, step.of(change.key), strict=True))
                 elif isinstance(step, Mark):
                     row.update(mark_values(MARK, _fate(change), 0))
+    return found
+
+
+def _is_younger(born: object, change: ParentChange) -> bool:
+    return not isinstance(born, datetime) or born > datetime.fromtimestamp(change.occurred_ms / 1000, UTC)
 
 
 def _fate(change: ParentChange) -> Fate:

@@ -10,7 +10,7 @@ from typing import assert_never
 from integrity.core.keys import KeyType
 from integrity.core.rules import names
 from integrity.core.rules.document import BrokenNode, MappingNode, Node, ScalarNode
-from integrity.core.rules.findings import FindingCode, Located, Report, did_you_mean, shown
+from integrity.core.rules.findings import FindingCode, Located, Report, did_you_mean, listed, shown
 from integrity.core.rules.literals import EXPECTED, fits
 from integrity.core.rules.model import (
     Action,
@@ -19,11 +19,12 @@ from integrity.core.rules.model import (
     Ignore,
     Literal,
     Nullify,
+    Restrict,
     SetDefault,
     TargetKind,
     Tombstone,
 )
-from integrity.core.rules.vocabulary import ACTIONS_LATER, NULLIFY_FIELDS, ON_DELETE, ON_UPDATE, TOMBSTONE_FIELDS
+from integrity.core.rules.vocabulary import NULLIFY_FIELDS, ON_DELETE, ON_UPDATE, TOMBSTONE_FIELDS
 from integrity.core.rules.walk import (
     Text,
     checked_choice,
@@ -60,18 +61,20 @@ def read_action(report: Report, field: str, node: Node, reference: Reference) ->
     match node:
         case MappingNode(entries=[(key, value)]):
             body = value
-            name = checked_choice(report, field, Text(key.text, key.line, key.column), choices, ACTIONS_LATER)
+            name = checked_choice(report, field, Text(key.text, key.line, key.column), choices)
         case MappingNode():
             wrong_type(report, field, "one action", node, "Write one action, such as on_delete: cascade.")
             return None
         case _:
-            name = choice_of(report, field, node, choices, ACTIONS_LATER)
+            name = choice_of(report, field, node, choices)
     if name is None:
         return None
     what = f"{field}: {name}"
     match name:
         case "cascade":
             return Cascade() if _is_bare(report, what, body) else None
+        case "restrict":
+            return Restrict() if _is_bare(report, what, body) else None
         case "ignore":
             return Ignore() if _is_bare(report, what, body) else None
         case "nullify":
@@ -95,6 +98,26 @@ def report_immutable(report: Report, reference: Reference, on_delete: Action, on
             report.add(FindingCode.IMMUTABLE_ID, message, at, hint)
 
 
+def report_mixed(report: Report, field: str, action: Action, reference: Reference, at: Located) -> None:
+    """Under MATCH FULL no action may leave a reference with some parts null and others not."""
+    match action:
+        case Nullify():
+            nulled = action.columns
+        case SetDefault():
+            nulled = tuple(column for column, value in action.values.items() if value is None)
+        case Cascade() | Tombstone() | Restrict() | Ignore():
+            return
+        case _:
+            assert_never(action)
+    if nulled and len(nulled) < len(reference.columns):
+        kept = [column for column in reference.columns if column not in nulled]
+        message = (
+            f"{field} would make {listed(map(shown, nulled), 'and')} null and leave {listed(map(shown, kept), 'and')}:"
+            " under match: full a reference is null in all its columns or in none"
+        )
+        report.add(FindingCode.MIXED_REFERENCE, message, at, "Nullify all columns, or write match: simple.")
+
+
 def _written(field: str, action: Action, reference: Reference) -> Sequence[str]:
     match action:
         case Cascade():
@@ -105,7 +128,7 @@ def _written(field: str, action: Action, reference: Reference) -> Sequence[str]:
             return tuple(action.values)
         case Tombstone():
             return tuple(action.set)
-        case Ignore():
+        case Restrict() | Ignore():
             return ()
         case _:
             assert_never(action)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from integrity.core.keys import KeySpec
 from integrity.core.rules import names
-from integrity.core.rules.actions import Reference, is_event_value, read_action, report_immutable
+from integrity.core.rules.actions import Reference, is_event_value, read_action, report_immutable, report_mixed
 from integrity.core.rules.document import ListNode, MappingNode, Node
 from integrity.core.rules.findings import FindingCode, Located, Report, did_you_mean, listed, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
@@ -18,13 +18,14 @@ from integrity.core.rules.model import (
     Cascade,
     Dependent,
     Literal,
+    Match,
     Place,
     Target,
     TargetKind,
     Tombstone,
 )
 from integrity.core.rules.rows import check_rows
-from integrity.core.rules.vocabulary import DEPENDENT_FIELDS, DEPENDENT_LATER, MATCHES, MATCHES_LATER
+from integrity.core.rules.vocabulary import DEPENDENT_FIELDS, DEPENDENT_LATER
 from integrity.core.rules.walk import (
     Fields,
     Text,
@@ -97,10 +98,10 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
     kind = None if target is None else target.kind
     references = _references(report, required(report, what, fields, "references", mapping), kind, key)
     where = _where(report, fields["where"][1], kind) if "where" in fields else {}
-    if "match" in fields:
-        choice_of(report, "match", fields["match"][1], MATCHES, MATCHES_LATER)
     max_rows = _max_rows(report, fields["max_rows"][1]) if "max_rows" in fields else None
-    on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key)
+    match = _match(report, fields)
+    as_of = _as_of(report, fields, kind, tuple(references or ()))
+    on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key, match)
     array = _array(report, fields, kind, references or {}, where or {}, on_delete)
     rows_entity, rows_key = _rows(report, fields, kind)
     rows_spec: KeySpec | None = None
@@ -138,6 +139,8 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
             array=array,
             entity=None if rows_entity is None else rows_entity.value,
             key=rows_spec,
+            match=match,
+            as_of=as_of,
         )
     return DependentDraft(
         name=name,
@@ -340,6 +343,8 @@ def _array(
         fault = "a table has no lists of keys", "Refer from a table with a row for each key."
     elif array:
         fault = _list_fault(references, where, on_delete)
+        if fault is None and "as_of" in fields:
+            fault = "as_of tells when a document was written, not when a key came into its list", "Leave as_of out."
     if fault is not None:
         report.add(FindingCode.BAD_ARRAY, f"array: {fault[0]}", at, fault[1])
     return array if fault is None else None
@@ -361,6 +366,29 @@ def _list_fault(
     return None
 
 
+def _match(report: Report, fields: Fields) -> Match:
+    """Simple where nothing, or nothing readable, is written: a fault is reported, and nothing starts."""
+    word = choice_of(report, "match", fields["match"][1], [*Match]) if "match" in fields else None
+    return Match.SIMPLE if word is None else Match(word)
+
+
+def _as_of(report: Report, fields: Fields, kind: TargetKind | None, columns: tuple[str, ...]) -> str | None:
+    """The column, or None where none is written or a fault was reported."""
+    text = text_of(report, "as_of", fields["as_of"][1]) if "as_of" in fields else None
+    if text is None:
+        return None
+    if kind is not None and (fault := names.column_fault(kind, text.value)) is not None:
+        report.add(FindingCode.BAD_COLUMN, f"the column {shown(text.value)} of as_of {fault}", text)
+    elif text.value in columns:
+        message = f"as_of names {shown(text.value)}, which is a column of references"
+        hint = "Name the column that says when a row was written, such as created_at."
+        report.add(FindingCode.REFERENCE_COLUMN, message, text, hint)
+    elif kind is not None and (pair := names.overlapping(kind, (*columns, text.value))) is not None:
+        message = f"the field {shown(pair[1])} lies in {shown(pair[0])}: one is of references, one is as_of"
+        report.add(FindingCode.OVERLAPPING_FIELDS, message, text)
+    return text.value
+
+
 def _actions(
     report: Report,
     fields: Fields,
@@ -368,6 +396,7 @@ def _actions(
     kind: TargetKind | None,
     references: Mapping[str, str],
     key: KeyDraft | None,
+    match: Match,
 ) -> tuple[Action | None, Action | None]:
     types = key or {}
     reference = Reference(
@@ -382,6 +411,9 @@ def _actions(
         on_update = read_action(report, "on_update", fields["on_update"][1], reference)
     if on_delete is not None and on_update is not None:
         report_immutable(report, reference, on_delete, on_update, at)
+        if match is Match.FULL:
+            for field, action in (("on_delete", on_delete), ("on_update", on_update)):
+                report_mixed(report, field, action, reference, fields[field][0] if field in fields else at)
     return on_delete, on_update
 
 

@@ -64,6 +64,7 @@ class FindingCode(StrEnum):
     NOT_A_REFERENCE = "not_a_reference"
     REFERENCE_COLUMN = "reference_column"
     OVERLAPPING_FIELDS = "overlapping_fields"
+    MIXED_REFERENCE = "mixed_reference"
     NULL_MARKER = "null_marker"
     BAD_CONDITION = "bad_condition"
     LITERAL_TYPE = "literal_type"

@@ -15,8 +15,10 @@ from integrity.core.rules.model import (
     EventValue,
     Ignore,
     Literal,
+    Match,
     Nullify,
     Parent,
+    Restrict,
     SetDefault,
     Tombstone,
 )
@@ -61,6 +63,8 @@ def _dependent(dependent: Dependent) -> Mapping[str, object]:
         }
         | ({} if dependent.max_rows is None else {"max_rows": dependent.max_rows})
         | ({"array": True} if dependent.array else {})
+        | ({} if dependent.match is Match.SIMPLE else {"match": dependent.match})
+        | ({} if dependent.as_of is None else {"as_of": dependent.as_of})
     )
 
 
@@ -79,6 +83,8 @@ def _action(action: Action) -> object:
         case Tombstone():
             # In order, for the first column is the marker.
             return ["tombstone", [[column, _value(value)] for column, value in action.set.items()]]
+        case Restrict():
+            return ["restrict"]
         case Ignore():
             return ["ignore"]
         case _:

@@ -57,16 +57,21 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True)
+class Restrict:
+    """Leave the dependents as they are, and report a violation when there are any."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ignore:
     """Leave the dependents as they are."""
 
 
-Action = Cascade | Nullify | SetDefault | Tombstone | Ignore
+Action = Cascade | Nullify | SetDefault | Tombstone | Restrict | Ignore
 """A referential action. `on_update` is never Tombstone."""
 
 
 def action_name(action: Action) -> str:
-    """The word of the rule file: cascade, nullify, set_default, tombstone, ignore."""
+    """The word of the rule file: cascade, nullify, set_default, tombstone, restrict, ignore."""
     match action:
         case Cascade():
             return "cascade"
@@ -76,6 +81,8 @@ def action_name(action: Action) -> str:
             return "set_default"
         case Tombstone():
             return "tombstone"
+        case Restrict():
+            return "restrict"
         case Ignore():
             return "ignore"
 
@@ -105,6 +112,14 @@ class Place:
     column: int
 
 
+class Match(StrEnum):
+    """What null parts of a composite reference mean, as in SQL. A reference with a null part refers to nothing either
+    way; under FULL no action of the rule leaves some parts null and others not."""
+
+    SIMPLE = "simple"
+    FULL = "full"
+
+
 @dataclass(frozen=True, slots=True)
 class Dependent:
     """One reference from a store to a parent.
@@ -112,7 +127,7 @@ class Dependent:
     `references` maps each dependent column (or field path) to a parent key field, in the order of the parent's key;
     it names every key field exactly once. `where` holds column -> literal (null: is null) or tuple of literals.
     `max_rows`: an event with more rows than that is held. `array`, which only a collection has: the one field of the
-    reference is a list of keys, each a reference of its own.
+    reference is a list of keys, each a reference of its own. `as_of` is the column that says when a row came to be.
     `name` is unique in its file; `id`, `entity.name`, is unique over all files.
 
     `entity` names what the rows are, `key` which columns name one of them: then the file of that entity goes on with
@@ -132,6 +147,8 @@ class Dependent:
     array: bool = False
     entity: str | None = None
     key: KeySpec | None = None
+    match: Match = Match.SIMPLE
+    as_of: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

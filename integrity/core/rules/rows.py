@@ -13,7 +13,7 @@ from integrity.core.keys import KeySpec, KeyType
 from integrity.core.rules import names
 from integrity.core.rules.findings import FindingCode, Located, Report, shown
 from integrity.core.rules.key_fields import KeyDraft
-from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, SetDefault, TargetKind, Tombstone
+from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, Restrict, SetDefault, TargetKind, Tombstone
 
 
 def check_rows(
@@ -59,7 +59,7 @@ def _unnamed(action: Action) -> Collection[str]:
             return [column for column, value in action.values.items() if value is None]
         case Tombstone():
             return action.set
-        case Cascade() | Ignore():
+        case Cascade() | Ignore() | Restrict():
             return ()
         case _:
             assert_never(action)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
-from integrity.core.rules.model import EventValue, Tombstones
+from integrity.core.rules.model import EventValue, Match, Tombstones
 from integrity.core.rules.vocabulary import (
     ACTIONS,
     DEPENDENT_FIELDS,
@@ -19,7 +19,6 @@ from integrity.core.rules.vocabulary import (
     FORMATS,
     KEY_TYPES,
     LATE_CHILDREN_FIELDS,
-    MATCHES,
     NULLIFY_FIELDS,
     ON_DELETE,
     ON_UPDATE,
@@ -130,8 +129,9 @@ def _dependent() -> Schema:
             "topic": _TOPIC,
             "references": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
             "array": {"type": "boolean", "default": False},
-            "match": {"enum": list(MATCHES), "default": MATCHES[0]},
+            "match": {"enum": [str(word) for word in Match], "default": Match.SIMPLE.value},
             "where": {"type": "object", "minProperties": 1, "additionalProperties": _condition()},
+            "as_of": _NAME,
             "on_delete": _actions(ON_DELETE),
             "on_update": _actions(ON_UPDATE) | {"default": "cascade"},
             "max_rows": {"type": "integer", "minimum": 1},
@@ -175,6 +175,7 @@ def _actions(choices: Collection[str]) -> Schema:
         ),
         "set_default": {"type": "object", "minProperties": 1, "additionalProperties": _LITERAL},
         "tombstone": _object(TOMBSTONE_FIELDS, {"set": _set()}),
+        "restrict": {**_BARE_MAPPING},
         "ignore": {**_BARE_MAPPING},
     }
     return {

@@ -53,26 +53,28 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "topic": "The compacted Kafka topic of the dependents. Write one of table, collection, topic.",
     "references": "Dependent column or field -> parent key field. Every key field is named exactly once.",
     "array": "true: the field is a list of keys (collections only). An action changes the list, the document stays.",
-    "match": "How a composite reference with a null part counts: simple (the default), it is no reference.",
+    "match": "Composite references, as in SQL. simple (the default): with a null part it is none. full: all parts are "
+    "null or none is; no action makes a mixed one.",
     "where": "Only rows with these values: column -> value, list of values, or null (is null).",
+    "as_of": "The column that says when a row came to be. An event leaves rows alone that are younger than itself.",
     "on_delete": "What happens to the dependents when their parent is deleted.",
     "on_update": "What happens to the dependents when their parent's key changes. The default is cascade: they follow.",
     "max_rows": "At most so many rows for one event; above it the event is held: nothing changes until it is approved.",
     "entity": "What the rows are: the file with this name as parent goes on with what depends on them.",
     "key": "The columns that name one of these rows, in order, each with its type: {id: int64}. Goes with entity.",
 }
-DEPENDENT_LATER = ("as_of", "undo")
+DEPENDENT_LATER = ("undo",)
 
 ACTIONS: Mapping[str, str] = {
     "cascade": "On delete: delete the dependents. On update: their reference follows the key.",
     "nullify": "Set the reference to null; columns: only these of its columns, the others keep their value.",
     "set_default": "Set columns of the reference to these values; columns that are not named keep their value.",
     "tombstone": "Mark the dependents as deleted. The first column of set is the marker. On a topic: a null record.",
+    "restrict": "Leave the dependents as they are, and report a violation when there are any.",
     "ignore": "Leave the dependents as they are.",
 }
-ON_DELETE = ("cascade", "nullify", "set_default", "tombstone", "ignore")
-ON_UPDATE = ("cascade", "nullify", "set_default", "ignore")
-ACTIONS_LATER = ("restrict",)
+ON_DELETE = ("cascade", "nullify", "set_default", "tombstone", "restrict", "ignore")
+ON_UPDATE = ("cascade", "nullify", "set_default", "restrict", "ignore")
 NULLIFY_FIELDS: Mapping[str, str] = {"columns": "The columns of the reference that become null."}
 TOMBSTONE_FIELDS: Mapping[str, str] = {
     "set": "Column -> value. The first is the marker: a row whose marker is not null is out of the rule's reach. "
@@ -81,8 +83,6 @@ TOMBSTONE_FIELDS: Mapping[str, str] = {
 
 FORMATS: Mapping[str, str] = {"debezium": "Debezium's change event envelope as JSON, with or without schemas."}
 FORMATS_LATER = ("debezium-flat", "outbox", "mongodb", "cloudevents", "qlik", "json", "integrity")
-MATCHES = ("simple",)
-MATCHES_LATER = ("full",)
 TRUNCATES = ("ignore",)
 TRUNCATES_LATER = ("delete_all",)
 EPOCH_MAX = 1_000_000

@@ -15,7 +15,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 
 from integrity.core.change import Version
-from integrity.core.fold import Group, Marked, Referencing, Removed, Values
+from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Values
 from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.outcome import Held
@@ -23,7 +23,7 @@ from integrity.core.rules.model import Tombstone
 from integrity.stores.memory import mark_values
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
 from integrity.stores.mongo.query import EXACT, Filter, path_reader, reader, referencing, within_reach
-from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, own_part, to_bson
+from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, micros_of, own_part, to_bson
 from integrity.stores.mongo.verdict import CountMismatch
 from integrity.stores.rule import StoreRule
 
@@ -36,10 +36,12 @@ READ_DOCUMENTS = 10_000
 
 
 class _Chosen(NamedTuple):
-    """A document: its `_id`, its reference as it is stored, and (where more was asked for) all that was read of it."""
+    """A document: its `_id`, its reference as it is stored, when it came to be, in microseconds (where that matters),
+    and (where more was asked for) all that was read of it."""
 
     id: object
     stored: tuple[object, ...]
+    micros: int | None
     whole: Document
 
 
@@ -101,6 +103,8 @@ class Enforcer:
                     if end.arrival is not None:
                         key = tuple(value for value in end.values if value is not None)
                         came += [(key, end.arrival, document.id) for document in documents]
+                case Counted():
+                    pass
                 case _:
                     assert_never(end)
         await self._remove(removed)
@@ -171,16 +175,17 @@ class Enforcer:
         self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
     ) -> Callable[[_Chosen], int | None]:
         """What tells the group that a document belongs to."""
-        places: dict[Key, dict[Version | None, int]] = {}
+        places: dict[Key, dict[Version | None, list[int]]] = {}
         for place, group in enumerate(groups):
-            places.setdefault(group.key, {})[group.since] = place
+            places.setdefault(group.key, {}).setdefault(group.since, []).append(place)
         since_of = {key: {token(a.document): a.since for a in arrivals[key]} for key in places if arrivals.get(key)}
         kinds = self._rule.spec.types
 
         def place_of(document: _Chosen) -> int | None:
             key = tuple(map(from_bson, kinds, document.stored))
             came = since_of.get(key)
-            return places[key].get(came.get(token(document.id)) if came else None)
+            of_age = places[key].get(came.get(token(document.id)) if came else None, ())
+            return next((place for place in of_age if groups[place].holds(document.micros)), None)
 
         return place_of
 
@@ -199,9 +204,12 @@ class Enforcer:
     ) -> AsyncIterator[list[_Chosen]]:
         """Every document within reach that holds one of the keys, some thousands at a time."""
         columns = self._rule.dependent.columns
+        as_of = self._rule.dependent.as_of
+        paths = columns if as_of is None else (*columns, as_of)
         # A part of _id comes with the whole, and cannot be asked for beside it.
-        fields = dict.fromkeys(("_id", *(c for c in (*columns, *more) if not c.startswith("_id."))), 1)
+        fields = dict.fromkeys(("_id", *(path for path in (*paths, *more) if not path.startswith("_id."))), 1)
         read = [reader(column) for column in columns]
+        born = None if as_of is None else reader(as_of)
         for filter_ in holding(self._rule, keys):
             cursor = self._collection.find(
                 {"$and": [filter_, *filters]} if filters else filter_,
@@ -211,7 +219,15 @@ class Enforcer:
                 collation=EXACT,
             )
             while documents := await cursor.to_list(READ_DOCUMENTS):
-                yield [_Chosen(d["_id"], tuple([of(d) for of in read]), d if more else _NOTHING) for d in documents]
+                yield [
+                    _Chosen(
+                        document["_id"],
+                        tuple([of(document) for of in read]),
+                        None if born is None else micros_of(born(document)),
+                        document if more else _NOTHING,
+                    )
+                    for document in documents
+                ]
 
     def _change(
         self, changes: _Changes, documents: Sequence[_Chosen], before: Key, after: Values, more: Document

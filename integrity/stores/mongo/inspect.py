@@ -95,7 +95,7 @@ def _enforced(spec: KeySpec, document: Document) -> Enforced:
         {
             each["dependent"]: (each["action"], int(each["rows"]))
             for each in done
-            if each["outcome"] == Outcome.APPLIED.value
+            if each["outcome"] in (Outcome.APPLIED.value, Outcome.RESTRICTED.value)
         },
         _ms(document["enforced_at"]),
         document["trace_id"],

@@ -16,7 +16,7 @@ from pymongo import UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from integrity.core.change import Version
-from integrity.core.fold import Group, Referencing
+from integrity.core.fold import Counted, Group, Referencing
 from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.outcome import Held
@@ -63,12 +63,14 @@ class ListEnforcer:
                 came_to.setdefault(token(arrival.document), {}).setdefault(key, []).append(arrival.since)
         counts = [0] * len(groups)
         came: list[Came] = []
-        writes: dict[bytes, UpdateOne] = {}
+        seen: set[bytes] = set()
+        writes: list[UpdateOne] = []
         limit = self._rule.dependent.max_rows
         async for document in self._documents(list(places)):
             of = token(document.id)
-            if of in writes:
+            if of in seen:
                 continue  # it holds keys of two filters
+            seen.add(of)
             keys = [None if (part := element_key(self._kind, e)) is None else (part,) for e in document.elements]
             parts = parts_of(keys, places, came_to.get(of, {}))
             if all(part is None for part in parts):
@@ -80,20 +82,24 @@ class ListEnforcer:
                     continue
                 counts[part] += 1
                 match groups[part].end:
+                    case Counted():
+                        left.append(element)
                     case Referencing(values=(value,), arrival=since) if value is not None:
                         left.append(in_the_type_of(element, self._kind, value))
                         if since is not None:
                             came.append(((value,), since, document.id))
                     case _:
                         pass  # no reference any more: the element goes
+            if all(part is None or isinstance(groups[part].end, Counted) for part in parts):
+                continue
             if bson.encode(_decoded(document.raw), codec_options=CODECS) != document.raw:
                 raise Unholdable("The list holds a value that this program could not write back as it is.")
-            writes[of] = UpdateOne({"_id": document.id}, {"$set": {self._column: left}})
+            writes.append(UpdateOne({"_id": document.id}, {"$set": {self._column: left}}))
             if len(writes) % _WRITES_MAX == 0 and (over := held(self._rule.id, limit, groups, counts, approved)):
                 return over
         if over := held(self._rule.id, limit, groups, counts, approved):
             return over
-        await self._write(list(writes.values()))
+        await self._write(writes)
         return counts, came
 
     async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[_Chosen]:

@@ -43,12 +43,14 @@ def referencing(columns: Sequence[str], keys: Mapping[Key, Sequence[object]]) ->
 
 
 def within_reach(dependent: Dependent) -> list[Filter]:
-    """What every document of a dependent meets beside its reference: no array on the way, `where`, not marked.
+    """What every document of a dependent meets beside its reference: no array on the way, `where`, not marked, and a
+    date in `as_of`.
 
     A reference that is a list of keys has to be an array, and is the only one.
     """
     marker = [dependent.on_delete.marker] if isinstance(dependent.on_delete, Tombstone) else []
-    paths = _steps([*dependent.columns, *dependent.where, *marker])
+    as_of = [] if dependent.as_of is None else [dependent.as_of]
+    paths = _steps([*dependent.columns, *dependent.where, *marker, *as_of])
     lists = dependent.columns if dependent.array else ()
     conditions: list[Filter] = [
         {path: {"$type": "array"} if path in lists else {"$not": {"$type": "array"}}} for path in paths
@@ -56,6 +58,7 @@ def within_reach(dependent: Dependent) -> list[Filter]:
     for path, wanted in dependent.where.items():
         conditions.append({path: {"$in": list(wanted) if isinstance(wanted, tuple) else [wanted]}})
     conditions += [{path: {"$in": [None]}} for path in marker]
+    conditions += [{path: {"$type": "date"}} for path in as_of]
     return conditions
 
 

@@ -204,7 +204,7 @@ class Sweeper:
             (key_of[bytes(fate["key_hash"])], fate["event"], effect["dependent"])
             async for fate in fates
             for effect in fate["effects"]
-            if effect["outcome"] == Outcome.APPLIED.value
+            if effect["outcome"] in (Outcome.APPLIED.value, Outcome.RESTRICTED.value)
         }
 
     async def _record(

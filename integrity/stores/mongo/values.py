@@ -7,7 +7,7 @@ at midnight UTC, and equals nothing else.
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal, DecimalException
 from math import isfinite
 from typing import Any, assert_never
@@ -15,6 +15,7 @@ from uuid import UUID
 
 from bson import CodecOptions, DatetimeConversion, Decimal128, Int64, ObjectId
 from bson.binary import UuidRepresentation
+from bson.datetime_ms import DatetimeMS
 
 from integrity.core.keys import KeyRefused, KeyType, Scalar, gate
 
@@ -27,6 +28,7 @@ CODECS: CodecOptions[dict[str, Any]] = CodecOptions(
 """UUIDs in binary subtype 4; a time that Python has no datetime for is read as it is, to be written back unchanged."""
 
 _NUMBERS = frozenset({KeyType.INT32, KeyType.INT64, KeyType.NUMERIC})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -158,6 +160,14 @@ def in_the_type_of(old: object, kind: KeyType, part: Scalar) -> object:
         case int() if part == int(part):
             return _whole(int(part))
     return to_bson(kind, part)
+
+
+def micros_of(value: object) -> int:
+    """A BSON date as microseconds since the epoch, years beyond Python's too."""
+    if isinstance(value, DatetimeMS):
+        return int(value) * 1000
+    assert isinstance(value, datetime)
+    return (value - _EPOCH) // timedelta(microseconds=1)
 
 
 def _whole(number: int) -> int:

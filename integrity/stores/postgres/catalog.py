@@ -12,7 +12,7 @@ from integrity.core.fold import Remove, Replace
 from integrity.core.keys import KeyType, Scalar
 from integrity.core.rules.model import EventValue, Literal, Tombstone
 from integrity.errors import Finding
-from integrity.stores.postgres.effects import Condition, Setting, Table, changed_positions, may_arrive
+from integrity.stores.postgres.effects import Age, Condition, Setting, Table, changed_positions, may_arrive
 from integrity.stores.postgres.faults import Kind, fault_of
 from integrity.stores.postgres.ledger import LEDGER_VERSION, PRIVILEGES, TABLES, Connection
 from integrity.stores.postgres.names import quoted
@@ -380,6 +380,7 @@ class _Inspection:
         settings = await self._settings(relation)
         primary_key = self._primary_key(relation)
         own = self._own(relation)
+        age = self._age(relation)
         self._index(relation)
         self._privileges(relation, primary_key)
         self._refusals(relation)
@@ -390,7 +391,16 @@ class _Inspection:
                 f"ALTER ROLE {self._user} BYPASSRLS;",
             )
         return Table(
-            rule, relation.schema, relation.name, codecs, conditions, settings, primary_key, relation.kind == "p", own
+            rule,
+            relation.schema,
+            relation.name,
+            codecs,
+            conditions,
+            settings,
+            primary_key,
+            relation.kind == "p",
+            own,
+            age,
         )
 
     def _below(self, relation: _Relation) -> None:
@@ -567,6 +577,27 @@ class _Inspection:
                 return False
             raise
 
+    def _age(self, relation: _Relation) -> Age | None:
+        name = self._rule.dependent.as_of
+        column = None if name is None else self._column(relation, name)
+        if column is None:
+            return None
+        if column.base not in _TIMES:
+            self.add(
+                "column_type",
+                f"the column {column.name} of as_of is of type {column.type}",
+                "It takes a column of type timestamptz, timestamp (in UTC) or date.",
+            )
+        if not column.not_null:
+            quoted_name = quoted(column.name)
+            self.add(
+                "as_of_nullable",
+                f"{column.name} may be null, and no event reaches a row that does not say when it came to be",
+                f"Fill it, then ALTER TABLE {relation.quoted} ALTER COLUMN {quoted_name} SET NOT NULL;",
+                severity="warning",
+            )
+        return Age(column.name, column.base)
+
     async def _conditions(self, relation: _Relation) -> tuple[Condition, ...]:
         found: list[Condition] = []
         for name, wanted in self._rule.dependent.where.items():
@@ -698,6 +729,8 @@ class _Inspection:
         rule, dependent = self._rule, self._rule.dependent
         read = [*dependent.columns, *dependent.where, *primary_key]
         write = [dependent.columns[position] for position in changed_positions(rule)]
+        if dependent.as_of is not None:
+            read.append(dependent.as_of)
         if isinstance(dependent.on_delete, Tombstone):
             read.append(dependent.on_delete.marker)
             write += dependent.on_delete.set

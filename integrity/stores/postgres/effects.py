@@ -1,8 +1,8 @@
 """The effects on one table: each kind of end is one statement over typed arrays, with rows counted per group.
 
-Deletes go first, marks before references: rows that a statement moves are then never in reach of a later one (a
-marked row is out of reach for good). Within the statement that changes references every row is chosen by the
-reference it had before, so swaps and chains need no order.
+Rows that are only counted are counted first. Deletes go next, marks before references: rows that a statement moves are
+then never in reach of a later one (a marked row is out of reach for good). Within the statement that changes references
+every row is chosen by the reference it had before, so swaps and chains need no order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, assert_never
 
-from integrity.core.fold import Follow, Group, Leave, Mark, Marked, Referencing, Remove, Removed, Replace, Step
+from integrity.core.fold import (
+    Count,
+    Counted,
+    Follow,
+    Group,
+    Leave,
+    Mark,
+    Marked,
+    Referencing,
+    Remove,
+    Removed,
+    Replace,
+    Step,
+)
 from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import Fate
 from integrity.core.rules.model import EventValue
@@ -23,6 +36,8 @@ from integrity.stores.rule import StoreRule
 
 PLAIN: Final = "{}"
 """The `since` of rows that are no arrivals: an empty array, which no version is."""
+
+_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,31 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Age:
+    """The column of `as_of`. `type` is timestamptz, timestamp (in UTC) or date."""
+
+    column: str
+    type: str
+
+    def bound(self, ms: int | None) -> int | None:
+        """A time of events as what the column is compared with: milliseconds, or days."""
+        return ms // _DAY_MS if ms is not None and self.type == "date" else ms
+
+    def sql(self) -> str:
+        """Whether a row is of the age of its group. A date is in doubt for its whole day: a row is as old as the end of
+        it."""
+        column = f"t.{quoted(self.column)}"
+        if self.type == "date":
+            until, after = "< date 'epoch' + k.until::int4", ">= date 'epoch' + k.after::int4"
+        else:
+            until, after = (
+                f"{sign} {self.type} 'epoch' + k.{bound} * interval '1 millisecond'"
+                for sign, bound in (("<=", "until"), (">", "after"))
+            )
+        return f"{column} {until} and (k.after is null or {column} {after})"
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A dependent as the catalogue has it: names are real, types are checked.
 
@@ -60,6 +100,7 @@ class Table:
     primary_key: tuple[str, ...]
     partitioned: bool
     own: tuple[Codec, ...] = ()
+    age: Age | None = None
 
 
 def changed_positions(rule: StoreRule) -> tuple[int, ...]:
@@ -123,7 +164,7 @@ def _written(step: Step, width: int) -> Sequence[int]:
             return range(width)
         case Replace():
             return [position for position, _ in step.parts]
-        case Remove() | Mark() | Leave():
+        case Remove() | Mark() | Leave() | Count():
             return ()
         case _:
             assert_never(step)
@@ -152,6 +193,7 @@ class Effects:
         """Carry out all groups; the rows of each. `split` tells that arrivals are among the rows of some group, so that
         they have to be told from the others. Raises Unfit, or what the driver raises."""
         rows = [0] * len(groups)
+        counted: list[int] = []
         removed: list[int] = []
         marked: list[int] = []
         referencing: list[int] = []
@@ -163,33 +205,35 @@ class Effects:
                     marked.append(index)
                 case Referencing():
                     referencing.append(index)
+                case Counted():
+                    counted.append(index)
                 case _:
                     assert_never(group.end)
-        for indexes, run in ((removed, self._remove), (marked, self._mark), (referencing, self._refer)):
+        runs = (counted, self._count), (removed, self._remove), (marked, self._mark), (referencing, self._refer)
+        for indexes, run in runs:
             if indexes:
                 # A key that no row of these columns can hold has no rows.
-                places, columns = self._bound([groups[index].key for index in indexes])
+                places, columns = self._chosen([groups[index] for index in indexes], hashes, split)
                 if places:
                     found = [indexes[place] for place in places]
                     chosen = [groups[index] for index in found]
-                    if split:
-                        columns.append([hashes[group.key] for group in chosen])
-                        columns.append([PLAIN if group.since is None else array_text(group.since) for group in chosen])
                     for place, count in await run(connection, chosen, columns, at_ms, split):
                         rows[found[place - 1]] = count
         return rows
 
     async def count(
-        self, connection: Connection, groups: Sequence[Group], hashes: Mapping[Key, bytes], limit: int, *, split: bool
+        self,
+        connection: Connection,
+        groups: Sequence[Group],
+        hashes: Mapping[Key, bytes],
+        limit: int | None,
+        *,
+        split: bool,
     ) -> list[int]:
         """How many rows each group has, at most `limit` each. Changes nothing."""
         rows = [0] * len(groups)
-        places, columns = self._bound([group.key for group in groups])
+        places, columns = self._chosen(groups, hashes, split)
         if places:
-            chosen = [groups[place] for place in places]
-            if split:
-                columns.append([hashes[group.key] for group in chosen])
-                columns.append([PLAIN if group.since is None else array_text(group.since) for group in chosen])
             for place, count in await self._run(connection, "count", split, False, columns, limit):
                 rows[places[place - 1]] = count
         return rows
@@ -213,10 +257,15 @@ class Effects:
         )
         return [keys[places[row[0] - 1]] for row in found]
 
+    async def _count(
+        self, connection: Connection, groups: Sequence[Group], columns: list[list[object]], at_ms: int, split: bool
+    ) -> Sequence[tuple[int, int]]:
+        return await self._run(connection, "count", split, False, columns, None)
+
     async def _remove(
         self, connection: Connection, groups: Sequence[Group], columns: list[list[object]], at_ms: int, split: bool
     ) -> Sequence[tuple[int, int]]:
-        if self._width > 1 or split:
+        if self._width > 1 or split or self._table.age is not None:
             return await self._run(connection, "remove", split, False, columns)
         # One comparison with a list reads the table page by page, twice as fast as a join key by key.
         place_of = {bound: place for place, bound in enumerate(columns[0], 1)}
@@ -244,10 +293,28 @@ class Effects:
             columns.append([None if end.arrival is None else array_text(end.arrival) for end in ends])
         return await self._run(connection, "refer", split, arriving, columns)
 
+    def _ages(self, groups: Sequence[Group]) -> list[list[object]]:
+        age = self._table.age
+        if age is None:
+            return []
+        born = [group.born for group in groups if group.born is not None]
+        return [[age.bound(each.after_ms) for each in born], [age.bound(each.until_ms) for each in born]]
+
     def _arrival_hash(self, end: Referencing) -> bytes | None:
         if end.arrival is None:
             return None
         return key_hash(self._table.rule.entity, tuple(value for value in end.values if value is not None))
+
+    def _chosen(
+        self, groups: Sequence[Group], hashes: Mapping[Key, bytes], split: bool
+    ) -> tuple[Sequence[int], list[list[object]]]:
+        """The places of the groups that may have rows, and what chooses these rows, column by column."""
+        places, columns = self._bound([group.key for group in groups])
+        chosen = groups if len(places) == len(groups) else [groups[place] for place in places]
+        if split:
+            columns.append([hashes[group.key] for group in chosen])
+            columns.append([PLAIN if group.since is None else array_text(group.since) for group in chosen])
+        return places, columns + self._ages(chosen)
 
     def _bound(self, keys: Sequence[Key]) -> tuple[Sequence[int], list[list[object]]]:
         """The places of the keys that some row of these columns can hold, and their parts, column by column."""
@@ -265,7 +332,13 @@ class Effects:
         ]
 
     async def _run(
-        self, connection: Connection, kind: str, split: bool, extra: bool, columns: list[list[object]], *limits: int
+        self,
+        connection: Connection,
+        kind: str,
+        split: bool,
+        extra: bool,
+        columns: list[list[object]],
+        *limits: int | None,
     ) -> Sequence[tuple[Any, int]]:
         sql = self._texts.get((kind, split, extra))
         if sql is None:
@@ -289,6 +362,8 @@ class Effects:
         if split:
             arrays += [("hash", cast("bytea[]")), ("since", cast("text[]"))]
         sets: list[str] = []
+        if table.age is not None:
+            arrays += [("after", cast("int8[]")), ("until", cast("int8[]"))]
         if kind == "refer" or (kind == "mark" and extra):
             arrays += [(f"a{i}", table.codecs[i].written) for i in self._positions]
             sets += [f"{quoted(reference[i])} = k.a{i}" for i in self._positions]
@@ -306,6 +381,8 @@ class Effects:
         within, values = reach(table, count)
         fits += within
         count += len(values)
+        if table.age is not None:
+            fits.append(table.age.sql())
         for setting in table.settings if kind == "mark" else ():
             if setting.value is None:
                 sets.append(f"{quoted(setting.column)} = null")

@@ -16,7 +16,7 @@ from aiokafka.partitioner import murmur2
 from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
-from integrity.core.fold import Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
+from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
@@ -144,7 +144,7 @@ class Enforcement:
     def _bound(self, number: int, rule: StoreRule, groups: Sequence[Group], approved: Collection[int]) -> None:
         """Raises HeldBack when some event has more children than the rule allows."""
         if rule.dependent.max_rows is not None and groups:
-            parts = [(key_hash(rule.entity, group.key), group.since) for group in groups]
+            parts = [(key_hash(rule.entity, group.key), group.since, group.born) for group in groups]
             counts = self._state.choose(number, parts)
             if over := held(rule.id, rule.dependent.max_rows, groups, counts, approved):
                 raise HeldBack(over)
@@ -205,7 +205,7 @@ class Enforcement:
         """The children of these groups, each with its own key."""
         number = self._number(rule)
         row = self._state.row_rule(number)
-        parts = [(key_hash(rule.entity, group.key), group.since) for group in groups]
+        parts = [(key_hash(rule.entity, group.key), group.since, group.born) for group in groups]
         after = 0
         if not any(self._state.choose(number, parts)):
             return
@@ -246,7 +246,8 @@ class Enforcement:
         if not groups:
             return []
         hashes = [key_hash(rule.entity, group.key) for group in groups]
-        counts = self._state.choose(number, [(h, group.since) for h, group in zip(hashes, groups, strict=True)])
+        parts = [(digest, group.since, group.born) for digest, group in zip(hashes, groups, strict=True)]
+        counts = self._state.choose(number, parts)
         yield self._leave(number, groups, hashes)
         after = 0
         while any(counts) and (children := self._state.chosen(after, CHUNK)):
@@ -270,7 +271,7 @@ class Enforcement:
 
     def _act(self, number: int, rule: StoreRule, group: Group, digest: bytes, child: Child) -> list[Write]:
         at = TopicPartition(child.at.topic, child.at.partition)
-        headers = records.marked(child.headers, Mark(child.offset, rule.id, digest.hex()))
+        headers = records.marked(child.headers, Mark(child.offset, rule.id, digest.hex(), group.born))
         match group.end:
             case Removed() | Marked():
                 self._state.remove(child.id)
@@ -293,6 +294,8 @@ class Enforcement:
                     key = tuple(value for value in values if value is not None)
                     writes.append(self.record(*self._state.add_arrival(number, child.at, rule.entity, key, arrival)))
                 return writes
+            case Counted():
+                return []
             case _:
                 assert_never(group.end)
 

@@ -15,6 +15,7 @@ import msgspec
 
 from integrity.core.batch import TopicPartition
 from integrity.core.change import Version
+from integrity.core.fold import Born
 from integrity.core.keys import KeySpec, canonical, parse_canonical
 from integrity.core.ledger import Done, Fate, LastRecord
 
@@ -56,13 +57,14 @@ class ReadRecord(NamedTuple):
     headers: Headers
 
 
-class Mark(msgspec.Struct, frozen=True):
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a record of ours was made from: the child's record at `base`, which by `dependent` referenced the key with
-    hash `source`. A repair has no dependent."""
+    hash `source`, and was of the age `born` where that matters. A repair has no dependent."""
 
     base: int
     dependent: str = ""
     source: str = ""
+    born: Born | None = None
 
 
 class HeadRecord(msgspec.Struct, frozen=True, omit_defaults=True):

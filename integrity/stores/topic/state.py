@@ -18,6 +18,7 @@ import msgspec
 
 from integrity.core.batch import TopicPartition
 from integrity.core.change import EARLIEST, Version
+from integrity.core.fold import Born
 from integrity.core.keys import Key, KeySpec, key_hash
 from integrity.core.ledger import Fate, Head, Pending
 from integrity.stores.topic import records
@@ -40,7 +41,7 @@ CREATE TABLE child (
     id INTEGER PRIMARY KEY, topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL,
     offset INTEGER NOT NULL, value BLOB NOT NULL, headers BLOB, UNIQUE (topic, partition, key));
 CREATE TABLE reference (
-    rule INTEGER, hash BLOB, child INTEGER, PRIMARY KEY (rule, hash, child)) WITHOUT ROWID;
+    rule INTEGER, hash BLOB, child INTEGER, born INTEGER, PRIMARY KEY (rule, hash, child)) WITHOUT ROWID;
 CREATE INDEX reference_child ON reference (child);
 CREATE TABLE head (hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE fate (
@@ -66,6 +67,7 @@ CREATE TABLE grave (
 CREATE TEMP TABLE chosen (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, child INTEGER NOT NULL);
 """
 _TABLES: Final = ("child", "reference", "head", "fate", "arrival", "exception", "sweep", "repair", "progress", "grave")
+_INT64_MIN: Final = -(2**63)
 # It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
 _PRAGMAS: Final = (
     "PRAGMA locking_mode=EXCLUSIVE",
@@ -86,6 +88,14 @@ class Child(NamedTuple):
     offset: int
     value: bytes
     headers: Headers
+
+
+class Reference(NamedTuple):
+    """The hash of the key that a child references, and when the child came to be, in microseconds: None where that does
+    not matter, or is in doubt."""
+
+    hash: bytes
+    born: int | None
 
 
 @dataclass(slots=True)
@@ -296,14 +306,14 @@ class State:
         references = self.references(topic, value)
         if references:
             self._db.executemany(
-                "INSERT OR IGNORE INTO reference VALUES (?, ?, ?)",
-                [(rule, digest, child) for rule, digest in references.items()],
+                "INSERT OR IGNORE INTO reference VALUES (?, ?, ?, ?)",
+                [(rule, reference.hash, child, reference.born) for rule, reference in references.items()],
             )
 
-    def references(self, topic: str, value: bytes) -> dict[int, bytes]:
-        """The hash of the key that a value references, for each rule (by number) that it is a dependent of."""
+    def references(self, topic: str, value: bytes) -> dict[int, Reference]:
+        """What a value references, for each rule (by number) that it is a dependent of."""
         rules = self._by_topic.get(topic, ())
-        found: dict[int, bytes] = {}
+        found: dict[int, Reference] = {}
         try:
             row = read_row(value)
         except NoRow:
@@ -316,7 +326,7 @@ class State:
                 self.skipped += 1
                 continue
             if key is not None:
-                found[number] = key_hash(each.rule.entity, key)
+                found[number] = Reference(key_hash(each.rule.entity, key), each.born(row))
         return found
 
     def number(self, dependent: str) -> int | None:
@@ -326,32 +336,35 @@ class State:
     def row_rule(self, number: int) -> RowRule:
         return self._rules[number]
 
-    def choose(self, rule: int, parts: Sequence[tuple[bytes, Version | None]]) -> list[int]:
-        """Keep apart, until the next call, the children of each part: those that reference the key with that hash
-        and are there as plain ones (None) or since that version. How many each part has."""
+    def choose(self, rule: int, parts: Sequence[tuple[bytes, Version | None, Born | None]]) -> list[int]:
+        """Keep apart, until the next call, the children of each part: those that reference the key with that hash,
+        are there as plain ones (None) or since that version, and are of that age. How many each part has."""
         topic = self._rules[rule].rule.dependent.target.name
         any_arrivals = self.arrivals() > 0
         self._db.execute("DELETE FROM chosen")
         counts: list[int] = []
-        for part, (digest, since) in enumerate(parts):
+        for part, (digest, since, born) in enumerate(parts):
+            aged = "" if born is None else " AND r.born > ? AND r.born <= ?"
+            ages = () if born is None else (_micros(born.after_ms), _micros(born.until_ms))
             if since is not None:
                 found = self._db.execute(
                     "INSERT INTO chosen (part, child) SELECT ?, c.id FROM reference r JOIN child c ON c.id = r.child "
                     "JOIN arrival a ON a.rule = r.rule AND a.topic = c.topic AND a.partition = c.partition "
-                    "AND a.key = c.key AND a.hash = r.hash WHERE r.rule = ? AND r.hash = ? AND a.since = ?",
-                    (part, rule, digest, records.encode(since)),
+                    f"AND a.key = c.key AND a.hash = r.hash WHERE r.rule = ? AND r.hash = ? AND a.since = ?{aged}",
+                    (part, rule, digest, records.encode(since), *ages),
                 )
             elif any_arrivals:
                 found = self._db.execute(
                     "INSERT INTO chosen (part, child) SELECT ?, c.id FROM reference r JOIN child c ON c.id = r.child "
                     "WHERE r.rule = ? AND r.hash = ? AND NOT EXISTS (SELECT 1 FROM arrival a WHERE a.rule = r.rule "
-                    "AND a.topic = ? AND a.partition = c.partition AND a.key = c.key AND a.hash = r.hash)",
-                    (part, rule, digest, topic),
+                    f"AND a.topic = ? AND a.partition = c.partition AND a.key = c.key AND a.hash = r.hash){aged}",
+                    (part, rule, digest, topic, *ages),
                 )
             else:
                 found = self._db.execute(
-                    "INSERT INTO chosen (part, child) SELECT ?, child FROM reference WHERE rule = ? AND hash = ?",
-                    (part, rule, digest),
+                    "INSERT INTO chosen (part, child) SELECT ?, r.child FROM reference r "
+                    f"WHERE r.rule = ? AND r.hash = ?{aged}",
+                    (part, rule, digest, *ages),
                 )
             counts.append(found.rowcount)
         return counts
@@ -519,7 +532,12 @@ class State:
         value = overtaken.value
         for mark, ours in overtaken.steps:
             rule = self._number.get(mark.dependent)
-            if value is None or rule is None or self.references(topic, value).get(rule, b"").hex() != mark.source:
+            if value is None or rule is None:
+                continue
+            reference = self.references(topic, value).get(rule)
+            if reference is None or reference.hash.hex() != mark.source:
+                continue
+            if mark.born is not None and not mark.born.holds(reference.born):
                 continue
             if ours is None:
                 return None
@@ -527,6 +545,10 @@ class State:
             with contextlib.suppress(Unwritable):
                 value = self._rules[rule].transplanted(value, ours)
         return value
+
+
+def _micros(ms: int | None) -> int:
+    return _INT64_MIN if ms is None else ms * 1000
 
 
 def _packed(headers: Headers) -> bytes | None:

@@ -36,6 +36,9 @@ _INT_BITS: Final[Mapping[object, int]] = {"int8": 8, "int16": 16, "int32": 32, "
 LIMITS: Final = Limits()
 _ABSENT: Final = object()
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECONDS: Final = range(10**11, 10**14)
+"""From March 1973 to the year 5138; what can be a moment in seconds lies below, one in microseconds above."""
+_FINER: Final = re.compile(r"(\.[0-9]{6})[0-9]+")
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 
 
@@ -65,7 +68,7 @@ class Row(NamedTuple):
 class RowRule:
     """How one dependent reads and writes its rows."""
 
-    __slots__ = ("_own", "_paths", "_where", "rule")
+    __slots__ = ("_as_of", "_own", "_paths", "_where", "rule")
 
     def __init__(self, rule: StoreRule) -> None:
         self.rule = rule
@@ -73,6 +76,7 @@ class RowRule:
         of_rows = () if rule.rows is None else rule.rows.spec.fields
         self._own = tuple((tuple(name.split(".")), kind) for name, kind in of_rows)
         self._where = tuple((tuple(field.split(".")), wanted) for field, wanted in rule.dependent.where.items())
+        self._as_of = None if rule.dependent.as_of is None else tuple(rule.dependent.as_of.split("."))
 
     def reference(self, row: Row) -> Key | None:
         """The key that a row references; None when it references nothing (a part is null, the row is gone) or `where`
@@ -109,6 +113,12 @@ class RowRule:
             except KeyRefused:
                 return None
         return tuple(parts)
+
+    def born(self, row: Row) -> int | None:
+        """When a row came to be, in microseconds since the epoch; None where that does not matter or is in doubt."""
+        if self._as_of is None or row.fields is None:
+            return None
+        return _micros(_at(row.fields, self._as_of))
 
     def rewritten(self, text: bytes, row: Row, old: Key, new: Values) -> bytes:
         """`text` with `new` for `old` as reference; every byte outside the parts that change is kept. Raises
@@ -214,6 +224,19 @@ def _equals(value: object, wanted: Literal) -> bool:
             number = _decimal(value.text) if isinstance(value, Exponential) else value
             exact = Decimal(repr(wanted)) if isinstance(wanted, float) else wanted
             return type(number) in (int, Decimal) and number == exact
+
+
+def _micros(value: object) -> int | None:
+    """A moment as text with a zone (cut to microseconds), or as a number whose size says its unit: below
+    `_MILLISECONDS` it could be seconds, above them the key gate takes it for microseconds."""
+    if type(value) is int and value in _MILLISECONDS:
+        return value * 1000
+    try:
+        moment = gate(KeyType.TIMESTAMP, _FINER.sub(r"\1", value) if isinstance(value, str) else value, None)
+    except KeyRefused:
+        return None
+    assert isinstance(moment, datetime)
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _decimal(text: str) -> Decimal | None:

@@ -12,7 +12,6 @@ from integrity.core.rules.model import EventValue
 from integrity.core.rules.parse import parse_rules
 from integrity.core.rules.vocabulary import (
     ACTIONS,
-    ACTIONS_LATER,
     DEPENDENT_FIELDS,
     DEPENDENT_LATER,
     EVENTS_FIELDS,
@@ -43,7 +42,7 @@ def test_action_is_documented(action: str) -> None:
     assert re.search(rf"^\| `{{?{action}", DOCUMENT, re.MULTILINE)
 
 
-@pytest.mark.parametrize("word", [*PARENT_LATER, *EVENTS_LATER, *DEPENDENT_LATER, *FORMATS_LATER, *ACTIONS_LATER])
+@pytest.mark.parametrize("word", [*PARENT_LATER, *EVENTS_LATER, *DEPENDENT_LATER, *FORMATS_LATER])
 def test_word_of_a_later_version_is_listed_as_not_supported(word: str) -> None:
     assert f"`{word}`" in LATER
 

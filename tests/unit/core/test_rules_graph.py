@@ -31,6 +31,7 @@ dependents:
      on_delete: {nullify: {columns: [l]}}, on_update: ignore}
 """
 OWN = "events: {topic: shop.orders, format: debezium, key: {number: int64}}\ndependents:"
+AGED = "on_delete: cascade, as_of: created_at"
 
 
 def _rules(*texts: str):  # type: ignore[no-untyped-def]
@@ -221,3 +222,14 @@ def test_dependents_in_another_store_than_rows_without_events_follow_by_derived_
     assert [parent.entity for parent in rules.derived("a")] == ["order"]
     assert [parent.entity for parent in rules.follows_derived("b")] == ["order"]
     assert (rules.derived("b"), rules.follows_derived("a")) == ((), ())
+
+
+@pytest.mark.parametrize("change", ["on_delete: restrict", "on_delete: cascade, on_update: restrict", AGED])
+def test_restrict_and_as_of_next_to_rows_that_are_parents_are_not_supported_yet(change: str) -> None:
+    named = CUSTOMER.replace("on_delete: cascade", change)
+    assert _found(named) == [("not_supported_yet", "a.yaml", 5)]
+    below = ORDER.split(",\n")[0].replace("on_delete: cascade", change) + "}\n"
+    assert _found(CUSTOMER, below) == [("not_supported_yet", "b.yaml", 4)]
+    own = below.replace("dependents:", OWN.replace("number", "id"))
+    assert _found(CUSTOMER, own) == [("not_supported_yet", "b.yaml", 5)]
+    _rules(CUSTOMER.split(", entity")[0] + "}\n", own)

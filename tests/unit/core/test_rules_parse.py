@@ -19,8 +19,10 @@ from integrity.core.rules.model import (
     Dependent,
     EventValue,
     Ignore,
+    Match,
     Nullify,
     Parent,
+    Restrict,
     RuleSet,
     SetDefault,
     Target,
@@ -132,6 +134,8 @@ def test_references_and_columns_follow_the_order_of_the_parent_key() -> None:
     [
         (TABLE, "cascade", Cascade()),
         (TABLE, "{cascade: {}}", Cascade()),
+        (TABLE, "restrict", Restrict()),
+        (TABLE, "{restrict: {}}", Restrict()),
         (TABLE, "ignore", Ignore()),
         (TABLE, "{ignore: }", Ignore()),
         (TABLE, "nullify", Nullify(("customer_id",))),
@@ -160,6 +164,7 @@ def test_action_is_read_in_its_bare_and_its_mapping_form(target: str, written: s
         ("cascade", Cascade()),
         ("nullify", Nullify(("customer_id",))),
         ("{set_default: {customer_id: 5}}", SetDefault({"customer_id": 5})),
+        ("restrict", Restrict()),
         ("ignore", Ignore()),
     ],
 )
@@ -185,12 +190,73 @@ def test_max_rows_is_part_of_what_the_rules_mean() -> None:
     assert len(hashes) == 3
 
 
+FULL = "store: s, table: t, references: {a: x, b: z}, match: full"
+TWO = HEAD.replace("{id: int64}", "{x: int64, z: int64}")
+
+
+@pytest.mark.parametrize(
+    ("written", "match"), [("", "simple"), (", match: simple", "simple"), (", match: full", "full")]
+)
+def test_match_is_simple_or_full(written: str, match: str) -> None:
+    assert _only(f"{TABLE}, {CASCADE}{written}").match is Match(match)
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        "on_delete: nullify",
+        "on_delete: {nullify: {columns: [b, a]}}, on_update: restrict",
+        "on_delete: {set_default: {a: null, b: null}}",
+        "on_delete: {set_default: {b: 0}}, on_update: {set_default: {a: 1, b: 0}}",
+        "on_delete: cascade, on_update: ignore",
+    ],
+)
+def test_match_full_takes_actions_that_leave_a_whole_reference_or_none(actions: str) -> None:
+    assert _only(f"{FULL}, {actions}", head=TWO).match is Match.FULL
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        "on_delete: {nullify: {columns: [a]}}",
+        "on_delete: {set_default: {b: null}}",
+        "on_delete: {set_default: {a: null, b: 0}}",
+        "on_delete: cascade, on_update: {nullify: {columns: [b]}}",
+        "on_delete: cascade, on_update: {set_default: {a: null}}",
+    ],
+)
+def test_match_full_refuses_actions_that_leave_a_reference_null_in_part(actions: str) -> None:
+    [finding] = _findings(_file(f"{FULL}, {actions}", head=TWO))
+    assert (finding.code, finding.line) == (FindingCode.MIXED_REFERENCE, 8)
+    parse_rules({"a.yaml": _file(f"{FULL}, {actions}".replace("full", "simple"), head=TWO)})
+
+
+def test_as_of_names_a_column_or_a_path() -> None:
+    assert _only(f"{TABLE}, {CASCADE}").as_of is None
+    assert _only(f"{TABLE}, {CASCADE}, as_of: created_at").as_of == "created_at"
+    assert _only(f"{COLLECTION}, {CASCADE}, as_of: meta.created").as_of == "meta.created"
+    assert _only(f"{TOPIC}, {CASCADE}, as_of: meta.created").as_of == "meta.created"
+
+
+@pytest.mark.parametrize(
+    ("dependent", "code"),
+    [
+        (f"{TABLE}, as_of: customer_id", FindingCode.REFERENCE_COLUMN),
+        (f"{TABLE}, as_of: a.b", FindingCode.BAD_COLUMN),
+        (f"{COLLECTION}, as_of: $natural", FindingCode.BAD_COLUMN),
+        (f"{COLLECTION}, as_of: customerId.at", FindingCode.OVERLAPPING_FIELDS),
+        ("store: s, topic: t, references: {a.b: id}, as_of: a", FindingCode.OVERLAPPING_FIELDS),
+        (f"{TABLE}, as_of: [created_at]", FindingCode.WRONG_TYPE),
+        (f"{TABLE}, as_of: 5", FindingCode.WRONG_TYPE),
+        (f"{TABLE}, as_of: ''", FindingCode.EMPTY),
+    ],
+)
+def test_as_of_that_cannot_say_when_a_row_came_to_be_is_refused(dependent: str, code: FindingCode) -> None:
+    assert _codes(_file(f"{dependent}, {CASCADE}")) == [code]
+
+
 LATER_DEPENDENT = [
-    "as_of: created_at",
     "undo: 30d",
-    "match: full",
-    "on_update: restrict",
-    "on_update: {restrict: {}}",
 ]
 LATER_EVENTS = [
     "pattern: x",
@@ -207,11 +273,6 @@ LATER_EVENTS = [
 @pytest.mark.parametrize("field", LATER_DEPENDENT)
 def test_dependent_field_of_a_later_version_is_refused(field: str) -> None:
     assert _codes(_file(f"{TABLE}, {CASCADE}, {field}")) == [FindingCode.NOT_SUPPORTED_YET]
-
-
-@pytest.mark.parametrize("action", ["restrict", "{restrict: {}}"])
-def test_restrict_is_refused_as_of_a_later_version(action: str) -> None:
-    assert _codes(_file(f"{TABLE}, on_delete: {action}")) == [FindingCode.NOT_SUPPORTED_YET]
 
 
 @pytest.mark.parametrize("field", LATER_EVENTS)
@@ -485,6 +546,7 @@ def test_list_of_keys_is_a_collections_only() -> None:
         (f"{LIST}, where: {{meta.customerIds: 1}}, {CASCADE}", "where"),
         (f"{LIST}, where: {{meta.customerIds.kind: a}}, {CASCADE}", "where"),
         (f"{LIST}, where: {{meta: null}}, {CASCADE}", "where"),
+        (f"{LIST}, as_of: created_at, {CASCADE}", "as_of"),
         (f"store: s, collection: c, references: {{_id.customers: id}}, on_update: ignore, {CASCADE}", "_id"),
     ],
 )
@@ -657,6 +719,9 @@ def test_hash_ignores_comments_layout_order_and_file_names() -> None:
         ("cascade", "ignore"),
         ("cascade", "nullify"),
         ("cascade", "cascade, on_update: ignore"),
+        ("cascade", "restrict"),
+        ("cascade", "cascade, match: full"),
+        ("cascade", "cascade, as_of: created_at"),
         ("cascade", "cascade, where: {a: 1}"),
         ("cascade", "cascade, name: other"),
         ("int64", "int32"),

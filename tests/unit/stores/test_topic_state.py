@@ -9,6 +9,7 @@ import pytest
 
 from integrity.core.batch import TopicPartition
 from integrity.core.change import Version
+from integrity.core.fold import Born
 from integrity.core.keys import KeyType, key_hash
 from integrity.stores.topic import records
 from integrity.stores.topic.records import ChildKey, Mark, ReadRecord, WritesRecord
@@ -44,7 +45,7 @@ def read(state: State, *read: ReadRecord) -> None:
 
 
 def chosen(state: State, digest: bytes) -> list[bytes]:
-    state.choose(0, [(digest, None)])
+    state.choose(0, [(digest, None, None)])
     return [child.at.key for child in state.chosen(0, 100)]
 
 
@@ -96,6 +97,19 @@ def test_owner_that_changed_another_field_in_between_keeps_it_under_the_new_refe
     assert mends(state) == [b'{"n":2,"customer_id":8}']
 
 
+@pytest.mark.parametrize(("born_ms", "mended"), [(1_700_000_000_010, False), (1_700_000_000_011, True)])
+def test_owner_that_wrote_a_row_too_young_for_the_event_gets_it_back(
+    tmp_path: Path, born_ms: int, mended: bool
+) -> None:
+    state = State(tmp_path / "aged.sqlite", [row_rule({"customer_id": KeyType.INT64}, as_of="at")], lane="lane")
+    new = b'{"customer_id":7,"at":%d}' % born_ms
+    mark = Mark(0, "customer.carts", OLD.hex(), Born(None, 1_700_000_000_010))
+    gone = ReadRecord("carts", 0, 2, b"k", None, records.marked((), mark))
+    read(state, owner(0, b'{"customer_id":7,"at":1700000000000}'), owner(1, new), gone)
+    assert mends(state) == ([new] if mended else [])
+    state.close()
+
+
 def test_owner_that_wrote_no_row_in_between_is_mended(state: State) -> None:
     read(state, owner(0, b'{"customer_id":7}'), owner(1, b"nonsense"), ours(2, None, base=0))
     assert mends(state) == [b"nonsense"]
@@ -145,7 +159,7 @@ def test_mark_that_an_owner_copied_means_nothing(state: State) -> None:
 def test_rollback_takes_back_what_a_batch_did(state: State) -> None:
     read(state, owner(0, b'{"customer_id":7}'))
     state.begin()
-    state.choose(0, [(OLD, None)])
+    state.choose(0, [(OLD, None, None)])
     (child,) = state.chosen(0, 10)
     state.remove(child.id)
     state.add_arrival(0, CHILD, "customer", (8,), Version(0, (1,)))
@@ -160,7 +174,8 @@ def test_arrivals_are_apart_from_plain_children(state: State) -> None:
     read(state, owner(0, b'{"customer_id":7}'), owner(1, b'{"customer_id":7}', b"l"))
     since = Version(0, (20, 1))
     name, value = state.add_arrival(0, CHILD, "customer", (7,), since)
-    assert state.choose(0, [(OLD, None), (OLD, since), (OLD, Version(0, (20,)))]) == [1, 1, 0]
+    parts = [(OLD, None, None), (OLD, since, None), (OLD, Version(0, (20,)), None)]
+    assert state.choose(0, parts) == [1, 1, 0]
     assert [child.at.key for child in state.chosen(0, 10)] == [b"l", b"k"]
     state.remove_arrival(name)
     state.take([ReadRecord(LEDGER, 0, 0, name, value, ())], LEDGER)

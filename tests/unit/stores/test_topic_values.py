@@ -23,7 +23,9 @@ from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_row
 
 
 def row_rule(
-    references: Mapping[str, KeyType], where: Mapping[str, Literal | tuple[Literal, ...]] | None = None
+    references: Mapping[str, KeyType],
+    where: Mapping[str, Literal | tuple[Literal, ...]] | None = None,
+    as_of: str | None = None,
 ) -> RowRule:
     spec = KeySpec(tuple((f"k{i}", kind) for i, kind in enumerate(references.values())))
     dependent = Dependent(
@@ -36,6 +38,7 @@ def row_rule(
         Cascade(),
         where or {},
         Place("test.yaml", 1, 1),
+        as_of=as_of,
     )
     return RowRule(StoreRule("customer", dependent, spec, policy_of(dependent, spec)))
 
@@ -316,3 +319,42 @@ def test_any_other_field_reads_the_same_after_a_rewrite(
     assert list(after) == list(before)
     del before["customer_id"], after["customer_id"]
     assert after == before
+
+
+@pytest.mark.parametrize(
+    ("written", "micros"),
+    [
+        ('"2023-11-14T22:13:20Z"', 1_700_000_000_000_000),
+        ('"2023-11-14T23:13:20.5+01:00"', 1_700_000_000_500_000),
+        ('"2023-11-14T22:13:20.123456789Z"', 1_700_000_000_123_456),
+        ("1700000000123", 1_700_000_000_123_000),
+        ("1700000000123456", 1_700_000_000_123_456),
+        ('"1969-12-31T23:59:59.999999Z"', -1),
+        # could be seconds
+        ("1700000000", None),
+        ("99999999999", None),
+        # without a zone, without a time of day, no moment
+        ('"2023-11-14T22:13:20"', None),
+        ('"2023-11-14"', None),
+        ('"2023-13-14T22:13:20Z"', None),
+        ('"__debezium_unavailable_value"', None),
+        ('"1700000000123"', None),
+        ("1700000000123.0", None),
+        ("-1700000000123", None),
+        ("99999999999999999999", None),
+        ("1e12", None),
+        ("true", None),
+        ("null", None),
+        ("[1700000000123]", None),
+        ("{}", None),
+    ],
+)
+def test_time_of_a_row_is_read_when_it_is_beyond_doubt(written: str, micros: int | None) -> None:
+    rule = row_rule({"customer_id": KeyType.INT64}, as_of="meta.at")
+    row = read_row(b'{"customer_id":7,"meta":{"at":%s}}' % written.encode())
+    assert rule.reference(row) == (7,)
+    assert rule.born(row) == micros
+
+
+def test_row_without_the_field_of_as_of_has_no_time() -> None:
+    assert row_rule({"customer_id": KeyType.INT64}, as_of="at").born(read_row(b'{"customer_id":7}')) is None

@@ -1,0 +1,37 @@
+"""What a lane tells the outside of a batch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from integrity.core.batch import Batch
+from integrity.core.outcome import Effect, Outcome
+from integrity.core.rules.parse import parse_rules
+from integrity.service.report import Report
+from integrity.settings import Settings
+from integrity.telemetry import Metrics, Tracing
+
+
+def test_violations_are_counted_and_warned_of_once_a_dependent_without_keys(caplog: pytest.LogCaptureFixture) -> None:
+    rules = parse_rules({"customer.yaml": Path("rules/customer.yaml").read_text()})
+    metrics = Metrics(version="1.2.3", rules=rules.hash)
+    report = Report(metrics, Tracing(), None, rules, Settings())
+    effects = [
+        Effect(0, "customer.orders", "restrict", Outcome.RESTRICTED, 2),
+        Effect(1, "customer.orders", "restrict", Outcome.RESTRICTED, 3),
+        Effect(2, "customer.orders", "restrict", Outcome.APPLIED, 0),
+        Effect(2, "customer.reviews", "cascade", Outcome.APPLIED, 4),
+    ]
+    with caplog.at_level(logging.WARNING):
+        report.applied("orders_db", Batch((), {}, at_ms=0), effects, 0.1)
+    lines = metrics.render()[0].decode().splitlines()
+    counted = 'integrity_effects_total{action="restrict",dependent="customer.orders",outcome="restricted"} 2.0'
+    assert counted in lines
+    assert 'integrity_rows_total{action="restrict",dependent="customer.orders"} 0.0' in lines
+    [line] = caplog.records
+    assert (line.levelname, line.args) == ("WARNING", ())
+    fields = {name: getattr(line, name) for name in ("store", "dependent", "events", "rows")}
+    assert fields == {"store": "orders_db", "dependent": "customer.orders", "events": 2, "rows": 5}
