@@ -22,8 +22,8 @@ from tests.conftest import CreateTopic
 from tests.integration.pg_shop import run as run_sql
 
 PASSWORD = "hunter2-3c9f"
-STOP_S = 2.0
-"""From SIGTERM to the end of the process while something is waited for that does not answer."""
+STOP_S = 25.0
+"""From SIGTERM to the end of the process, also while something is waited for that does not answer (contract 4)."""
 
 RULES = """\
 version: 1
