@@ -387,7 +387,7 @@ def native_query(target: Target) -> str:
     """The rows with ids from $1 up to $2: the id, then the columns."""
     if target.lists:
         (column,) = target.columns
-        keys = f"select {column} from {target.name} l where l.id = d.id and {column} is not null order by place"
+        keys = f"select {column} from {target.name} l where l.id = d.id and {column} is not null"
         return f"select id, array({keys}) from {target.name}_docs d where id >= $1 and id < $2"
     return " union all ".join(
         f"select id, {', '.join(target.columns)} from {table} where id >= $1 and id < $2"
@@ -417,8 +417,16 @@ def row_of(target: Target, found: dict[str, Any]) -> Row:
 
 
 def comparable(values: Sequence[Any]) -> Row:
-    """The same values from whatever store."""
-    return tuple(
-        value.astimezone(UTC) if isinstance(value, datetime) else tuple(value) if isinstance(value, list) else value
-        for value in values
-    )
+    """The same values from whatever store. A list of keys is a bag: of two equal keys in it nobody can tell which one
+    came by a key change, so which of them an older event takes is not laid down."""
+
+    def alike(value: Any) -> Any:
+        match value:
+            case datetime():
+                return value.astimezone(UTC)
+            case list():
+                return tuple(sorted(value))
+            case _:
+                return value
+
+    return tuple(map(alike, values))
