@@ -52,7 +52,7 @@ def test_every_fault_is_printed_with_its_place_caret_and_hint(wrong: Path) -> No
         "    version: yes\n"
         "             ^\n"
         '    Write "yes" if it is text.\n'
-        f"{wrong}:{LINE}:16: on_delete must be cascade, nullify, set_default, tombstone or ignore, "
+        f"{wrong}:{LINE}:16: on_delete must be cascade, nullify, set_default, tombstone, restrict or ignore, "
         'not "nulify" [unknown_value]\n'
         "    on_delete: nulify\n"
         "               ^\n"
@@ -79,7 +79,7 @@ def test_json_is_one_document_on_failure_too(wrong: Path, arguments: tuple[str, 
     assert document["findings"][1] == {
         "code": "unknown_value",
         "severity": "error",
-        "message": 'on_delete must be cascade, nullify, set_default, tombstone or ignore, not "nulify"',
+        "message": 'on_delete must be cascade, nullify, set_default, tombstone, restrict or ignore, not "nulify"',
         "hint": "Did you mean nullify?",
         "file": str(wrong),
         "line": LINE,
@@ -102,7 +102,7 @@ def test_github_format_is_an_annotation_a_finding(tmp_path: Path) -> None:
     name = str(file).replace("%", "%25").replace(",", "%2C").replace(":", "%3A")
     assert annotations[1] == (
         f"::error file={name},title=integrity unknown_value,line={LINE},col=16::on_delete must be cascade, nullify, "
-        'set_default, tombstone or ignore, not "nulify"%0ADid you mean nullify?'
+        'set_default, tombstone, restrict or ignore, not "nulify"%0ADid you mean nullify?'
     )
 
 
