@@ -163,9 +163,7 @@ class _Debezium:
             to = self._header_key(header, key, hints)
             if to == key:
                 return _SAME_KEY
-        version = self._version(record, source)
-        if version is None:
-            raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
+        version = self._placed(record, source)
         return self._change(record, _MOVED if moved else _DELETED, key, to, version, source, traceparent)
 
     def _judged(self, record: Record, op: str, envelope: Envelope, condition: Condition) -> Decoded:
@@ -187,9 +185,7 @@ class _Debezium:
         except ConditionFault as fault:
             message = f"The condition deleted_when has no answer: {fault.message}."
             raise _Refused(Reason.BAD_ENVELOPE, message, "value") from None
-        version = self._version(record, source)
-        if version is None:
-            raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
+        version = self._placed(record, source)
         if _is_arrival(record):
             # Deleted where the key change has led: just after it, so that it takes the rows that came along.
             version = version._replace(position=(*version.position, 1))
@@ -208,11 +204,9 @@ class _Debezium:
         }
 
     def _alive(self, record: Record, op: str, source: Source) -> Decoded:
-        version = self._version(record, source)
+        version = self._version(record, source) if op == "r" else self._placed(record, source)
         if version is None:
-            if op == "r":
-                return _SNAPSHOT
-            raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
+            return _SNAPSHOT
         key, _ = self._record_key(record)
         trace = _headers(record.headers, self._limits)[2]
         return self._change(record, _ARRIVED if _is_arrival(record) else _ALIVE, key, None, version, source, trace)
@@ -259,6 +253,13 @@ class _Debezium:
         if type(lsn) is int and 0 <= lsn <= _LSN_MAX:
             return _tuple(Version, (self._epoch, (lsn,)))
         return None
+
+    def _placed(self, record: Record, source: Source) -> Version:
+        """The same for a change that has to have one."""
+        version = self._version(record, source)
+        if version is None:
+            raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
+        return version
 
     def _envelope(self, value: bytes) -> tuple[Envelope, bytes]:
         """The envelope and its text, out of the schema wrapper if there is one."""
