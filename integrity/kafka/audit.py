@@ -48,6 +48,7 @@ _SEND_TIMEOUT_S: Final = 15.0
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_LAST_S: Final = 30.0
 _PARTITIONS: Final = 3
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete"}
 
 
@@ -402,6 +403,9 @@ class AuditEncoder:
         return msgspec.Raw(text), UNSET, told, digest
 
     def _key_text(self, names: Sequence[str], key: Key) -> bytes:
+        part = key[0]
+        if type(part) is int and len(key) == 1 and _INT64_MIN <= part <= _INT64_MAX:
+            return b"{%b:%d}" % (self._encode(names[0]), part)
         try:
             return self._encode(dict(zip(names, key, strict=True)))
         except (UnicodeEncodeError, OverflowError):

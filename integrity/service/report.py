@@ -59,9 +59,9 @@ class Report:
         self._metrics.observe_batch(store, len(batch.changes))
         self._stale_alarm.take(store, self._metrics.count_effects(effects))
         now_ms = time.time() * 1000
-        self._metrics.observe_enforcement(
-            store, [max(0.0, now_ms - c.occurred_ms) / 1000 for c in batch.changes if c.op in _HAPPENED]
-        )
+        # A change is taken apart by place: by name it would cost three times as much.
+        ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _ in batch.changes if op in _HAPPENED]
+        self._metrics.observe_enforcement(store, [age_ms / 1000 if age_ms > 0 else 0.0 for age_ms in ages_ms])
         if self._audit is not None and effects:
             self._audit.write(batch, effects, took_s * 1000)
         _warn_of_violations(store, effects)

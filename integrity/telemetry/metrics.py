@@ -94,16 +94,18 @@ class Metrics:
     def count_effects(self, effects: Sequence[Effect]) -> dict[Outcome, int]:
         """Count what a store reported of a batch, rows included. Returns how many effects had each outcome."""
         totals: dict[tuple[str, str, Outcome], list[int]] = {}
-        for effect in effects:
-            total = totals.setdefault((effect.dependent, effect.action, effect.outcome), [0, 0])
+        for _, dependent, action, outcome, rows in effects:
+            total = totals.get((dependent, action, outcome))
+            if total is None:
+                total = totals[dependent, action, outcome] = [0, 0]
             total[0] += 1
-            total[1] += effect.rows
+            total[1] += rows
         outcomes = dict.fromkeys(Outcome, 0)
-        for (dependent, action, outcome), (count, rows) in totals.items():
+        for (dependent, action, outcome), (count, acted_on) in totals.items():
             outcomes[outcome] += count
             self._effects.labels(dependent, action, outcome.value).inc(count)
             if outcome in (Outcome.APPLIED, Outcome.REPAIRED):
-                self._rows.labels(dependent, action).inc(rows)
+                self._rows.labels(dependent, action).inc(acted_on)
         return outcomes
 
     def count_dead_letter(self, reason: Reason, dependent: str) -> None:
