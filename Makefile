@@ -7,6 +7,9 @@ UV_VERSION := 0.13.9
 LOCK := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-emit-find-links --no-annotate --custom-compile-command "make lock" pyproject.toml
 
+# Most tests wait for a server now and then: three at once, each with servers of its own, keep two processors busy.
+WORKERS := 3
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check format bench oracle lock clean
 
@@ -19,7 +22,7 @@ demo: $(VENV)/.demo ## Run the demo: a small shop on embedded servers.
 	@$(BIN)/integrity demo $(ARGS)
 
 test: $(VENV)/.dev ## Run every test: unit, property, contract, integration, acceptance.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev ## Format check, lint, types, layers and the fast tests.
 	@$(BIN)/ruff format --check .

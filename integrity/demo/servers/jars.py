@@ -158,12 +158,12 @@ def _install(package: str, what: str) -> None:
     if apt_get is None or os.geteuid() != 0:
         raise ServerUnavailable(f"{what} is missing: install it (on Debian and Ubuntu: apt-get install {package}).")
     failure = f"{what} is missing, and apt-get could not install {package}"
-    run([apt_get, "-qq", "update"], timeout_s=_INSTALL_TIMEOUT_S, failure=failure)
-    run(
-        ["env", "DEBIAN_FRONTEND=noninteractive", apt_get, "-qq", "--no-install-recommends", "install", "-y", package],
-        timeout_s=_INSTALL_TIMEOUT_S,
-        failure=failure,
-    )
+    install = ["env", "DEBIAN_FRONTEND=noninteractive", apt_get, "-qq", "--no-install-recommends", "install", "-y"]
+    _cache_directory().mkdir(parents=True, exist_ok=True)
+    # apt-get fails beside another one; of what is there it installs nothing.
+    with _locked(_cache_directory() / "apt-get.lock"):
+        run([apt_get, "-qq", "update"], timeout_s=_INSTALL_TIMEOUT_S, failure=failure)
+        run([*install, package], timeout_s=_INSTALL_TIMEOUT_S, failure=failure)
 
 
 def _make_once(directory: Path, make: Callable[[Path], None]) -> None:
