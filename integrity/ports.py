@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.decode.record import Record
-from integrity.core.history import Impact, KeyHistory
+from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import ApplyResult
@@ -83,8 +83,8 @@ class Inspectable(Protocol):
         """Everything that the ledger knows of a key; None when it has never heard of it."""
         ...
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
-        """What it would do here if the key were deleted (`to` is None) or changed to `to` now: one a dependent."""
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
+        """What it would do here if all that happened now: one for each dependent of the entity in this store."""
         ...
 
     async def close(self) -> None:

@@ -21,11 +21,15 @@ from starlette.routing import Route
 from integrity.core.key_text import parse_key
 from integrity.core.keys import Key, KeyRefused
 from integrity.core.rules.model import Parent, RuleSet
+from integrity.errors import OperationError
 from integrity.ports import Deadline, Inspectable
-from integrity.service.ask import Answers, Document, ask, history_document, impact_document
+from integrity.service.ask import Answers, Document, ask, history_document
+from integrity.service.plan import impact_document, plan
 
 TIMEOUT_S: Final = 10.0
 """How long all stores together have for one answer."""
+LEVELS_TIMEOUT_S: Final = 5.0
+"""After that no further level is looked at: the rows below are told as "at least"."""
 HEADERS: Final = {"cache-control": "no-store"}
 
 _Answer = TypeVar("_Answer")
@@ -33,11 +37,13 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """What is asked: the rules, and all their stores by name. `token` is empty when none is needed."""
+    """What is asked: the rules, and all their stores by name. `token` is empty when none is needed; `read_token`, which
+    is good for everything that changes nothing, when there is none."""
 
     rules: RuleSet
     stores: Mapping[str, Inspectable]
     token: str
+    read_token: str = ""
 
 
 class Problem(HTTPException):
@@ -54,13 +60,22 @@ def routes(looks: Looks) -> Sequence[Route]:
     async def history(request: Request) -> Response:
         parent, key = _asked(looks, request)
         answers = await _ask(looks, parent, lambda store, until: store.history(parent.entity, key, until))
-        return _whole(answers, history_document(parent, key, answers))
+        return _whole(answers.silent, history_document(parent, key, answers))
 
     async def impact(request: Request) -> Response:
         parent, key = _asked(looks, request)
         to = _to(request, parent)
-        answers = await _ask(looks, parent, lambda store, until: store.impact(parent.entity, key, to, until))
-        return _whole(answers, impact_document(parent, key, to, answers))
+        deadline = Deadline.after(TIMEOUT_S)
+        planning = await plan(
+            looks.rules,
+            looks.stores,
+            parent.entity,
+            key,
+            to,
+            deadline=lambda _: deadline,
+            until=Deadline.after(LEVELS_TIMEOUT_S),
+        )
+        return _whole(planning.silent, impact_document(parent, key, to, planning))
 
     return [
         Route("/v1/history/{entity}/{key:path}", history, methods=["GET"]),
@@ -103,7 +118,9 @@ def _authorize(looks: Looks, request: Request) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     # As the bytes that were sent: the comparison of texts takes no others than ASCII.
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), looks.token.encode()):
+    sent = given.encode("latin-1")
+    accepted = [token.encode() for token in (looks.token, looks.read_token) if token]
+    if scheme.lower() != "bearer" or not any([hmac.compare_digest(sent, token) for token in accepted]):
         raise Problem(HTTPStatus.UNAUTHORIZED, "Send Authorization: Bearer TOKEN.")
 
 
@@ -118,8 +135,8 @@ async def _ask(
     )
 
 
-def _whole(answers: Answers[object], document: Document) -> Response:
-    if answers.silent:
-        detail = f"No answer from {', '.join(answers.silent)}."
+def _whole(silent: Mapping[str, OperationError], document: Document) -> Response:
+    if silent:
+        detail = f"No answer from {', '.join(silent)}."
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, document)
     return Response(msgspec.json.encode(document), headers=HEADERS, media_type="application/json")

@@ -28,7 +28,7 @@ def command(options: Options, entity: str, key: str, is_json: bool) -> int:
     Write -- before a key that begins with a minus. Exit 0: all stores answered; 2: wrong usage, settings or rules;
     3: a store did not answer (it is named, the others are shown).
     """
-    return end(run_async(_history(options, entity, key, is_json)))
+    return end(run_async(_history(options, entity, key, is_json)).silent)
 
 
 async def _history(options: Options, entity: str, text: str, is_json: bool) -> Answers[object]:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from integrity.core.keys import Key, KeySpec
     from integrity.core.rules.model import Parent, RuleSet
+    from integrity.errors import OperationError
     from integrity.ports import Deadline, Inspectable
-    from integrity.service.ask import Answers
     from integrity.settings import Settings
 
 EXIT_SILENT = 3
@@ -43,15 +43,22 @@ class Looking:
 
 
 @asynccontextmanager
-async def looking(options: Options, entity: str | None = None, store: str | None = None) -> AsyncIterator[Looking]:
-    """Everything that is asked of the stores with dependents of an entity, or of one store. Raises UsageError for a
-    name that no rule has."""
+async def looking(
+    options: Options, entity: str | None = None, store: str | None = None, *, below: bool = False
+) -> AsyncIterator[Looking]:
+    """Everything that is asked of the stores with dependents of an entity (`below`: or of what depends on those, and so
+    on), or of one store. Raises UsageError for a name that no rule has."""
     settings = start(options)
+    from integrity.core.plan import reachable
     from integrity.rules_files import load_rules
     from integrity.wiring import open_for_looking
 
     rules = load_rules(settings.rules)
-    names = [store] if store is not None else stores_of(parent_of(rules, entity or ""))
+    if store is not None:
+        names = [store]
+    else:
+        parent = parent_of(rules, entity or "")
+        names = [*reachable(rules, parent.entity)] if below else stores_of(parent)
     async with open_for_looking(settings, rules, names) as stores:
         yield Looking(settings, rules, stores)
 
@@ -99,8 +106,8 @@ def tell(options: Options, names: Collection[str]) -> None:
         click.echo(f"waiting for {', '.join(names)} …", err=True)
 
 
-def end(answers: Answers[object]) -> int:
+def end(silent: Mapping[str, OperationError]) -> int:
     """Name the stores that did not answer; the exit code."""
-    for name, why in answers.silent.items():
+    for name, why in silent.items():
         click.echo(f"{name} did not answer: {why}", err=True)
-    return EXIT_SILENT if answers.silent else 0
+    return EXIT_SILENT if silent else 0

@@ -29,7 +29,7 @@ def command(options: Options, store: str, table: str, references: tuple[str, ...
     TABLE is the table, collection or topic of a rule, COLUMN=VALUE its reference: one for each column of a composite
     one. Exit 0: the ledger answered; 2: wrong usage, settings or rules; 3: the store did not answer.
     """
-    return end(run_async(_why(options, store, table, references, is_json)))
+    return end(run_async(_why(options, store, table, references, is_json)).silent)
 
 
 async def _why(options: Options, store: str, table: str, references: Sequence[str], is_json: bool) -> Answers[object]:

@@ -276,26 +276,26 @@ def reached(
     waiting = [(start, deleted)]
     while waiting:
         reference, deletes = waiting.pop()
-        rows, step = reference.rows, _step(reference.policy, deletes)
-        if rows is None or (follows := _follows(rows, step)) is None:
+        rows, step = reference.rows, step_of(reference.policy, deletes)
+        if rows is None or (follows := what_follows(rows, step)) is None:
             continue
         for below in graph.get(rows.entity, ()):
             policy = below.policy
             if (policy.dependent, follows) not in visited:
                 visited.add((policy.dependent, follows))
                 action = policy.on_delete_action if follows else policy.on_update_action
-                no_op = isinstance(_step(policy, follows), Leave)
+                no_op = isinstance(step_of(policy, follows), Leave)
                 if policy.dependent not in found or follows:
                     found[policy.dependent] = action, no_op
                 waiting.append((below, follows))
     return found
 
 
-def _step(policy: Policy, deletes: bool) -> Step:
+def step_of(policy: Policy, deletes: bool) -> Step:
     return policy.on_delete if deletes else policy.on_update
 
 
-def _follows(rows: Rows, step: Step) -> bool | None:
+def what_follows(rows: Rows, step: Step) -> bool | None:
     """Whether a step on the rows deletes their keys (True), changes them (False), or does neither."""
     match step:
         case Remove():

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from integrity.core.change import Version
+from integrity.core.keys import Key
 from integrity.core.ledger import Done, Fate, LastRecord
 
 SAMPLE_ROWS_MAX = 5
 """How many rows a sample names."""
+ROWS_COUNTED_MAX = 1_000_000
+"""How many rows of one dependent are counted for one question."""
 
 
 class Enforced(NamedTuple):
@@ -73,14 +76,40 @@ class KeyHistory:
         return self.seen is not None and (not self.enforced or self.seen > self.enforced[-1].fate.version)
 
 
+class Question(NamedTuple):
+    """What deletions (or, not `deleted`, key changes) of these keys of an entity would do to its dependents.
+
+    `follow` are the dependents (by id) whose rows' own keys are asked for, at most `own_max` of each. `sample`: some
+    rows are to be named.
+    """
+
+    entity: str
+    keys: Sequence[Key]
+    deleted: bool = True
+    follow: frozenset[str] = frozenset()
+    own_max: int = 0
+    sample: bool = True
+
+
 class Impact(NamedTuple):
-    """What an event of a key would do to the rows of one dependent: the action, on how many rows, and the identifying
-    columns of some (at most `SAMPLE_ROWS_MAX`; none where the rows have nothing that identifies them)."""
+    """What that would do to the rows of one dependent: the action, on how many rows of each key, and the identifying
+    columns of some (at most `SAMPLE_ROWS_MAX`; none where the rows have nothing that identifies them).
+
+    `is_cut`: there may be more rows, since they were counted up to `ROWS_COUNTED_MAX`. `own` are the rows' own keys
+    where they were asked for, each with the place of the key in the question that it refers to.
+    """
 
     dependent: str
     action: str
-    rows: int
+    counts: tuple[int, ...]
     sample: tuple[Mapping[str, object], ...] = ()
+    is_cut: bool = False
+    own: tuple[tuple[int, Key], ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows of all keys."""
+        return sum(self.counts)
 
 
 def next_fate(enforced: Sequence[Enforced], after: Version) -> Enforced | None:

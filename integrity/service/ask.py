@@ -6,17 +6,17 @@ A store that does not answer is named; what the others say is shown all the same
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 import msgspec
 
 from integrity.core.change import Version
-from integrity.core.history import CameFrom, Enforced, Impact, KeyHistory, LeftOut
+from integrity.core.history import CameFrom, Enforced, KeyHistory, LeftOut
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, KeySpec
-from integrity.core.rules.model import Dependent, Parent
+from integrity.core.rules.model import Parent
 from integrity.errors import OperationError
 from integrity.kafka.dead_letters import rfc3339
 from integrity.ports import Inspectable
@@ -38,7 +38,12 @@ class Answers(Generic[_Answer_co]):
     @property
     def unanswered(self) -> list[Document]:
         """The stores that did not answer, as a document."""
-        return [{"store": name, "message": why.message, "hint": why.hint} for name, why in self.silent.items()]
+        return unanswered(self.silent)
+
+
+def unanswered(silent: Mapping[str, OperationError]) -> list[Document]:
+    """The stores that did not answer, as a document."""
+    return [{"store": name, "message": why.message, "hint": why.hint} for name, why in silent.items()]
 
 
 async def ask(
@@ -133,28 +138,6 @@ def fate_document(spec: KeySpec, enforced: Enforced) -> Document:
     }
 
 
-def impact_document(parent: Parent, key: Key, to: Key | None, answers: Answers[Sequence[Impact]]) -> Document:
-    """What an event of a key would do in all stores."""
-    spec = parent.key
-    dependents = {dependent.id: dependent for dependent in parent.dependents}
-    impacts = [impact for found in answers.found.values() for impact in found]
-    return {
-        "entity": parent.entity,
-        "key": key_document(spec, key),
-        "op": "delete" if to is None else "update",
-        "to": None if to is None else key_document(spec, to),
-        "restricted": any(impact.action == "restrict" and impact.rows for impact in impacts),
-        "dependents": [_impact(dependents[impact.dependent], impact) for impact in impacts],
-        "unanswered": answers.unanswered,
-    }
-
-
-def is_held(dependent: Dependent, impact: Impact) -> bool:
-    """Whether the event would wait for somebody to approve it: it has more rows than `max_rows` allows."""
-    limit = dependent.max_rows
-    return limit is not None and impact.rows > limit and impact.action not in ("ignore", "restrict")
-
-
 def version_text(version: Version) -> str:
     """A version as the audit writes it: `epoch:position`."""
     return f"{version.epoch}:{'.'.join(map(str, version.position))}"
@@ -186,16 +169,4 @@ def _left_out(left_out: LeftOut) -> Document:
         "version": None if left_out.version is None else version_text(left_out.version),
         "event": left_out.event_id,
         "at": rfc3339(left_out.at_ms),
-    }
-
-
-def _impact(dependent: Dependent, impact: Impact) -> Document:
-    return {
-        "dependent": impact.dependent,
-        "store": dependent.store,
-        "target": {"kind": dependent.target.kind.value, "name": dependent.target.name},
-        "action": impact.action,
-        "rows": impact.rows,
-        "held": is_held(dependent, impact),
-        "sample": [dict(row) for row in impact.sample],
     }

@@ -15,13 +15,13 @@ from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
 from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.gate import held
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Question, Repair
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outbox import Outgoing, outgoing
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
 from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, retrace
-from integrity.core.rules.model import EventValue, Literal, Tombstone
+from integrity.core.rules.model import Dependent, EventValue, Literal, Tombstone
 from integrity.core.sweep import Repaired, Sweep, SweepResult, Swept, TooManyLate, is_gone, late_groups, repairs
 from integrity.errors import Finding
 from integrity.ports import Deadline, Waiting
@@ -157,13 +157,29 @@ class MemoryStore:
             tuple(state.repairs.get((entity, key), ())),
         )
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
-        found: list[Impact] = []
-        for rule in self._rules.get(entity, ()):
-            rows = [row for row in self.targets[rule.dependent.target.name] if _is_in_reach(rule, row, key)]
-            action = rule.policy.on_delete_action if to is None else rule.policy.on_update_action
-            found.append(Impact(rule.id, action, len(rows), tuple({"id": r["id"]} for r in rows[:SAMPLE_ROWS_MAX])))
-        return found
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
+        return [self._impact(rule, question) for rule in self._rules.get(question.entity, ())]
+
+    def _impact(self, rule: StoreRule, question: Question) -> Impact:
+        dependent = rule.dependent
+        counts: list[int] = []
+        sample: dict[int, Row] = {}
+        own: list[tuple[int, Key]] = []
+        for place, key in enumerate(question.keys):
+            rows = [
+                row
+                for row in self.targets[dependent.target.name]
+                if _is_in_reach(rule, row, key)
+                and (dependent.as_of is None or _micros(row[dependent.as_of]) is not None)
+            ]
+            counts.append(sum(_references(dependent, row, key) for row in rows))
+            sample |= {id(row): {"id": row["id"]} for row in rows}
+            if dependent.id in question.follow and dependent.key is not None:
+                keys = [tuple(row[name] for name in dependent.key.names) for row in rows]
+                own += [(place, each) for each in keys if None not in each]  # type: ignore[misc]
+        action = rule.policy.on_delete_action if question.deleted else rule.policy.on_update_action
+        named = tuple([*sample.values()][:SAMPLE_ROWS_MAX])
+        return Impact(rule.id, action, tuple(counts), named, own=tuple(own[: question.own_max]))
 
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         draft = self._state.draft()
@@ -457,6 +473,15 @@ def _is_in_reach(rule: StoreRule, row: Row, key: Key) -> bool:
     if dependent.array:
         return isinstance(held[0], list) and key[0] in held[0] and _is_in_scope(row, dependent.where)
     return tuple(held) == key and (marker is None or row[marker] is None) and _is_in_scope(row, dependent.where)
+
+
+def _references(dependent: Dependent, row: Row, key: Key) -> int:
+    """How many references of a row in reach are to that key: a list may hold it twice."""
+    if not dependent.array:
+        return 1
+    elements = row[dependent.columns[0]]
+    assert isinstance(elements, list)
+    return elements.count(key[0])
 
 
 def _micros(value: object) -> int | None:

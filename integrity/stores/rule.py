@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from integrity.core.derive import Rows
 from integrity.core.fold import Policy
@@ -57,6 +57,14 @@ def rows_of(rules: RuleSet, dependent: Dependent) -> Rows | None:
         recorded=not has_own_events,
         published=not has_own_events and elsewhere,
     )
+
+
+def with_rows(rule: StoreRule) -> StoreRule:
+    """The rule as one whose rows' own keys can be read, wherever something may depend on them."""
+    dependent = rule.dependent
+    if rule.rows is not None or dependent.entity is None or dependent.key is None:
+        return rule
+    return replace(rule, rows=rows(dependent.entity, dependent.key, dependent.columns, recorded=False))
 
 
 def rows(entity: str, spec: KeySpec, columns: Sequence[str], *, recorded: bool, published: bool = False) -> Rows:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from bson import ObjectId, json_util
 
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
+from integrity.core.history import (
+    ROWS_COUNTED_MAX,
+    SAMPLE_ROWS_MAX,
+    CameFrom,
+    Enforced,
+    Impact,
+    KeyHistory,
+    LeftOut,
+    Question,
+    Repair,
+)
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.outcome import Outcome
 from integrity.errors import LedgerError
 from integrity.stores.mongo.ledger import LEDGER_ID, Document, Ledger, UnreadableLedger, fate_of, last_of, version_of
-from integrity.stores.mongo.query import EXACT, referencing, within_reach
-from integrity.stores.mongo.values import Unholdable, to_bson
+from integrity.stores.mongo.query import EXACT, Filter, path_reader, referencing, within_reach
+from integrity.stores.mongo.values import Unholdable, from_bson, own_part, to_bson
 from integrity.stores.rule import StoreRule
 
 _READABLE: Final = json_util.JSONOptions(json_mode=json_util.JSONMode.RELAXED)
@@ -62,19 +72,60 @@ async def history(ledger: Ledger, spec: KeySpec, entity: str, key: Key) -> KeyHi
     )
 
 
-async def impact(ledger: Ledger, rule: StoreRule, key: Key, to: Key | None) -> Impact:
-    """What an event of that key would do to the documents of one dependent."""
-    action = rule.policy.on_delete_action if to is None else rule.policy.on_update_action
-    try:
-        parts = [to_bson(kind, part) for kind, part in zip(rule.spec.types, key, strict=True)]
-    except Unholdable:
-        return Impact(rule.id, action, 0)
-    dependent = rule.dependent
+async def impact(ledger: Ledger, rule: StoreRule, question: Question) -> Impact:
+    """What the events of these keys would do to the documents of one dependent."""
+    action = rule.policy.on_delete_action if question.deleted else rule.policy.on_update_action
+    dependent, kinds = rule.dependent, rule.spec.types
+    places: dict[Key, int] = {}
+    parts: dict[Key, list[object]] = {}
+    for place, key in enumerate(question.keys):
+        try:
+            parts[key] = [to_bson(kind, part) for kind, part in zip(kinds, key, strict=True)]
+            places[key] = place
+        except Unholdable:
+            continue
+    counts = [0] * len(question.keys)
+    if not parts:
+        return Impact(rule.id, action, tuple(counts))
     collection = ledger.database[dependent.target.name]
-    chosen = {"$and": [referencing(dependent.columns, {key: parts}), *within_reach(dependent)]}
-    rows = await collection.count_documents(chosen, collation=EXACT)
-    found = collection.find(chosen, {"_id": 1}, limit=SAMPLE_ROWS_MAX, collation=EXACT)
-    return Impact(rule.id, action, rows, tuple([{"_id": _shown(document["_id"])} async for document in found]))
+    chosen: Filter = {"$and": [referencing(dependent.columns, parts), *within_reach(dependent)]}
+    async for group in await collection.aggregate(_counting(rule, chosen, parts), collation=EXACT):
+        counts[places[tuple(map(from_bson, kinds, group["_id"]))]] = group["rows"]
+    own: list[tuple[int, Key]] = []
+    if rule.id in question.follow and dependent.key is not None:
+        of_row = [(kind, path_reader(path)) for path, kind in dependent.key.fields]
+        of_parent = [path_reader(path) for path in dependent.columns]
+        names = dict.fromkeys([*dependent.columns, *dependent.key.names], 1)
+        async for document in collection.find(chosen, names, limit=question.own_max, collation=EXACT):
+            parent = tuple(from_bson(kind, read(document)) for kind, read in zip(kinds, of_parent, strict=True))
+            row_key = [own_part(kind, read(document)) for kind, read in of_row]
+            if None not in row_key:
+                own.append((places[parent], tuple(row_key)))  # type: ignore[arg-type]
+    sample: list[Mapping[str, object]] = []
+    if question.sample:
+        found = collection.find(chosen, {"_id": 1}, limit=SAMPLE_ROWS_MAX, collation=EXACT)
+        sample = [{"_id": _shown(document["_id"])} async for document in found]
+    return Impact(rule.id, action, tuple(counts), tuple(sample), sum(counts) >= ROWS_COUNTED_MAX, tuple(own))
+
+
+def _counting(rule: StoreRule, chosen: Filter, parts: Mapping[Key, Sequence[object]]) -> list[Mapping[str, Any]]:
+    """The references to each key; of a list each element is one."""
+    columns = rule.dependent.columns
+    elements: list[Mapping[str, Any]] = []
+    if rule.dependent.array:
+        [column] = columns
+        wanted = [part for [part] in parts.values()]
+        # A list in the list is no key, though it may hold one.
+        elements = [
+            {"$unwind": f"${column}"},
+            {"$match": {column: {"$in": wanted, "$not": {"$type": "array"}}}},
+        ]
+    return [
+        {"$match": chosen},
+        {"$limit": ROWS_COUNTED_MAX},
+        *elements,
+        {"$group": {"_id": [f"${column}" for column in columns], "rows": {"$sum": 1}}},
+    ]
 
 
 def _shown(id_: object) -> object:

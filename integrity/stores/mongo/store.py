@@ -23,7 +23,7 @@ from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
 from integrity.core.batch import Batch, TopicPartition
-from integrity.core.history import Impact, KeyHistory
+from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
@@ -124,10 +124,10 @@ class MongoStore:
         with setup.reach(self._at, self._budget_s(deadline)):
             return await inspect.history(self._ledger(), self._rules[entity][0].spec, entity, key)
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         """See `Inspectable.impact`."""
         with setup.reach(self._at, self._budget_s(deadline)):
-            return [await inspect.impact(self._ledger(), rule, key, to) for rule in self._rules[entity]]
+            return [await inspect.impact(self._ledger(), rule, question) for rule in self._rules[question.entity]]
 
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         """See `Sweepable.sweep`."""

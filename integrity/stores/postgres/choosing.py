@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from integrity.core.fold import Group
-from integrity.core.keys import Key, KeyType
+from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.stores.postgres.effects import PLAIN, Table, reach, since_condition, target_of
 from integrity.stores.postgres.ledger import Connection, array_text
 from integrity.stores.postgres.names import quoted
@@ -95,13 +95,7 @@ class Chooser:
         return places, [[column[place] for place in places] for column in columns]
 
     def _read(self, columns: Sequence[str], codecs: Sequence[Codec]) -> list[str]:
-        """Columns as `scalar` takes them: texts as texts, whatever type they have; all else as it is."""
-        kinds = (*self._table.rule.spec.types, *self._rows.spec.types)[-len(columns) :]
-        texts = (KeyType.STRING, KeyType.OBJECTID)
-        return [
-            codec.read(column) if kind in texts else column
-            for column, codec, kind in zip(columns, codecs, kinds, strict=True)
-        ]
+        return _readable(columns, codecs, (*self._table.rule.spec.types, *self._rows.spec.types)[-len(columns) :])
 
     def _choose_sql(self, split: bool) -> str:
         table = self._table
@@ -114,7 +108,7 @@ class Chooser:
         limit = len(arrays) + len(values) + 1
         if split:
             fits.append(since_condition(table, self._arrivals_table, f"${limit + 1}::text"))
-        own = ", ".join(self._read([f"t.{quoted(column)}" for column in self._rows.spec.names], table.own))
+        own = ", ".join(own_columns(self._rows.spec, table.own))
         return (
             f"select k.n, {own} from {target_of(table)} t, {_unnested(arrays)}"
             f" where {' and '.join(fits)} limit ${limit}::int8 for update of t"
@@ -159,6 +153,20 @@ class Chooser:
             f"with acted as (delete from {target_of(table)} t using {_unnested(arrays)}"
             f" where {' and '.join(fits)} returning k.g) select g, count(*) from acted group by g"
         )
+
+
+def own_columns(spec: KeySpec, codecs: Sequence[Codec]) -> list[str]:
+    """The columns of a row `t`'s own key, as `scalar` takes them."""
+    return _readable([f"t.{quoted(column)}" for column in spec.names], codecs, spec.types)
+
+
+def _readable(columns: Sequence[str], codecs: Sequence[Codec], kinds: Sequence[KeyType]) -> list[str]:
+    """Columns as `scalar` takes them: texts as texts, whatever type they have; all else as it is."""
+    texts = (KeyType.STRING, KeyType.OBJECTID)
+    return [
+        codec.read(column) if kind in texts else column
+        for column, codec, kind in zip(columns, codecs, kinds, strict=True)
+    ]
 
 
 def _unnested(arrays: Sequence[tuple[str, Callable[[str], str]]]) -> str:

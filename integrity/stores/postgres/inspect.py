@@ -8,12 +8,23 @@ from datetime import datetime
 from typing import Any, Final
 
 from integrity.core.change import parse_version
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
+from integrity.core.history import (
+    ROWS_COUNTED_MAX,
+    SAMPLE_ROWS_MAX,
+    CameFrom,
+    Enforced,
+    Impact,
+    KeyHistory,
+    LeftOut,
+    Question,
+    Repair,
+)
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
-from integrity.stores.postgres.effects import Table, reach
+from integrity.stores.postgres.choosing import own_columns
+from integrity.stores.postgres.effects import Table, reach, target_of
 from integrity.stores.postgres.ledger import Connection, fate_of, record_of
 from integrity.stores.postgres.names import quoted
-from integrity.stores.postgres.types import NO_MATCH, Unfit
+from integrity.stores.postgres.types import NO_MATCH, Unfit, scalar
 
 _PRIMARY_KEY: Final = """
 select a.attname, pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable
@@ -77,34 +88,70 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
     )
 
 
-async def impact(connection: Connection, table: Table, key: Key, to: Key | None) -> Impact:
-    """What an event of that key would do to the rows of one dependent."""
+async def impact(connection: Connection, table: Table, question: Question) -> Impact:
+    """What the events of these keys would do to the rows of one dependent."""
     policy = table.rule.policy
-    action = policy.on_delete_action if to is None else policy.on_update_action
-    try:
-        parts = [codec.match(part) for codec, part in zip(table.codecs, key, strict=True)]
-    except Unfit:
-        parts = [NO_MATCH]
-    if NO_MATCH in parts:
-        return Impact(table.rule.id, action, 0)
-    bound = [[part] for part in parts]
-    columns = table.rule.dependent.columns
-    fits = [
-        f"t.{quoted(column)} = any({codec.compared(f'${place}')})"
-        for place, (column, codec) in enumerate(zip(columns, table.codecs, strict=True), 1)
-    ]
-    more, arguments = reach(table, len(bound))
-    chosen = f"from {quoted(table.schema, table.name)} t where {' and '.join([*fits, *more])}"
-    identifying = [*await _readable_primary_key(connection, table)]
-    rows = int(await connection.fetchval(f"select count(*) {chosen}", *bound, *arguments))
-    if not rows or not identifying:
-        return Impact(table.rule.id, action, rows)
-    named = ", ".join(f"t.{quoted(column)}" for column in identifying)
-    found = await connection.fetch(
-        f"select jsonb_build_array({named})::text {chosen} limit {SAMPLE_ROWS_MAX}", *bound, *arguments
+    action = policy.on_delete_action if question.deleted else policy.on_update_action
+    counts = [0] * len(question.keys)
+    places, columns = _bound(table, question.keys)
+    if not places:
+        return Impact(table.rule.id, action, tuple(counts))
+    more, arguments = reach(table, len(columns))
+    if table.age is not None:
+        # What has no time is left alone by every event, and so is what is younger than all of them.
+        more.append(f"t.{quoted(table.age.column)} < 'infinity'")
+    names = [f"m{i}" for i in range(len(columns))]
+    reference = table.rule.dependent.columns
+    fits = [f"t.{quoted(column)} = k.{name}" for column, name in zip(reference, names, strict=True)]
+    keys = ", ".join(codec.compared(f"${i}") for i, codec in enumerate(table.codecs, 1))
+    chosen = (
+        f"from {target_of(table)} t, unnest({keys}) with ordinality as k({', '.join(names)}, n)"
+        f" where {' and '.join([*fits, *more])} limit ${len(columns) + len(arguments) + 1}::int8"
     )
-    sample = [dict(zip(identifying, json.loads(row[0], parse_float=str), strict=True)) for row in found]
-    return Impact(table.rule.id, action, rows, tuple(sample))
+    bound = (*columns, *arguments)
+    for place, count in await connection.fetch(
+        f"select n, count(*) from (select k.n {chosen}) c group by n", *bound, ROWS_COUNTED_MAX
+    ):
+        counts[places[place - 1]] = count
+    rows = sum(counts)
+    if not rows:
+        return Impact(table.rule.id, action, tuple(counts))
+    own: list[tuple[int, Key]] = []
+    if table.rule.id in question.follow and table.rule.rows is not None:
+        spec = table.rule.rows.spec
+        read = ", ".join(own_columns(spec, table.own))
+        for place, *parts in await connection.fetch(f"select k.n, {read} {chosen}", *bound, question.own_max):
+            if None not in parts:
+                own.append((places[place - 1], tuple(map(scalar, spec.types, parts))))
+    sample = await _sample(connection, table, chosen, bound) if question.sample else ()
+    return Impact(table.rule.id, action, tuple(counts), sample, rows >= ROWS_COUNTED_MAX, tuple(own))
+
+
+def _bound(table: Table, keys: Sequence[Key]) -> tuple[list[int], list[list[object]]]:
+    """The places of the keys that some row can refer to, and what their parts are compared with, column by column."""
+    places: list[int] = []
+    columns: list[list[object]] = [[] for _ in table.codecs]
+    for place, key in enumerate(keys):
+        try:
+            parts = [codec.match(part) for codec, part in zip(table.codecs, key, strict=True)]
+        except Unfit:
+            continue
+        if NO_MATCH not in parts:
+            places.append(place)
+            for column, part in zip(columns, parts, strict=True):
+                column.append(part)
+    return places, columns
+
+
+async def _sample(
+    connection: Connection, table: Table, chosen: str, bound: Sequence[object]
+) -> tuple[Mapping[str, object], ...]:
+    identifying = [*await _readable_primary_key(connection, table)]
+    if not identifying:
+        return ()
+    named = ", ".join(f"t.{quoted(column)}" for column in identifying)
+    found = await connection.fetch(f"select jsonb_build_array({named})::text {chosen}", *bound, SAMPLE_ROWS_MAX)
+    return tuple(dict(zip(identifying, json.loads(row[0], parse_float=str), strict=True)) for row in found)
 
 
 async def _readable_primary_key(connection: Connection, table: Table) -> Sequence[str]:

@@ -6,6 +6,7 @@ it, and what has no row yet collides when it is inserted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from integrity.core.change import Op, Version
 from integrity.core.derive import Happened, Rows, keys_of, numbered
 from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
-from integrity.core.history import Impact, KeyHistory
+from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import heads_to_write
 from integrity.core.outbox import outgoing
@@ -42,17 +43,19 @@ from integrity.stores.descent import (
 from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
-from integrity.stores.postgres.effects import Effects
+from integrity.stores.postgres.effects import Effects, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, ddl
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.sweep import Sweeper
 from integrity.stores.postgres.types import Unfit
-from integrity.stores.rule import StoreRule, policies
+from integrity.stores.rule import StoreRule, policies, with_rows
 
 RECORDED_MAX: Final = 5_000
 """Keys of rows whose fates wait to be written together."""
+LOOKED_UP_S: Final = 10.0
+"""How long whoever asks does without looking into the catalogue again: a question about a deep graph is many."""
 LOCK_TIMEOUT_S: Final = 3.0
 """How long a statement waits for a row that somebody else has locked."""
 
@@ -86,6 +89,7 @@ class PostgresStore:
         self._aside = Sessions(name, url, pool_size=1, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
         self._effects: dict[str, Effects] | None = None
         self._choosers: dict[str, Chooser] = {}
+        self._looked: dict[str, tuple[float, Sequence[Table]]] = {}
         self._constraints_at_once = False
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]:
@@ -139,13 +143,22 @@ class PostgresStore:
                 text = f"Store {self.name}: the ledger holds keys of another type than the rule gives now."
                 raise LedgerError(text) from exc
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         async with self._asking(deadline, OperationError, "a table can't be read", "See the privileges.") as found:
-            rules = self._rules[entity]
-            resolved = await resolve(found, rules, self._ledger.schema)
+            tables = await self._looked_up(found, question.entity)
+            return [await inspect.impact(found, table, question) for table in tables]
+
+    async def _looked_up(self, connection: Connection, entity: str) -> Sequence[Table]:
+        """The tables with dependents of an entity as they are now; what was looked up a moment ago is."""
+        at_s, tables = self._looked.get(entity, (0.0, ()))
+        if not tables or time.monotonic() - at_s > LOOKED_UP_S:
+            at_s, rules = time.monotonic(), [with_rows(rule) for rule in self._rules[entity]]
+            resolved = await resolve(connection, rules, self._ledger.schema)
             if faults := [finding for finding in resolved.findings if finding.severity == "error"]:
                 raise UnfitStoreError(faults)
-            return [await inspect.impact(found, resolved.tables[rule.id], key, to) for rule in rules]
+            tables = [resolved.tables[rule.id] for rule in rules]
+            self._looked[entity] = at_s, tables
+        return tables
 
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         at = _Place()

@@ -18,11 +18,11 @@ from typing import Final, TypeVar
 import msgspec
 
 from integrity.core.batch import TopicPartition
-from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Repair
+from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Question, Repair
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.errors import LedgerError, OperationError, UnreachableError
 from integrity.ports import Deadline
-from integrity.stores.rule import StoreRule
+from integrity.stores.rule import StoreRule, with_rows
 from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.faults import CLIENT_ERRORS
 from integrity.stores.topic.fitness import unreachable
@@ -30,7 +30,7 @@ from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
 from integrity.stores.topic.records import ReadRecord
 from integrity.stores.topic.scratch import Scratch
 from integrity.stores.topic.state import State
-from integrity.stores.topic.values import RowRule
+from integrity.stores.topic.values import RowRule, read_row
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ class Inspector:
         self._name = name
         self._client = client
         self._rules = rules
-        self._row_rules = [RowRule(rule) for of_entity in rules.values() for rule in of_entity]
+        self._row_rules = [RowRule(with_rows(rule)) for of_entity in rules.values() for rule in of_entity]
         self._ledger = ledger
         self._lane = lane
         self._closer = Closer()
@@ -71,10 +71,10 @@ class Inspector:
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         return await self._ask([self._ledger.topic], lambda state: self._history(state, entity, key), deadline)
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
-        rules = self._rules[entity]
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
+        rules = self._rules[question.entity]
         topics = sorted({rule.dependent.target.name for rule in rules})
-        return await self._ask(topics, lambda state: [_impact(state, rule, key, to) for rule in rules], deadline)
+        return await self._ask(topics, lambda state: [_impact(state, rule, question) for rule in rules], deadline)
 
     async def close(self) -> None:
         self._reader.close()
@@ -182,13 +182,25 @@ class Inspector:
         )
 
 
-def _impact(state: State, rule: StoreRule, key: Key, to: Key | None) -> Impact:
-    action = rule.policy.on_delete_action if to is None else rule.policy.on_update_action
+def _impact(state: State, rule: StoreRule, question: Question) -> Impact:
+    action = rule.policy.on_delete_action if question.deleted else rule.policy.on_update_action
     number = state.number(rule.id)
     assert number is not None, "the view knows every rule of the store"
-    rows, children = state.referencing(number, key_hash(rule.entity, key), SAMPLE_ROWS_MAX)
-    sample = tuple({"partition": child.partition, "key": _shown(child.key)} for child in children)
-    return Impact(rule.id, action, rows, sample)
+    row_rule = state.row_rule(number)
+    counts: list[int] = []
+    sample: list[Mapping[str, object]] = []
+    own: list[tuple[int, Key]] = []
+    for place, key in enumerate(question.keys):
+        own_max = question.own_max - len(own) if rule.id in question.follow else 0
+        sampled = SAMPLE_ROWS_MAX - len(sample) if question.sample else 0
+        rows, children = state.referencing(number, key_hash(rule.entity, key), max(own_max, sampled))
+        counts.append(rows)
+        for index, (child, value) in enumerate(children):
+            if index < sampled:
+                sample.append({"partition": child.partition, "key": _shown(child.key)})
+            if index < own_max and (row_key := row_rule.own(read_row(value))) is not None:
+                own.append((place, row_key))
+    return Impact(rule.id, action, tuple(counts), tuple(sample), own=tuple(own))
 
 
 def _shown(key: bytes) -> str:

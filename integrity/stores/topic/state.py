@@ -381,16 +381,18 @@ class State:
             for number, part, id_, topic, partition, key, offset, value, headers in rows
         ]
 
-    def referencing(self, rule: int, key_hash: bytes, limit: int) -> tuple[int, list[ChildKey]]:
-        """How many children reference a key, and some of them."""
-        where = (rule, key_hash)
-        rows = self._db.execute("SELECT count(*) FROM reference WHERE rule = ? AND hash = ?", where).fetchone()[0]
+    def referencing(self, rule: int, key_hash: bytes, limit: int) -> tuple[int, Iterator[tuple[ChildKey, bytes]]]:
+        """How many children reference a key, and at most `limit` of them with their values. Where the rule asks for the
+        age, only those that tell it."""
+        aged = "" if self._rules[rule].rule.dependent.as_of is None else " AND r.born IS NOT NULL"
+        where = f"r.rule = ? AND r.hash = ?{aged}", (rule, key_hash)
+        rows = self._db.execute(f"SELECT count(*) FROM reference r WHERE {where[0]}", where[1]).fetchone()[0]
         found = self._db.execute(
-            "SELECT c.topic, c.partition, c.key FROM reference r JOIN child c ON c.id = r.child"
-            f" WHERE r.rule = ? AND r.hash = ? LIMIT {int(limit)}",
-            where,
+            "SELECT c.topic, c.partition, c.key, c.value FROM reference r JOIN child c ON c.id = r.child"
+            f" WHERE {where[0]} LIMIT {int(limit)}",
+            where[1],
         )
-        return int(rows), [ChildKey(*row) for row in found]
+        return int(rows), ((ChildKey(*row), value) for *row, value in found)
 
     def remove(self, child: int) -> None:
         self._db.execute("DELETE FROM reference WHERE child = ?", (child,))

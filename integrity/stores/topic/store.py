@@ -22,7 +22,7 @@ import msgspec
 
 from integrity.core.batch import Batch, TopicPartition, standing
 from integrity.core.change import Op
-from integrity.core.history import Impact, KeyHistory
+from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Held, Rejected, Retry
 from integrity.core.rules.graph import derived_topic
@@ -203,8 +203,8 @@ class TopicStore:
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         return await self._inspector.history(entity, key, deadline)
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
-        return await self._inspector.impact(entity, key, to, deadline)
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
+        return await self._inspector.impact(question, deadline)
 
     async def close(self) -> None:
         await self._inspector.close()

@@ -10,7 +10,7 @@ import pytest
 
 from integrity.api.http import application
 from integrity.api.looks import Looks
-from integrity.core.history import Impact, KeyHistory
+from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import UnreachableError
@@ -54,7 +54,7 @@ class Silent:
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         raise UnreachableError("MongoDB does not answer.", hint="Start it.")
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         raise UnreachableError("MongoDB does not answer.", hint="Start it.")
 
     async def close(self) -> None: ...
@@ -68,8 +68,10 @@ def stores(**others: Any) -> dict[str, Any]:
     } | others
 
 
-async def ask(path: str, asked: dict[str, Any] | None = None, token: str = "", **headers: str | bytes) -> Any:
-    looks = Looks(RULES, asked or stores(), token)
+async def ask(
+    path: str, asked: dict[str, Any] | None = None, token: str = "", read_token: str = "", **headers: str | bytes
+) -> Any:
+    looks = Looks(RULES, asked or stores(), token, read_token)
     app = application(Lanes(), Metrics(version="1", rules="r"), looks)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
         return await client.get(path, headers=headers)
@@ -84,22 +86,30 @@ async def test_impact_tells_what_a_deletion_would_do_in_all_stores() -> None:
         "op": "delete",
         "to": None,
         "restricted": False,
+        "held": False,
+        "at_least": False,
         "dependents": [
             {
                 "dependent": "customer.orders",
+                "parent": "customer",
+                "level": 1,
                 "store": "orders_db",
                 "target": {"kind": "table", "name": "orders"},
                 "action": "cascade",
                 "rows": 3,
+                "at_least": False,
                 "held": False,
                 "sample": [{"id": 0}, {"id": 1}, {"id": 2}],
             },
             {
                 "dependent": "customer.reviews",
+                "parent": "customer",
+                "level": 1,
                 "store": "reviews_db",
                 "target": {"kind": "collection", "name": "reviews"},
                 "action": "nullify",
                 "rows": 0,
+                "at_least": False,
                 "held": False,
                 "sample": [],
             },
@@ -180,3 +190,11 @@ async def test_nothing_is_told_without_the_token(header: str, status: int, kind:
     assert answer.status_code == status
     assert (answer.headers.get("www-authenticate") == "Bearer") == (status == 401)
     assert (await ask("/v1/impact/nobody/1", token="s3cret")).status_code == 401, "nor whether a rule is there"
+
+
+@pytest.mark.parametrize(("token", "status"), [("s3cret", 200), ("r3ad", 200), ("s3cretr3ad", 401), ("", 401)])
+@pytest.mark.parametrize("kind", ["history", "impact"])
+async def test_read_token_reads(token: str, status: int, kind: str) -> None:
+    path = f"/v1/{kind}/customer/a,7"
+    answer = await ask(path, token="s3cret", read_token="r3ad", authorization=f"Bearer {token}")
+    assert answer.status_code == status

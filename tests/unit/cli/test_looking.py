@@ -14,7 +14,7 @@ import pytest
 from integrity import wiring
 from integrity.cli import main
 from integrity.core.batch import DeadLetterMark
-from integrity.core.history import Impact, KeyHistory
+from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import Reason, UnreachableError
@@ -42,7 +42,7 @@ class Silent:
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         raise UnreachableError("MongoDB at mongo:27017 does not answer.", hint="Start it.")
 
-    async def impact(self, entity: str, key: Key, to: Key | None, deadline: Deadline) -> Sequence[Impact]:
+    async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         raise UnreachableError("MongoDB at mongo:27017 does not answer.", hint="Start it.")
 
     async def close(self) -> None: ...
