@@ -372,11 +372,23 @@ class HttpSettings(_Section):
     token: SecretStr = Field(
         default=SecretStr(""), description="What /v1 asks for; needed to bind anything but loopback."
     )
+    read_token: SecretStr = Field(
+        default=SecretStr(""), description="Another token, which reads and changes nothing; needs the token too."
+    )
 
     @model_validator(mode="after")
     def _has_token(self) -> HttpSettings:
         if not self.token.get_secret_value() and not is_loopback(self.host):
             raise _SeveralFaults([(("token",), f"is not set, and {bare(self.host)} is not a loopback address")])
+        return self
+
+    @model_validator(mode="after")
+    def _has_other_token(self) -> HttpSettings:
+        token, read = self.token.get_secret_value(), self.read_token.get_secret_value()
+        if read and not token:
+            raise _SeveralFaults([(("token",), "is not set, and a read token is: nobody could change anything")])
+        if read and read == token:
+            raise _SeveralFaults([(("read_token",), "is the same as the token, which may change things")])
         return self
 
 

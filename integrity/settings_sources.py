@@ -80,7 +80,7 @@ ANY_STORE = "<NAME>"
 
 _LATER: frozenset[SettingPath] = frozenset(
     {
-        *(("http", name) for name in ("read_token", "prefix", "payloads", "user_header", "trace_url")),
+        *(("http", name) for name in ("prefix", "payloads", "user_header", "trace_url")),
         *(("schema_registry", name) for name in ("url", "username", "password", "cafile")),
     }
 )

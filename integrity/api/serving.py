@@ -19,8 +19,9 @@ async def serving(service: Service, settings: HttpSettings) -> AsyncIterator[int
     """Answer HTTP meanwhile; gives the port. Raises SettingsError or OperationError when the
     address may not or can't be had."""
     token = settings.token.get_secret_value()
+    looks = Looks(service.rules, service.stores, token, settings.read_token.get_secret_value())
     server = HttpServer(
-        application(service.supervisor, service.metrics, Looks(service.rules, service.stores, token)),
+        application(service.supervisor, service.metrics, looks),
         HttpAddress(settings.host, settings.port, bool(token)),
     )
     port = await server.start()

@@ -159,7 +159,7 @@ def test_unknown_variable_is_a_fault_that_names_the_right_one(
     assert hint in finding.hint
 
 
-@pytest.mark.parametrize("name", ["INTEGRITY_HTTP__READ_TOKEN", "INTEGRITY_SCHEMA_REGISTRY__URL"])
+@pytest.mark.parametrize("name", ["INTEGRITY_HTTP__PREFIX", "INTEGRITY_SCHEMA_REGISTRY__URL"])
 def test_setting_of_a_later_version_is_refused_as_such(
     monkeypatch: pytest.MonkeyPatch, name: str, faults: Faults
 ) -> None:
@@ -349,6 +349,8 @@ def test_world_readable_secret_is_a_warning(tmp_path: Path) -> None:
         ({"HTTP__HOST": "0.0.0.0"}, ["HTTP__TOKEN"]),
         ({"HTTP__HOST": "::"}, ["HTTP__TOKEN"]),
         ({"HTTP__HOST": "integrity.example"}, ["HTTP__TOKEN"]),
+        ({"HTTP__READ_TOKEN": SECRET}, ["HTTP__TOKEN"]),
+        ({"HTTP__READ_TOKEN": SECRET, "HTTP__TOKEN": SECRET}, ["HTTP__READ_TOKEN"]),
         ({"HTTP__HOST": ""}, ["HTTP__HOST"]),
         ({"KAFKA__SECURITY_PROTOCOL": "SASL_SSL"}, ["KAFKA__SASL_USERNAME", "KAFKA__SASL_PASSWORD"]),
         ({"KAFKA__SASL_USERNAME": "u", "KAFKA__SASL_PASSWORD": SECRET}, ["KAFKA__SASL_PASSWORD"]),
@@ -447,8 +449,8 @@ def test_no_secret_is_in_the_text_of_the_settings(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("INTEGRITY_STORES__A__URL", f"postgresql://u:{SECRET}@h/db")
     monkeypatch.setenv("INTEGRITY_KAFKA__SECURITY_PROTOCOL", "SASL_PLAINTEXT")
     monkeypatch.setenv("INTEGRITY_KAFKA__SASL_USERNAME", "u")
-    for name in ("KAFKA__SASL_PASSWORD", "HTTP__TOKEN", "AUDIT__HMAC_KEY"):
-        monkeypatch.setenv(f"INTEGRITY_{name}", SECRET)
+    for name in ("KAFKA__SASL_PASSWORD", "HTTP__TOKEN", "HTTP__READ_TOKEN", "AUDIT__HMAC_KEY"):
+        monkeypatch.setenv(f"INTEGRITY_{name}", f"{SECRET}{name}")
     settings = load_settings()
     assert SECRET not in f"{settings!r}{settings}{settings.model_dump_json()}"
 
