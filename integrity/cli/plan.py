@@ -35,8 +35,9 @@ LEVELS_TIMEOUT_S = 60.0
 @click.option("--json", "is_json", is_flag=True, help="One JSON document.")
 @click.pass_obj
 def command(options: Options, entity: str, key: str, op: str, to: str | None, is_json: bool) -> int:
-    """Show what a deletion or key change would do to the dependents in all stores, and to what depends on those, and
-    change nothing.
+    """Show what a deletion or key change would do to the dependents in all stores, and change nothing.
+
+    Rows that are parents themselves are followed to what depends on them, in whatever store.
 
     KEY is the key of the parent ENTITY; the parts of a composite key are joined with commas, each percent-encoded.
     Write -- before a key that begins with a minus. Exit 0: all stores answered; 2: wrong usage, settings or rules;
