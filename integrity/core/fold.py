@@ -41,13 +41,17 @@ class Settled:
 
 
 def settle(
-    changes: Sequence[ParentChange], heads: Mapping[Key, Head], *, done: Collection[int] = frozenset()
+    changes: Sequence[ParentChange],
+    heads: Mapping[Key, Head],
+    *,
+    done: Collection[int] = frozenset(),
+    keep_alive: bool = False,
 ) -> Settled:
     """Decide which changes of one entity count, given the heads of all keys they name.
 
     `done` are indexes below the store's progress: they are duplicates. Changes of one key come in the order of their
     partition. A key without a head is unknown to the ledger; being alive is then not worth a row, unless a key
-    change leads there.
+    change leads there, or `keep_alive` says that events of one key come in several topics.
     """
     # A named tuple is made from a tuple in half the time that its name takes; this is done for every event.
     new_tuple = tuple.__new__
@@ -55,7 +59,7 @@ def settle(
     outcomes: list[Outcome | None] = [Outcome.APPLIED] * len(changes)
     seen_now: dict[Key, Version | None] = {key: head.seen for key, head in heads.items()}
     for change in changes:
-        if change[1] is arrived:
+        if change[1] is arrived or (keep_alive and change[1] is alive_op):
             seen_now.setdefault(change.key, None)
         elif change[3] is not None:
             seen_now.setdefault(change[3], None)
@@ -79,7 +83,11 @@ def settle(
             continue
         record = new_tuple(LastRecord, (topic, partition, offset, False))
         if op is gone:
-            version = _version_of_tombstone(origin, seen, before, heads.get(key))
+            placed = _version_of_tombstone(origin, seen, before, heads.get(key))
+            if isinstance(placed, Outcome):
+                outcomes[index] = placed
+                continue
+            version = placed
             if version is None:
                 outcomes[index] = None
                 if key in seen_now:
@@ -99,12 +107,13 @@ def settle(
 
 def _version_of_tombstone(
     origin: Origin, seen: Version | None, update: HeadUpdate | None, head: Head | None
-) -> Version | None:
-    """The version that a null record acts at, or None when it repeats what is known.
+) -> Version | Outcome | None:
+    """The version that a null record acts at, or None when it repeats what is known, or what came of it.
 
     It follows the key's last record at once: after a deletion it is that deletion's duplicate. After a record that
     said the key is alive it is a deletion of its own, just after everything seen of the key; unless it is read
-    again, from below that record. Of a key never heard of, it is the oldest event.
+    again, from below that record. Of a key never heard of, it is the oldest event. After a record of another topic that
+    said so it has no place in the order: it is stale, and does nothing.
     """
     last = update.last if update is not None else head.last if head is not None else None
     if last is None:
@@ -112,6 +121,8 @@ def _version_of_tombstone(
     topic, partition, offset, alive = last
     if not alive or ((topic, partition) == (origin.topic, origin.partition) and origin.offset <= offset):
         return None
+    if topic != origin.topic:
+        return Outcome.STALE
     return Version(0, ()) if seen is None else Version(seen.epoch, (*seen.position, 1))
 
 

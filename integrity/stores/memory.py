@@ -260,7 +260,7 @@ class MemoryStore:
         while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
             read |= missing
             heads |= {key: head for key in missing if (head := state.heads.get((entity, key)))}
-        settled = settle(changes, heads, done=aside(share, heads))
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
         asked = keys_in_question(share, settled)
         pending: dict[Key, list[Pending]] = {}
         for (of_entity, key, _, _), each in state.exceptions.items():

@@ -22,6 +22,9 @@ class StoreRule:
     policy: Policy
     rows: Rows | None = None
     """What its rows are, where something depends on them in this store, or somewhere by derived events."""
+    several_topics: bool = False
+    """The events of one key may be in several topics, which nothing orders: its being alive is worth a row in the
+    ledger, so that older events of the other topics are stale."""
 
     @property
     def id(self) -> str:
@@ -33,8 +36,15 @@ def store_rules(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...
     of_store = rules.of_store(store)
     return {
         entity: tuple(
-            StoreRule(entity, dependent, spec, policy_of(dependent, spec), rows_of(rules, dependent))
-            for spec in (rules.by_entity[entity].key,)
+            StoreRule(
+                entity,
+                dependent,
+                parent.key,
+                policy_of(dependent, parent.key),
+                rows_of(rules, dependent),
+                parent.events is not None and len(parent.events.topics) > 1,
+            )
+            for parent in (rules.by_entity[entity],)
             for dependent in dependents
         )
         for entity, dependents in of_store.items()

@@ -158,6 +158,46 @@ async def test_lone_tombstone_after_an_alive_record_is_a_deletion(harness: Harne
     assert head is not None and head.seen == Version(0, (20, 1))
 
 
+async def test_older_delete_of_another_topic_leaves_a_parent_alone_that_was_only_seen_alive(harness: Harness) -> None:
+    """Nothing orders two topics: what the one says of a key's life must be known when the other's old delete comes."""
+    store = await harness.open(rules_of(rule(Cascade(), several_topics=True)), orders(1, 2))
+    here, there = Events(), Events(topic="archive.public.customers")
+    here.alive((1,), 20)
+    await apply(store, here.batch())
+    there.deleted((1,), 10)
+    there.deleted((2,), 11)
+    assert outcomes(await apply(store, there.batch())) == [Outcome.STALE, Outcome.APPLIED]
+    assert await references(harness) == {1: 1}
+    here.deleted((1,), 30)
+    assert outcomes(await apply(store, here.batch())) == [Outcome.APPLIED]
+    assert await references(harness) == {}
+
+
+async def test_what_two_topics_say_twice_is_done_once(harness: Harness) -> None:
+    store = await harness.open(rules_of(rule(Cascade(), several_topics=True)), orders(1, 2))
+    here, there = Events(), Events(topic="archive.public.customers")
+    for events in (here, there):
+        events.deleted((1,), 10)
+        events.alive((1,), 20)
+        events.moved((2,), (1,), 30)
+    assert outcomes(await apply(store, here.batch())) == [Outcome.APPLIED, Outcome.APPLIED]
+    assert outcomes(await apply(store, there.batch())) == [Outcome.STALE, Outcome.DUPLICATE]
+    assert await references(harness) == {2: 1}
+
+
+async def test_lone_tombstone_of_another_topic_leaves_a_living_parent_alone(harness: Harness) -> None:
+    """It has no version, and no place in the order of the topic that said that the key lives."""
+    store = await harness.open(rules_of(rule(Cascade(), several_topics=True)), orders(1))
+    here, there = Events(), Events(topic="archive.public.customers")
+    here.alive((1,), 20)
+    await apply(store, here.batch())
+    there.gone((1,))
+    assert outcomes(await apply(store, there.batch())) == [Outcome.STALE]
+    assert await references(harness) == {1: 1}
+    here.gone((1,))
+    assert outcomes(await apply(store, here.batch())) == [Outcome.APPLIED]
+
+
 async def test_tombstone_after_its_deletion_in_another_batch_says_nothing(harness: Harness) -> None:
     store = await harness.open(rules_of(rule(Cascade())), orders(1))
     events = Events()

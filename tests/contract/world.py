@@ -54,6 +54,7 @@ def rule(
     published: bool = False,
     match: Match = Match.SIMPLE,
     as_of: str | None = None,
+    several_topics: bool = False,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them.
 
@@ -76,7 +77,7 @@ def rule(
         as_of=as_of,
     )
     found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded, published=published)
-    return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found)
+    return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found, several_topics)
 
 
 def rules_of(*rules: StoreRule) -> Rules:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from integrity.core.batch import TopicPartition
@@ -14,7 +15,7 @@ from integrity.core.decode.record import Record
 from integrity.core.outcome import Outcome, Retry
 from integrity.demo.servers import KafkaServer
 from integrity.errors import UnreachableError
-from integrity.kafka.consumer import Consumer, existing_topics
+from integrity.kafka.consumer import CONSUMER_SETTINGS, Consumer, existing_topics
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from tests.conftest import CreateTopic
@@ -121,6 +122,52 @@ async def test_a_store_that_is_away_for_long_costs_no_membership(
         await until(lambda: keys_left(store) == set())
         member.stop.set()
     assert member.rows == 400
+
+
+async def test_a_topic_that_is_given_more_partitions_is_read_on_and_stays_in_order_by_version(
+    kafka: KafkaServer,
+    create_topic: CreateTopic,
+    unique_name: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Keys go to other partitions then, and Kafka orders nothing between the two: the versions do."""
+    monkeypatch.setitem(CONSUMER_SETTINGS, "metadata_max_age_ms", 500)  # type: ignore[arg-type]
+    topic = await create_topic(partitions=1)
+    store = BentStore(memory_store(4))
+    member = Member(kafka, topic, unique_name("group"), store)
+    await send(kafka, topic, (0, 0, b"d10"), (0, 1, b"d11"))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(member.lane.run(member.stop))
+        await until(lambda: keys_left(store) == {2, 3})
+        await grow(kafka, topic, 3)
+        store.store.targets["orders"].append({"id": "again", "customer_id": 0})
+        await send(kafka, topic, (1, 0, b"c20"), (1, 2, b"d21"))
+        await until(lambda: keys_left(store) == {0, 3})
+        await send(kafka, topic, (0, 0, b"d10"), (0, 0, b"d12"), (0, 3, b"d30"))
+        await until(lambda: keys_left(store) == {0})
+        member.stop.set()
+    assert [e.outcome for e in member.watch.effects if e.outcome is not Outcome.APPLIED] == [Outcome.STALE] * 2
+
+
+async def send(kafka: KafkaServer, topic: str, *records: tuple[int, int, bytes]) -> None:
+    """Records as partition, key and value, one after the other."""
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    for partition, key, value in records:
+        await producer.send_and_wait(topic, value, key=b"%d" % key, partition=partition)
+    await producer.stop()
+
+
+async def grow(kafka: KafkaServer, topic: str, partitions: int) -> None:
+    """Give the topic more partitions, and wait until each has a leader."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(partitions)})
+        while any(each["leader"] < 0 for each in (await admin.describe_topics([topic]))[0]["partitions"]):
+            await asyncio.sleep(0.02)
+    finally:
+        await admin.close()
 
 
 async def test_a_broker_that_restarts_is_joined_again(unique_name: Callable[[str], str]) -> None:

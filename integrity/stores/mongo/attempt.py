@@ -63,7 +63,7 @@ class Attempt:
             found = hashes_of(entity, missing)
             hash_of |= found
             heads |= await self._ledger.heads({of: key for key, of in found.items()}, rules[0].spec, session)
-        settled = settle(changes, heads, done=aside(share, heads))
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
         asked = {hash_of[key]: key for key in keys_in_question(share, settled)}
         pending = await self._ledger.pending(asked, session) if asked else {}
         admitted = admit(share, settled, policies(rules), pending)

@@ -270,7 +270,7 @@ class PostgresStore:
         rules = self._rules[share.entity]
         own = {change.key for change in share.changes}
         read, keys = await self._read(connection, share, rules, own)
-        settled = settle(share.changes, read.heads, done=aside(share, read.heads))
+        settled = settle(share.changes, read.heads, done=aside(share, read.heads), keep_alive=rules[0].several_topics)
         asked = keys_in_question(share, settled)
         pending = await self._ledger.read_pending(connection, asked, read.hashes) if asked else {}
         admitted = admit(share, settled, policies(rules), pending)

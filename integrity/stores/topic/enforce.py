@@ -107,7 +107,7 @@ class Enforcement:
         while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
             read |= missing
             heads |= {key: head for key in missing if (head := self._state.head(key_hash(entity, key), spec))}
-        settled = settle(changes, heads, done=aside(share, heads))
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
         pending = {
             key: found
             for key in keys_in_question(share, settled)
