@@ -92,6 +92,19 @@ class Inspectable(Protocol):
         ...
 
 
+class Examinable(Protocol):
+    """A store that `integrity doctor` looks at, beside `Store.check`. Both calls change nothing, and raise as those of
+    `Inspectable` do."""
+
+    async def clock_ms(self, deadline: Deadline) -> int | None:
+        """What the server's clock says, in milliseconds since the epoch; None where it has none to ask."""
+        ...
+
+    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
+        """Which of these keys a row of this dependent's target has as its own; the dependent names its rows."""
+        ...
+
+
 class Sweepable(Protocol):
     """A store in which rows that were written late are looked for."""
 

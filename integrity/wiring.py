@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, assert_never, cast
@@ -18,19 +18,23 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 import integrity
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
+from integrity.core.doctor import TopicLook
 from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.model import Parent, RuleSet, TargetKind
 from integrity.errors import Finding, RulesError, UnreachableError, UsageError
+from integrity.kafka.acls import Need, Operation, Resource, command, lacking
 from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
 from integrity.kafka.consumer import Consumer, existing_topics
-from integrity.kafka.dead_letters import DeadLetters
+from integrity.kafka.dead_letters import DeadLetters, status_topic
 from integrity.kafka.derived import DerivedEvents, ensure_derived
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
+from integrity.kafka.looking import acls, look_at
 from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
-from integrity.ports import Deadline, Inspectable, Outbox, Store, Sweepable
+from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Store, Sweepable
+from integrity.service.doctor import Examination, examine
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
@@ -49,6 +53,8 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 15.0
+TOPICS_TIMEOUT_S = 60.0
+"""How long `integrity doctor` reads topics."""
 
 _TARGETS = {
     StoreKind.POSTGRES: TargetKind.TABLE,
@@ -92,7 +98,7 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
     return []
 
 
-class OpenStore(Store, Inspectable, Sweepable, Protocol):
+class OpenStore(Store, Inspectable, Sweepable, Examinable, Protocol):
     """What every kind of store can do."""
 
 
@@ -129,6 +135,75 @@ async def open_for_looking(
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
         yield stores
+
+
+class _Kafka:
+    """Kafka, as `integrity doctor` looks at it."""
+
+    def __init__(self, settings: Settings, rules: RuleSet, stores: Collection[str]) -> None:
+        self._settings = settings
+        self._needs = _needs(settings, rules, stores)
+
+    async def topics(self, names: Sequence[str], deadline: Deadline) -> Mapping[str, TopicLook]:
+        return await look_at(self._settings.kafka.client, names, deadline)
+
+    async def privileges(self, deadline: Deadline) -> Sequence[Finding]:
+        """What the user lacks, where the cluster has ACLs and they can be read."""
+        kafka = self._settings.kafka
+        # Who one is by a certificate is a matter of the broker's own rules.
+        if not kafka.security_protocol.uses_sasl and kafka.ssl_certfile is not None:
+            return []
+        found = await acls(kafka.client, deadline)
+        principal = f"User:{kafka.sasl_username or 'ANONYMOUS'}"
+        return [
+            Finding(
+                "kafka_privilege",
+                f"no ACL lets {principal} {need.operation.name.lower()} {need.resource.name.lower()} {need.name}",
+                f"{command(need, principal)}. A super user needs none.",
+                severity="warning",
+            )
+            for need in (lacking(found, principal, self._needs) if found is not None else ())
+        ]
+
+
+def _needs(settings: Settings, rules: RuleSet, stores: Collection[str]) -> list[Need]:
+    """What the lanes of these stores do with Kafka, without what may also be made by somebody else."""
+    entities = {entity for store in stores for entity in rules.of_store(store)}
+    sources = _decoders(rules.by_entity[entity] for entity in sorted(entities))
+    read = [*sources, redrive_topic(settings.group)]
+    dead = settings.dlq.topic
+    written = [dead, status_topic(dead), *([settings.audit.topic] if settings.audit.topic else [])]
+    children = sorted(
+        {
+            dependent.target.name
+            for store in stores
+            for of_entity in rules.of_store(store).values()
+            for dependent in of_entity
+            if dependent.target.kind is TargetKind.TOPIC
+        }
+    )
+    needs = [Need(Resource.TOPIC, name, Operation.READ) for name in (*read, status_topic(dead), *children)]
+    needs += [Need(Resource.TOPIC, name, Operation.WRITE) for name in (*written, *children)]
+    needs += [Need(Resource.GROUP, settings.lane(store), Operation.READ) for store in stores]
+    return needs
+
+
+async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = ()) -> Examination:
+    """Everything that `integrity doctor` finds."""
+    async with AsyncExitStack() as stack:
+        stores: dict[str, OpenStore] = {}
+        chosen = chosen_stores(settings, rules, names)
+        for name, store_settings in chosen.items():
+            stores[name] = store = open_store(name, store_settings, settings, rules)
+            stack.push_async_callback(store.close)
+
+        def deadline(name: str) -> Deadline:
+            if name in chosen and chosen[name].kind is not StoreKind.TOPIC:
+                return Deadline.after(chosen[name].timeout)
+            return Deadline.after(TOPICS_TIMEOUT_S)
+
+        decoders = {parent.entity: decoder_for(parent) for parent in rules.parents}
+        return await examine(rules, stores, _Kafka(settings, rules, chosen), decoders, deadline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Create or upgrade the ledger in every store that the rules use.",
         reads_settings=True,
     ),
+    "doctor": Entry(
+        "integrity.cli.doctor",
+        "Look at stores and topics: do the rules fit them? Changes nothing.",
+        reads_settings=True,
+    ),
     "dlq": Entry(
         "integrity.cli.dlq",
         "List dead letters, send them back, or give them up.",
@@ -79,7 +84,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 
 _LATER: Final = frozenset(
     (
-        *("doctor", "grants", "scan", "undo", "status", "pause", "resume"),
+        *("grants", "scan", "undo", "status", "pause", "resume"),
         *("init", "diff", "config", "explain", "bundle", "completion", "top"),
     )
 )

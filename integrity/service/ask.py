@@ -19,9 +19,9 @@ from integrity.core.keys import Key, KeySpec
 from integrity.core.rules.model import Parent
 from integrity.errors import OperationError
 from integrity.kafka.dead_letters import rfc3339
-from integrity.ports import Inspectable
 
 _Answer = TypeVar("_Answer")
+_Asked = TypeVar("_Asked")
 _Answer_co = TypeVar("_Answer_co", covariant=True)
 Document = dict[str, object]
 
@@ -47,8 +47,8 @@ def unanswered(silent: Mapping[str, OperationError]) -> list[Document]:
 
 
 async def ask(
-    stores: Mapping[str, Inspectable],
-    question: Callable[[Inspectable], Awaitable[_Answer]],
+    stores: Mapping[str, _Asked],
+    question: Callable[[_Asked], Awaitable[_Answer]],
     *,
     tell: Callable[[Collection[str]], None] | None = None,
 ) -> Answers[_Answer]:

@@ -24,7 +24,7 @@ from integrity.stores.postgres.choosing import own_columns
 from integrity.stores.postgres.effects import Table, reach, target_of
 from integrity.stores.postgres.ledger import Connection, fate_of, record_of
 from integrity.stores.postgres.names import quoted
-from integrity.stores.postgres.types import NO_MATCH, Unfit, scalar
+from integrity.stores.postgres.types import NO_MATCH, Codec, Unfit, scalar
 
 _PRIMARY_KEY: Final = """
 select a.attname, pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable
@@ -93,7 +93,7 @@ async def impact(connection: Connection, table: Table, question: Question) -> Im
     policy = table.rule.policy
     action = policy.on_delete_action if question.deleted else policy.on_update_action
     counts = [0] * len(question.keys)
-    places, columns = _bound(table, question.keys)
+    places, columns = _bound(table.codecs, question.keys)
     if not places:
         return Impact(table.rule.id, action, tuple(counts))
     more, arguments = reach(table, len(columns))
@@ -127,13 +127,28 @@ async def impact(connection: Connection, table: Table, question: Question) -> Im
     return Impact(table.rule.id, action, tuple(counts), sample, rows >= ROWS_COUNTED_MAX, tuple(own))
 
 
-def _bound(table: Table, keys: Sequence[Key]) -> tuple[list[int], list[list[object]]]:
+async def present(connection: Connection, table: Table, keys: Sequence[Key]) -> list[Key]:
+    """The keys that some row has as its own."""
+    assert table.rule.rows is not None
+    places, columns = _bound(table.own, keys)
+    names = [f"o{i}" for i in range(len(columns))]
+    fits = [f"t.{quoted(column)} = k.{name}" for column, name in zip(table.rule.rows.spec.names, names, strict=True)]
+    bound = ", ".join(codec.compared(f"${i}") for i, codec in enumerate(table.own, 1))
+    found = await connection.fetch(
+        f"select k.n from unnest({bound}) with ordinality as k({', '.join(names)}, n)"
+        f" where exists (select from {target_of(table)} t where {' and '.join(fits)})",
+        *columns,
+    )
+    return [keys[places[row[0] - 1]] for row in found]
+
+
+def _bound(codecs: Sequence[Codec], keys: Sequence[Key]) -> tuple[list[int], list[list[object]]]:
     """The places of the keys that some row can refer to, and what their parts are compared with, column by column."""
     places: list[int] = []
-    columns: list[list[object]] = [[] for _ in table.codecs]
+    columns: list[list[object]] = [[] for _ in codecs]
     for place, key in enumerate(keys):
         try:
-            parts = [codec.match(part) for codec, part in zip(table.codecs, key, strict=True)]
+            parts = [codec.match(part) for codec, part in zip(codecs, key, strict=True)]
         except Unfit:
             continue
         if NO_MATCH not in parts:

@@ -96,7 +96,7 @@ def test_misspelt_command_is_wrong_usage_with_the_nearest_one(capsys: pytest.Cap
 
 
 def test_command_of_a_later_version_is_named_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 2
+    assert main(["top"]) == 2
     assert "not in this version" in capsys.readouterr().err
 
 

@@ -1,0 +1,205 @@
+"""What only a look at the live world can tell of rules, beside what stores say of themselves: judged here, from values.
+
+Every finding has the place of its rule and says how to mend it. An error is what loses events or leaves them undone;
+what costs something in a case that may come is a warning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from integrity.core.condition import Condition
+from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.record import Decoder, Limits, Record, Undecodable
+from integrity.core.fold import Replace
+from integrity.core.keys import Key
+from integrity.core.policy import policy_of
+from integrity.core.rules.model import Dependent, Parent, Place, RuleSet, Tombstones
+from integrity.errors import Finding
+
+CLOCK_MS_MAX: Final = 2_000
+"""A clock further away from ours is told: `as_of` compares times of two machines."""
+FUTURE_MS_MAX: Final = 60_000
+RETENTION_MS_MIN: Final = 24 * 60 * 60 * 1000
+"""How long a record should be there: a store may be away for a night."""
+
+_LIMITS: Final = Limits()
+
+
+class TopicLook(NamedTuple):
+    """A topic as the broker has it, and its last records."""
+
+    name: str
+    partitions: int
+    config: Mapping[str, str]
+    last: Sequence[Record]
+
+
+# --- topics -------------------------------------------------------------------------------------------------------
+
+
+def of_topics(parent: Parent, looks: Mapping[str, TopicLook], decoder: Decoder, now_ms: int) -> list[Finding]:
+    """What the topics of a parent's own events tell; one that is not in `looks` does not exist."""
+    events = parent.events
+    if events is None:
+        return []
+    findings: list[Finding] = []
+    for topic in events.topics:
+        look = looks.get(topic)
+        if look is None:
+            message = f"topic {topic!r} does not exist"
+            findings.append(_at(parent.place, "missing_topic", message, "create it, or start the connector"))
+        else:
+            findings += [*_kept(parent, look), *_told(parent, look, decoder, now_ms)]
+    counts = {topic: looks[topic].partitions for topic in events.topics if topic in looks}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{topic}: {count}" for topic, count in counts.items())
+        message = f"the topics of {parent.entity} have different numbers of partitions ({listed})"
+        hint = "events of one key in two topics are in order by their versions alone; give them the same number"
+        findings.append(_at(parent.place, "partitions_differ", message, hint, "warning"))
+    return findings
+
+
+def _kept(parent: Parent, look: TopicLook) -> Iterator[Finding]:
+    """How long records stay."""
+    assert parent.events is not None
+    policies = look.config.get("cleanup.policy", "delete").split(",")
+    if "compact" in policies:
+        if parent.events.tombstones is Tombstones.IGNORE:
+            message = f"topic {look.name!r} is compacted: of a deletion its null record may be all that is left"
+            yield _at(parent.place, "deletions_compacted", message, "write tombstones: delete, which is the default")
+        if _is_short(look.config.get("delete.retention.ms")):
+            message = f"topic {look.name!r} keeps null records for less than a day: who is down for longer misses them"
+            hint = f"kafka-configs.sh --alter --topic {look.name} --add-config delete.retention.ms=604800000"
+            yield _at(parent.place, "retention_short", message, hint, "warning")
+    if "delete" in policies and _is_short(look.config.get("retention.ms")):
+        message = f"topic {look.name!r} keeps records for less than a day: who is down for longer misses them"
+        hint = f"kafka-configs.sh --alter --topic {look.name} --add-config retention.ms=604800000"
+        yield _at(parent.place, "retention_short", message, hint, "warning")
+
+
+def _is_short(milliseconds: str | None) -> bool:
+    return milliseconds is not None and 0 <= int(milliseconds) < RETENTION_MS_MIN
+
+
+class _Event(NamedTuple):
+    """What is of interest of an envelope. `table` is as SQL names it."""
+
+    op: object
+    connector: object
+    table: str
+    has_before: bool
+
+
+def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Iterator[Finding]:
+    """What the last records say of their source, and whether they can be read."""
+    assert parent.events is not None
+    if not look.last:
+        message = f"topic {look.name!r} holds no record: what its events look like could not be seen"
+        yield _at(parent.place, "no_events", message, "run doctor again when there are some", "warning")
+        return
+    refused = Counter[Undecodable]()
+    for record in look.last:
+        if isinstance(said := decoder(record), Undecodable):
+            refused[said] += 1
+    if refused:
+        [(first, _)] = refused.most_common(1)
+        count = refused.total()
+        message = f"{count} of the last {len(look.last)} records of topic {look.name!r} would become dead letters"
+        hint = f"{first.reason.value}: {first.message} docs/errors.md says what to do."
+        yield _at(parent.place, "undecodable_events", message, hint)
+    newest_ms = max(record.timestamp_ms for record in look.last)
+    if newest_ms > now_ms + FUTURE_MS_MAX:
+        message = f"records of topic {look.name!r} are {(newest_ms - now_ms) // 1000} s in the future"
+        yield _at(parent.place, "clock_ahead", message, "set the clocks of brokers and producers by NTP", "warning")
+    yield from _of_source(parent, look.name, [event for record in look.last if (event := _event(record)) is not None])
+
+
+def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator[Finding]:
+    assert parent.events is not None
+    others = sorted({each.connector for each in events if isinstance(each.connector, str)} - {"postgresql"})
+    if others:
+        message = f"the events of topic {topic!r} ({', '.join(others)}) are placed by their Kafka offset"
+        hint = "that protects against redelivery, not against a source that emits an old event again"
+        yield _at(parent.place, "kafka_position_only", message, hint, "warning")
+    if any(each.op == "t" for each in events):
+        message = f"a truncate is among the last records of topic {topic!r}: it changes nothing"
+        hint = "what depended on the rows is still there; delete rows instead, or mend the dependents by hand"
+        yield _at(parent.place, "truncate_seen", message, hint, "warning")
+    condition = parent.events.deleted_when
+    bare = [each for each in events if each.op == "u" and not each.has_before and each.connector == "postgresql"]
+    if condition is not None and "before" in Condition(condition).names and bare:
+        message = f"deleted_when asks for the row before, which updates in topic {topic!r} do not have"
+        hint = f"ALTER TABLE {bare[-1].table} REPLICA IDENTITY FULL;"
+        yield _at(parent.place, "before_missing", message, hint)
+
+
+def _event(record: Record) -> _Event | None:
+    """None for what is no envelope."""
+    try:
+        found = None if record.value is None else parse(record.value, _LIMITS)
+    except JsonFault:
+        return None
+    if isinstance(found, dict) and isinstance(found.get("payload"), dict) and "op" not in found:
+        found = found["payload"]
+    if not isinstance(found, dict) or not isinstance(source := found.get("source"), dict):
+        return None
+    table = ".".join(str(part) for part in (source.get("schema"), source.get("table")) if part)
+    return _Event(found.get("op"), source.get("connector"), table, found.get("before") is not None)
+
+
+# --- defaults -----------------------------------------------------------------------------------------------------
+
+
+class Default(NamedTuple):
+    """A key that a rule leads references to; its parent's rows are those of the dependent `rows`."""
+
+    dependent: Dependent
+    key: Key
+    entity: str
+    rows: Dependent
+
+
+def defaults(rules: RuleSet) -> list[Default]:
+    """The whole keys of `set_default` whose parent's rows are in a store of the rules."""
+    found: dict[tuple[str, Key], Default] = {}
+    for parent in rules.parents:
+        named = rules.named(parent.entity)
+        for dependent in parent.dependents if named else ():
+            policy = policy_of(dependent, parent.key)
+            for step in (policy.on_delete, policy.on_update):
+                if isinstance(step, Replace) and len(step.parts) == len(parent.key.fields) and step.refers:
+                    parts = dict(step.parts)
+                    key = tuple(value for i in range(len(parts)) if (value := parts[i]) is not None)
+                    found.setdefault((dependent.id, key), Default(dependent, key, parent.entity, named[0]))
+    return list(found.values())
+
+
+def of_default(default: Default, present: Collection[Key]) -> list[Finding]:
+    """A default that no row has; `present` are the keys that were found."""
+    if default.key in present:
+        return []
+    dependent, rows = default.dependent, default.rows
+    message = f"{dependent.id}: the default key has no row in {rows.target.name} ({rows.store})"
+    hint = f"Insert that {default.entity}, or name the key of one that is there: rows led to it would refer to nothing."
+    return [_at(dependent.place, "default_unreachable", message, hint)]
+
+
+# --- clocks -------------------------------------------------------------------------------------------------------
+
+
+def of_clock(store: str, away_ms: int) -> list[Finding]:
+    """A database whose clock is `away_ms` before (or, negative, behind) ours."""
+    if abs(away_ms) <= CLOCK_MS_MAX:
+        return []
+    where = "ahead of" if away_ms > 0 else "behind"
+    message = f"the clock of store {store} is {abs(away_ms) / 1000:.1f} s {where} this machine's"
+    return [
+        Finding("clock_skew", message, "Set both by NTP: as_of and ages of sweeps compare times.", severity="warning")
+    ]
+
+
+def _at(place: Place, code: str, message: str, hint: str, severity: str = "error") -> Finding:
+    return Finding(code, message, hint, place.file, place.line, place.column, severity)

@@ -1,0 +1,98 @@
+"""`integrity doctor`: everything that is looked at, and what could not be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from integrity.core.decode.record import Decoder
+from integrity.core.doctor import TopicLook, defaults, of_clock, of_default, of_topics
+from integrity.core.keys import Key
+from integrity.core.rules.model import RuleSet
+from integrity.errors import Finding, OperationError, UnfitStoreError
+from integrity.ports import Deadline
+from integrity.service.ask import ask
+
+_Answer = TypeVar("_Answer")
+
+
+class Examined(Protocol):
+    """A store that is looked at. `check` and both others raise OperationError."""
+
+    name: str
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]: ...
+
+    async def clock_ms(self, deadline: Deadline) -> int | None: ...
+
+    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]: ...
+
+
+class Broker(Protocol):
+    """Kafka, as far as it is looked at. Both calls raise OperationError."""
+
+    async def topics(self, names: Sequence[str], deadline: Deadline) -> Mapping[str, TopicLook]: ...
+
+    async def privileges(self, deadline: Deadline) -> Sequence[Finding]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """The findings, those of files first and in their order; and name -> why it did not answer."""
+
+    findings: Sequence[Finding]
+    silent: Mapping[str, OperationError]
+
+
+async def examine(
+    rules: RuleSet,
+    stores: Mapping[str, Examined],
+    broker: Broker,
+    decoders: Mapping[str, Decoder],
+    deadline: Callable[[str], Deadline],
+) -> Examination:
+    """Look at these stores, and at the topics of the parents that they have dependents of. Changes nothing.
+
+    `deadline` gives each store's time, by its name, and Kafka's ("kafka")."""
+    findings: list[Finding] = []
+    silent: dict[str, OperationError] = {}
+
+    async def told(name: str, question: Awaitable[_Answer]) -> _Answer | None:
+        try:
+            return await question
+        except UnfitStoreError:
+            return None  # its check has told why
+        except OperationError as exc:
+            silent.setdefault(name, exc)
+            return None
+
+    async def of_store(store: Examined) -> Sequence[Finding]:
+        found = [*await store.check(deadline(store.name))]
+        before_ms = time.time() * 1000
+        clock_ms = await store.clock_ms(deadline(store.name))
+        if clock_ms is not None:
+            found += of_clock(store.name, round(clock_ms - (before_ms + time.time() * 1000) / 2))
+        return found
+
+    answers = await ask(stores, of_store)
+    silent |= answers.silent
+    for found in answers.found.values():
+        findings += found
+    wanted = [each for each in defaults(rules) if each.dependent.store in stores and each.rows.store in stores]
+    for each in wanted:
+        store = each.rows.store
+        if store not in silent:
+            present = await told(store, stores[store].present(each.rows.id, [each.key], deadline(store)))
+            findings += of_default(each, present) if present is not None else ()
+    parents = [parent for parent in rules.parents if any(d.store in stores for d in parent.dependents)]
+    topics = [topic for parent in parents if parent.events is not None for topic in parent.events.topics]
+    looks = await told("kafka", broker.topics(topics, deadline("kafka")))
+    if looks is not None:
+        now_ms = round(time.time() * 1000)
+        for parent in parents:
+            if parent.events is not None:
+                findings += of_topics(parent, looks, decoders[parent.entity], now_ms)
+        findings += await told("kafka", broker.privileges(deadline("kafka"))) or ()
+    return Examination(sorted(findings, key=lambda each: (not each.file, each.file, each.line, each.column)), silent)

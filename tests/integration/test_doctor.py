@@ -1,0 +1,106 @@
+"""`integrity doctor` on real servers, which it leaves as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest
+
+from integrity.cli import main
+from integrity.demo.servers import KafkaServer
+from integrity.kafka.acls import Need, Operation, Pattern, Resource, lacking
+from integrity.kafka.looking import acls, look_at
+from integrity.ports import Deadline
+from tests.conftest import CreateTopic
+from tests.integration.pg_shop import run as run_sql
+from tests.integration.test_derived_events import deleted, produce
+
+pytestmark = pytest.mark.servers
+
+RULES = """\
+version: 1
+parent: category
+events: {{topics: [{topic}, {topic}_eu], format: debezium, key: {{id: int64}}}}
+dependents:
+  - store: goods_db
+    table: categories
+    references: {{parent_id: id}}
+    on_delete: {{set_default: {{parent_id: 1}}}}
+    entity: category
+    key: {{id: int64}}
+  - store: goods_db
+    table: goods
+    references: {{category_id: id}}
+    on_delete: {{set_default: {{category_id: 2}}}}
+"""
+
+
+async def test_findings_name_place_and_mend(
+    kafka: KafkaServer,
+    create_topic: CreateTopic,
+    pg_database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+
+    topic = await create_topic(config={"retention.ms": "60000"})
+    await produce(kafka.bootstrap_servers, topic, (1, deleted(1, 5), []), (2, b"{}", []))
+    await run_sql(
+        pg_database,
+        "create table categories(id bigint primary key, parent_id bigint)",
+        "create index on categories(parent_id)",
+        "create table goods(id bigint primary key, category_id bigint not null)",
+        "insert into categories values (1, null)",
+    )
+    rules = tmp_path / "category.yaml"
+    rules.write_text(RULES.format(topic=topic))
+    monkeypatch.setenv("INTEGRITY_RULES", str(rules))
+    monkeypatch.setenv("INTEGRITY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("INTEGRITY_STORES__GOODS_DB__URL", pg_database)
+    code = await asyncio.to_thread(main, ["doctor", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (document["unanswered"], code, document["ok"]) == ([], 1, False)
+    told = {each["code"]: (each["severity"], each["line"], each["hint"]) for each in document["findings"]}
+    assert told.keys() == {
+        "ledger_missing",
+        "missing_topic",
+        "retention_short",
+        "undecodable_events",
+        "index_missing",
+        "default_unreachable",
+    }
+    assert told["index_missing"] == ("error", 11, 'CREATE INDEX CONCURRENTLY ON "public"."goods" ("category_id");')
+    assert told["default_unreachable"][:2] == ("error", 11), "there is a category 1, and none that is 2"
+    assert told["undecodable_events"][2].startswith("bad_envelope: ")
+    [look] = (await look_at({"bootstrap_servers": kafka.bootstrap_servers}, [topic], Deadline.after(30))).values()
+    assert [record.offset for record in look.last] == [0, 1]
+    assert await acls({"bootstrap_servers": kafka.bootstrap_servers}, Deadline.after(30)) is None
+
+
+async def test_acls_of_a_cluster_are_read_as_it_keeps_them() -> None:
+    settings = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+    }
+    reads = Need(Resource.TOPIC, "shop.customers", Operation.READ)
+    with KafkaServer(settings=settings) as server:
+        client = {"bootstrap_servers": server.bootstrap_servers}
+        assert await acls(client, Deadline.after(30)) == []
+        admin = AIOKafkaAdminClient(**client)
+        await admin.start()
+        try:
+            prefixed, allowed = Pattern.PREFIXED, 3
+            asked = CreateAclsRequest(Resource.TOPIC, "shop.", prefixed, "User:i", "*", Operation.READ, allowed)
+            answer = await admin._send_request(asked)
+        finally:
+            await admin.close()
+        assert answer.creation_responses[0][0] == 0
+        found = await acls(client, Deadline.after(30))
+    assert found is not None
+    assert lacking(found, "User:i", [reads]) == []
+    assert lacking(found, "User:j", [reads]) == [reads]

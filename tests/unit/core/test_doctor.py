@@ -1,0 +1,149 @@
+"""What `integrity doctor` makes of topics, their last records, defaults and clocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from integrity.core.decode import decoder_for
+from integrity.core.decode.record import Record
+from integrity.core.doctor import TopicLook, defaults, of_clock, of_default, of_topics
+from integrity.core.rules.parse import parse_rules
+from tests.golden.records import load
+
+NOW_MS = 1_800_000_000_000
+CUSTOMER = """\
+version: 1
+parent: customer
+events: {topics: [customers, customers_eu], format: debezium, key: {id: int64}%s}
+dependents:
+  - {store: a, table: orders, references: {customer_id: id}, on_delete: cascade}
+"""
+
+
+def rules_of(more: str = "") -> Any:
+    return parse_rules({"customer.yaml": CUSTOMER % more})
+
+
+def record(op: str, *, before: object = None, connector: str = "postgresql", key: object = None, at: int = 1) -> Record:
+    source = {"connector": connector, "lsn": 5, "schema": "shop", "table": "customers"}
+    after = None if op == "d" else {"id": 1, "name": "x", "deleted_at": None}
+    value = {"op": op, "before": before, "after": after, "source": source}
+    text = None if op == "t" else json.dumps({"id": 1} if key is None else key).encode()
+    return Record("customers", 0, 0, at, text, json.dumps(value).encode(), ())
+
+
+def look(*last: Record, name: str = "customers", partitions: int = 3, **config: str) -> TopicLook:
+    told: Mapping[str, str] = {key.replace("_", "."): value for key, value in config.items()}
+    return TopicLook(name, partitions, told, last)
+
+
+def found(*looks: TopicLook, more: str = "") -> list[tuple[str, str]]:
+    parent = rules_of(more).by_entity["customer"]
+    of = of_topics(parent, {each.name: each for each in looks}, decoder_for(parent), NOW_MS)
+    assert all((each.file, each.line) == ("customer.yaml", parent.place.line) and each.hint for each in of)
+    return [(each.code, each.severity) for each in of]
+
+
+EU = look(record("c"), name="customers_eu")
+
+
+def test_sound_topics_have_no_findings() -> None:
+    assert found(look(record("c"), record("d"), cleanup_policy="delete", retention_ms="604800000"), EU) == []
+
+
+def test_topic_that_does_not_exist_is_an_error() -> None:
+    assert found(EU) == [("missing_topic", "error")]
+
+
+@pytest.mark.parametrize(
+    ("config", "more", "finding"),
+    [
+        ({"cleanup_policy": "delete", "retention_ms": "3600000"}, "", ("retention_short", "warning")),
+        ({"cleanup_policy": "delete", "retention_ms": "-1"}, "", None),
+        ({"cleanup_policy": "compact", "retention_ms": "3600000"}, "", None),
+        ({"cleanup_policy": "compact", "delete_retention_ms": "1000"}, "", ("retention_short", "warning")),
+        ({"cleanup_policy": "compact,delete", "retention_ms": "1000"}, "", ("retention_short", "warning")),
+        ({"cleanup_policy": "compact"}, ", tombstones: ignore", ("deletions_compacted", "error")),
+    ],
+)
+def test_records_that_do_not_stay_are_told(config: dict[str, str], more: str, finding: tuple[str, str] | None) -> None:
+    assert found(look(record("c"), **config), EU, more=more) == ([] if finding is None else [finding])
+
+
+def test_topics_of_one_parent_with_different_partitions_are_told() -> None:
+    assert found(look(record("c"), partitions=4), EU) == [("partitions_differ", "warning")]
+
+
+@pytest.mark.parametrize(
+    ("last", "finding"),
+    [
+        ((), ("no_events", "warning")),
+        ((record("c"), record("d", key={"ID": 1})), ("undecodable_events", "error")),
+        ((record("c", at=NOW_MS + 120_000),), ("clock_ahead", "warning")),
+        ((record("c", connector="mysql"),), ("kafka_position_only", "warning")),
+        ((record("c"), record("t")), ("truncate_seen", "warning")),
+    ],
+)
+def test_last_records_tell_what_is_wrong_with_their_source(last: Sequence[Record], finding: tuple[str, str]) -> None:
+    assert found(look(*last), EU) == [finding]
+
+
+@pytest.mark.parametrize(
+    ("condition", "before", "told"),
+    [
+        (
+            "op == 'u' && before.deleted_at == null",
+            None,
+            [("undecodable_events", "error"), ("before_missing", "error")],
+        ),
+        ("op == 'u' && before.deleted_at == null", {"id": 1, "deleted_at": None}, []),
+        ("after.deleted_at != null", None, []),
+    ],
+)
+def test_replica_identity_matters_where_the_condition_asks_for_the_row_before(
+    condition: str, before: object, told: list[tuple[str, str]]
+) -> None:
+    assert found(look(record("u", before=before)), EU, more=f', deleted_when: "{condition}"') == told
+
+
+def test_captured_events_have_no_findings() -> None:
+    topic = "pg_env.public.customers"
+    text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]") % ""
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    seen = TopicLook(topic, 1, {}, [each for each in load("pg_env") if each.topic == topic][-50:])
+    assert [each.code for each in of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)] == []
+
+
+CATEGORY = """\
+version: 1
+parent: category
+events: {topic: categories, format: debezium, key: {id: int64}}
+dependents:
+  - {store: a, table: categories, references: {parent_id: id}, on_delete: {set_default: {parent_id: 0}},
+     on_update: {set_default: {parent_id: 5}}, entity: category, key: {id: int64}}
+  - {store: b, table: goods, references: {category_id: id}, on_delete: {set_default: {category_id: 0}}}
+  - {store: b, table: notes, references: {category_id: id}, on_delete: {set_default: {category_id: null}}}
+"""
+
+
+def test_defaults_are_asked_for_where_the_rows_of_their_parent_are() -> None:
+    asked = defaults(parse_rules({"category.yaml": CATEGORY}))
+    assert [(each.dependent.id, each.key, each.rows.store) for each in asked] == [
+        ("category.categories", (0,), "a"),
+        ("category.categories", (5,), "a"),
+        ("category.goods", (0,), "a"),
+    ]
+    assert defaults(rules_of()) == []
+    [finding] = [finding for each in asked for finding in of_default(each, [(0,)])]
+    assert (finding.code, finding.line, finding.severity) == ("default_unreachable", 5, "error")
+    assert "category.categories" in finding.message
+
+
+@pytest.mark.parametrize(("away_ms", "told"), [(1_900, ""), (2_500, "2.5 s ahead of"), (-90_000, "90.0 s behind")])
+def test_clock_that_is_away_is_told(away_ms: int, told: str) -> None:
+    findings = of_clock("orders_db", away_ms)
+    assert [told in finding.message for finding in findings] == ([True] if told else [])
