@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import ApplyResult
+from integrity.core.scan import Known, Page
 from integrity.core.sweep import Sweep, SweepResult
 from integrity.errors import Finding
 
@@ -114,6 +115,47 @@ class Sweepable(Protocol):
         """Do one page of a sweep in one transaction, and remember where the next one begins. Never raises for what a
         row or server did. The first call of an age begins at its `until_ms`: older keys are not looked at. When
         another process is at the same sweep, or owns the store, nothing is done."""
+        ...
+
+
+class Scannable(Protocol):
+    """A store in which references are looked through as a whole. Changes nothing, takes no lock that anybody waits for.
+
+    Dependents are named by their ids. Raises as Inspectable does.
+    """
+
+    name: str
+
+    def references(self, dependent: str, deadline: Deadline) -> AsyncGenerator[Page]:
+        """All keys that rows in reach refer to, with how many rows do: as of one moment, in the order of `order_of`."""
+        ...
+
+    async def referring(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[int]:
+        """How many rows in reach refer to each of these keys now."""
+        ...
+
+    async def known(self, entity: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Known]:
+        """What the ledger has heard of each of these keys."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; never waits longer than a few seconds."""
+        ...
+
+
+class Parents(Protocol):
+    """Which parents of one entity there are. Raises as Inspectable does."""
+
+    def keys(self, deadline: Deadline) -> AsyncGenerator[Sequence[Key]]:
+        """The keys of all, as of one moment, in the order of `order_of`."""
+        ...
+
+    async def present(self, keys: Sequence[Key], deadline: Deadline) -> Collection[Key]:
+        """Which of these keys are there now."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; never waits longer than a few seconds."""
         ...
 
 

@@ -70,7 +70,7 @@ class Batch:
     leaves that effect out and records it beside the ledger row. `redrives` maps the index of a change to the dead
     letter that it comes back from; of the `discards` the store forgets that they were left out. `at_ms` is the wall
     clock, in milliseconds since the epoch: for `$now` and the ledger's times, never for a decision. `trace_id` is 32
-    hex digits, or "".
+    hex digits, or "". `only`, unless it is "", is the one dependent that all changes are about.
     """
 
     changes: tuple[ParentChange, ...]
@@ -80,6 +80,7 @@ class Batch:
     exceptions: Mapping[tuple[int, str], DeadLetterMark] = field(default_factory=dict)
     redrives: Mapping[int, Redrive] = field(default_factory=dict)
     discards: tuple[Discard, ...] = ()
+    only: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Share:
     done: frozenset[int]
     exceptions: Mapping[tuple[int, str], DeadLetterMark]
     redrives: Mapping[int, Redrive] = field(default_factory=dict)
+    only: str = ""
 
     @property
     def approved(self) -> frozenset[int]:
@@ -101,6 +103,8 @@ class Share:
 
     def left_out(self, dependent: str) -> Callable[[int], Outcome | None] | None:
         """Tells of a change what it is, when it is left out for this dependent; None when none of the share is."""
+        if self.only not in ("", dependent):
+            return lambda change: Outcome.SKIPPED
         exceptions = self.exceptions
         if not exceptions:
             return None
@@ -141,6 +145,7 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
                 frozenset(done),
                 {(local_of[i], d): mark for (i, d), mark in batch.exceptions.items() if i in local_of},
                 {local_of[i]: redrive for i, redrive in batch.redrives.items() if i in local_of},
+                batch.only,
             )
         )
     return found

@@ -57,6 +57,9 @@ class Op(Enum):
     GONE = "gone"
     """A null record: a duplicate after a deletion or key change of the same key, otherwise a deletion (or, with
     `to`, a key change) whose own record compaction has removed. Has no version of its own."""
+    MISSING = "missing"
+    """Nobody told: the parent is looked for and is not there. Of a key that is gone by what was heard of it, its newest
+    fate acts once more, a key change with its `to`; of any other key it is a deletion, after all that was heard."""
 
 
 class Origin(NamedTuple):
@@ -76,9 +79,9 @@ class Origin(NamedTuple):
 class ParentChange(NamedTuple):
     """One thing that happened to one parent key.
 
-    `version` is None only for `Op.GONE`. `occurred_ms` is when the source says it was committed, in milliseconds
-    since the epoch (the record's timestamp when it says nothing). It is told as `$event.time`, and decides nothing but
-    which rows are too young for the change, where a rule has `as_of`.
+    `version` is None only for `Op.GONE` and `Op.MISSING`. `occurred_ms` is when the source says it was committed, in
+    milliseconds since the epoch (the record's timestamp when it says nothing). It is told as `$event.time`, and decides
+    nothing but which rows are too young for the change, where a rule has `as_of`.
     `traceparent` is the W3C header as it came, unverified, or None.
     """
 

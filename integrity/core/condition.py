@@ -55,6 +55,13 @@ class Condition:
         return answer
 
 
+def null_test(text: str) -> tuple[str, bool] | None:
+    """The field of `after` that alone decides, and whether null is what fulfils the condition; None where it is any
+    other condition."""
+    test = _NULL_TEST.fullmatch(text)
+    return None if test is None else (test[1], test[2] == "==")
+
+
 def fault_of(text: str) -> str | None:
     """What is wrong with a condition, in words that follow "the condition"; None when nothing is."""
     if len(text) > EXPRESSION_CHARACTERS_MAX:
@@ -93,15 +100,15 @@ def _sample_events(text: str) -> Iterator[dict[str, object]]:
 
 def _compiled(text: str) -> tuple[frozenset[str], Callable[[Variables], object]]:
     # The usual condition, read without the evaluator, which takes sixty times as long.
-    if (test := _NULL_TEST.fullmatch(text)) is not None:
-        field, is_deleted_when_null = test[1], test[2] == "=="
+    if (test := null_test(text)) is not None:
+        field, is_deleted_when_null = test
 
-        def null_test(variables: Variables) -> object:
+        def is_null(variables: Variables) -> object:
             after = variables["after"]
             assert isinstance(after, dict), "it is asked of events with an after only"
             return (after[field] is None) is is_deleted_when_null
 
-        return frozenset({"after"}), null_test
+        return frozenset({"after"}), is_null
     import cel
 
     program = cel.compile(text)

@@ -82,8 +82,8 @@ def settle(
                 updates[key] = HeadUpdate(seen, record, () if before is None else before.fates)
             continue
         record = new_tuple(LastRecord, (topic, partition, offset, False))
-        if op is gone:
-            placed = _version_of_tombstone(origin, seen, before, heads.get(key))
+        if version is None:
+            placed = _version_of_tombstone(origin, seen, before, heads.get(key)) if op is gone else _after(seen)
             if isinstance(placed, Outcome):
                 outcomes[index] = placed
                 continue
@@ -123,6 +123,11 @@ def _version_of_tombstone(
         return None
     if topic != origin.topic:
         return Outcome.STALE
+    return _after(seen)
+
+
+def _after(seen: Version | None) -> Version:
+    """Just after everything seen of a key; of a key never heard of, before everything."""
     return Version(0, ()) if seen is None else Version(seen.epoch, (*seen.position, 1))
 
 

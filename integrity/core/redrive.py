@@ -22,17 +22,20 @@ from integrity.core.fold import Group, Leave, Policy, Settled, follow
 from integrity.core.keys import Key
 from integrity.core.ledger import Done, Fate, Head, Pending, done_by_fate
 from integrity.core.outcome import Effect, Outcome, Rejected
+from integrity.core.sweep import Repaired, is_gone
 from integrity.errors import Reason
 
 _HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
 
 
 def aside(share: Share, heads: Mapping[Key, Head]) -> frozenset[int]:
-    """The changes that `settle` must not look at: those done, redrives of one dependent (`admit` decides on them), and
-    redrives that are no news of their key, which must not pass for its last record."""
-    if not share.redrives:
+    """The changes that `settle` must not look at: those done, redrives of one dependent, parents that are missing
+    and known to be gone (`admit` decides on both), and redrives that are no news of their key, which must not pass for
+    its last record."""
+    if not share.redrives and not share.only:
         return share.done
     found = set(share.done)
+    found.update(index for index, change in enumerate(share.changes) if _is_known(change, heads.get(change.key)))
     for index, redrive in share.redrives.items():
         change = share.changes[index]
         head = heads.get(change.key)
@@ -48,9 +51,18 @@ def aside(share: Share, heads: Mapping[Key, Head]) -> frozenset[int]:
     return frozenset(found)
 
 
+def _is_known(change: ParentChange, head: Head | None) -> bool:
+    """A parent is missing, and what was heard of it says the same, or something else than was looked up beforehand."""
+    if change.op is not Op.MISSING:
+        return False
+    return change.to is not None or (head is not None and is_gone(head))
+
+
 def keys_in_question(share: Share, settled: Settled) -> set[Key]:
-    """The keys whose exceptions `admit` has to know: of redrives, and of keys that have a new fate and a past."""
+    """The keys whose exceptions `admit` has to know: of redrives, of missing parents, and of keys that have a new fate
+    and a past."""
     found = {key for key, update in settled.updates.items() if update.fates and key in settled.heads}
+    found.update(change.key for change in share.changes if change.op is Op.MISSING)
     found.update(share.changes[index].key for index in share.redrives if index not in share.done)
     return found
 
@@ -67,12 +79,14 @@ class LeftOut(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """`starts` are the fates that act after all, by dependent; `only` names the one dependent that a change is about;
-    `over` are exceptions (dependent, event) that are none any more; `left_out` are those to record."""
+    `over` are exceptions (dependent, event) that are none any more; `left_out` are those to record. `again` are the
+    changes by which a fate acts once more, on rows that were written late."""
 
     starts: Mapping[str, Sequence[tuple[Key, Fate]]] = field(default_factory=dict)
     only: Mapping[int, str] = field(default_factory=dict)
     over: Sequence[tuple[str, str]] = ()
     left_out: Sequence[LeftOut] = ()
+    again: frozenset[int] = frozenset()
 
     @property
     def keys(self) -> set[Key]:
@@ -89,11 +103,13 @@ def admit(
     """Which redrives act, once `settle` has decided on the rest. Sets the outcomes of redrives in `settled`.
 
     Rejected names the dependent for which an event of the share has to wait for a dead letter, or can't act."""
-    if not pending and not share.redrives and not share.exceptions:
+    if not pending and not share.redrives and not share.exceptions and not share.only:
         return _NOTHING
     outcomes = settled.outcomes
     starts: dict[str, list[tuple[Key, Fate]]] = {}
     only: dict[int, str] = {}
+    if share.only:
+        starts[share.only] = _missing(share, settled)
     over: list[tuple[str, str]] = []
     for index, redrive in share.redrives.items():
         change = share.changes[index]
@@ -130,7 +146,26 @@ def admit(
         for (index, dependent), mark in share.exceptions.items()
         if outcomes[index] is Outcome.APPLIED
     ]
-    return Admitted(starts, only, over, left_out)
+    if not share.only:
+        return Admitted(starts, only, over, left_out)
+    again = frozenset(fate.change for _, fate in starts[share.only])
+    return Admitted(starts, dict.fromkeys(range(len(share.changes)), share.only), over, left_out, again)
+
+
+def _missing(share: Share, settled: Settled) -> list[tuple[Key, Fate]]:
+    """The newest fates of keys that are gone: they act once more, on rows that were written late."""
+    found: list[tuple[Key, Fate]] = []
+    for index, change in enumerate(share.changes):
+        head = settled.heads.get(change.key)
+        if not _is_known(change, head):
+            continue
+        newest = head.fates[-1] if head is not None and is_gone(head) else None
+        if newest is None or newest.to != change.to:
+            settled.outcomes[index] = None  # the key was heard of since it was looked up
+            continue
+        settled.outcomes[index] = Outcome.APPLIED
+        found.append((change.key, newest._replace(change=index)))
+    return found
 
 
 class MadeUpFor(NamedTuple):
@@ -147,11 +182,22 @@ def made_up_for(admitted: Admitted, effects: Sequence[Effect]) -> list[MadeUpFor
     found: dict[tuple[Key, Version], MadeUpFor] = {}
     for dependent, starts in admitted.starts.items():
         for key, fate in starts:
-            if dependent in done.get(fate.change, {}):
+            if fate.change not in admitted.again and dependent in done.get(fate.change, {}):
                 before = found.get((key, fate.version), MadeUpFor(key, fate, {})).done
                 at_fate = {**before, **done[fate.change]}  # what depends on its rows too
                 found[key, fate.version] = MadeUpFor(key, fate, at_fate)
     return list(found.values())
+
+
+def repaired_by(entity: str, admitted: Admitted, effects: Sequence[Effect]) -> list[Repaired]:
+    """What fates did that acted once more, to be kept as what a sweep does. `effects` count their changes within the
+    share."""
+    fates = {fate.change: (key, fate) for starts in admitted.starts.values() for key, fate in starts}
+    return [
+        Repaired(entity, *fates[change], dependent, action, rows)
+        for change, dependent, action, outcome, rows in effects
+        if change in admitted.again and outcome is Outcome.APPLIED and rows
+    ]
 
 
 def _about(index: int, dependent: str) -> dict[int, str]:
@@ -185,6 +231,8 @@ def _waiting(
             continue
         for policy in policies:
             step = policy.on_delete if change.to is None else policy.on_update
+            if share.only not in ("", policy.dependent):
+                continue
             if isinstance(step, Leave) or (index, policy.dependent) in share.exceptions:
                 continue
             if mine := _of(pending, change.key, policy.dependent):

@@ -5,10 +5,12 @@ Small enough to be read as the definition of `apply`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import assert_never
+from uuid import UUID
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
@@ -16,12 +18,13 @@ from integrity.core.derive import keys_of, numbered
 from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Question, Repair
-from integrity.core.keys import Key, canonical, key_hash
+from integrity.core.keys import Key, KeyType, canonical, key_hash
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outbox import Outgoing, outgoing
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
-from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, retrace
+from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.rules.model import Dependent, EventValue, Literal, Tombstone
+from integrity.core.scan import Known, Page, Referenced, known_of, order_of
 from integrity.core.sweep import Repaired, Sweep, SweepResult, Swept, TooManyLate, is_gone, late_groups, repairs
 from integrity.errors import Finding
 from integrity.ports import Deadline, Waiting
@@ -230,9 +233,7 @@ class MemoryStore:
                 groups = late_groups(rule.policy, heads, [key], acted)
                 rows = self._execute(state, rule, groups, sweep.at_ms)
                 repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
-        state.repairs.setdefault((entity, key), []).extend(
-            Repair(each.dependent, each.action, each.rows, each.fate.event_id, sweep.at_ms) for each in repaired
-        )
+        _add_repairs(state, repaired, sweep.at_ms)
         return repaired
 
     async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
@@ -308,6 +309,7 @@ class MemoryStore:
                 each._replace(done={**each.done, **more}) if each.fate.version == fate.version else each
                 for each in state.enforced[entity, key]
             ]
+        _add_repairs(state, repaired_by(entity, admitted, effects), batch.at_ms)
         _forget(state, admitted.over)
         for change, dependent, mark, version in admitted.left_out:
             event = change.origin.event_id
@@ -526,6 +528,12 @@ def _note(
         )
 
 
+def _add_repairs(state: _State, repaired: Iterable[Repaired], at_ms: int) -> None:
+    for each in repaired:
+        repair = Repair(each.dependent, each.action, each.rows, each.fate.event_id, at_ms)
+        state.repairs.setdefault((each.entity, each.key), []).append(repair)
+
+
 def _write_head(state: _State, entity: str, key: Key, head: Head | None, update: HeadUpdate) -> None:
     before = head.fates if head else ()
     state.heads[entity, key] = Head(
@@ -533,3 +541,71 @@ def _write_head(state: _State, entity: str, key: Key, head: Head | None, update:
         before + tuple(fate._replace(event=fate.event_id, change=-1) for fate in update.fates),
         update.last or (head.last if head else None),
     )
+
+
+class MemoryScanner:
+    """The Scannable of a MemoryStore: the definition of what refers to what."""
+
+    def __init__(self, store: MemoryStore, rules: Mapping[str, Sequence[StoreRule]], page: int = 1_000) -> None:
+        self.name = store.name
+        self._store = store
+        self._rules = {rule.id: rule for of_entity in rules.values() for rule in of_entity}
+        self._page = page
+
+    async def references(self, dependent: str, deadline: Deadline) -> AsyncGenerator[Page]:
+        counts, mistyped = self._counts(self._rules[dependent])
+        order = order_of(self._rules[dependent].spec)
+        found = [Referenced(key, counts[key]) for key in sorted(counts, key=order)]
+        for start in range(0, max(len(found), 1), self._page):
+            yield Page(found[start : start + self._page], 0 if start else mistyped)
+
+    async def referring(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[int]:
+        counts, _ = self._counts(self._rules[dependent])
+        return [counts.get(key, 0) for key in keys]
+
+    async def known(self, entity: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Known]:
+        return [known_of(self._store.head(entity, key)) for key in keys]
+
+    async def close(self) -> None:
+        return None
+
+    def _counts(self, rule: StoreRule) -> tuple[dict[Key, int], int]:
+        counts: dict[Key, int] = {}
+        mistyped = 0
+        dependent, kinds = rule.dependent, rule.spec.types
+        marker = dependent.on_delete.marker if isinstance(dependent.on_delete, Tombstone) else None
+        for row in self._store.targets[dependent.target.name]:
+            if not _is_in_scope(row, dependent.where) or (marker is not None and row[marker] is not None):
+                continue
+            held = [row[column] for column in dependent.columns]
+            if dependent.array and not isinstance(held[0], list):
+                continue
+            for values in [(element,) for element in held[0]] if isinstance(held[0], list) else [tuple(held)]:
+                if None in values:
+                    continue
+                key = tuple(_part(kind, value) for kind, value in zip(kinds, values, strict=True))
+                if None in key:
+                    mistyped += 1
+                else:
+                    counts[key] = counts.get(key, 0) + 1  # type: ignore[index, arg-type]
+        return counts, mistyped
+
+
+def _part(kind: KeyType, value: object) -> object:
+    """The value, if it is of that type; else None."""
+    wanted = _TYPES[kind]
+    return value if isinstance(value, wanted) and (wanted is bool) == isinstance(value, bool) else None
+
+
+_TYPES: Mapping[KeyType, type] = {
+    KeyType.INT32: int,
+    KeyType.INT64: int,
+    KeyType.NUMERIC: Decimal,
+    KeyType.STRING: str,
+    KeyType.UUID: UUID,
+    KeyType.BOOL: bool,
+    KeyType.DATE: date,
+    KeyType.TIMESTAMP: datetime,
+    KeyType.BYTES: bytes,
+    KeyType.OBJECTID: str,
+}

@@ -15,7 +15,7 @@ from typing import Protocol
 from integrity.core.keys import Key, KeyType
 from integrity.core.ledger import Head
 from integrity.core.rules.model import TargetKind, Tombstone
-from integrity.ports import Store
+from integrity.ports import Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.rule import StoreRule
 
@@ -61,6 +61,10 @@ class Harness(Protocol):
     async def another(self) -> Store:
         """A second store over the same rules, targets and ledger, as another process would have it: one that takes
         over where the store is exclusive."""
+        ...
+
+    def scanner(self) -> Scannable:
+        """What looks through the same targets, and is closed with them."""
         ...
 
     async def write(self, target: str, *rows: Row) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from integrity.core.keys import Key, KeyType
 from integrity.core.ledger import Head
-from integrity.ports import Store
-from integrity.stores.memory import MemoryStore, Row
+from integrity.ports import Scannable, Store
+from integrity.stores.memory import MemoryScanner, MemoryStore, Row
 from tests.contract.harness import Feature, Rules, targets_of, whole
 
 # Not SHARED: two processes never have one memory.
@@ -22,15 +22,19 @@ class MemoryHarness:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._store = MemoryStore("memory", {}, {})
         self._columns: dict[str, dict[str, KeyType]] = {}
+        self._rules: Rules = {}
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
-        self._columns = targets_of(rules)
+        self._columns, self._rules = targets_of(rules), rules
         targets = {name: [whole(row, columns) for row in rows.get(name, ())] for name, columns in self._columns.items()}
         self._store = MemoryStore("memory", rules, targets)
         return self._store
 
     async def another(self) -> Store:
         return self._store
+
+    def scanner(self) -> Scannable:
+        return MemoryScanner(self._store, self._rules, page=3)
 
     async def write(self, target: str, *rows: Row) -> None:
         self._store.targets[target].extend(whole(row, self._columns[target]) for row in rows)

@@ -13,9 +13,10 @@ from integrity.core.change import Version
 from integrity.core.keys import Key, KeyType, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, LastRecord
 from integrity.core.rules.model import TargetKind
-from integrity.ports import Deadline, Store
+from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.mongo import MongoStore
+from integrity.stores.mongo.scan import MongoScanner
 from integrity.stores.mongo.values import CODECS, from_bson, to_bson
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
@@ -33,6 +34,7 @@ class MongoHarness:
             name: self._database[f"integrity.{name}"] for name in ("keys", "fates", "arrivals", "exceptions")
         }
         self._stores: list[MongoStore] = []
+        self._scanners: list[MongoScanner] = []
         self._rules: Rules = {}
         self._columns: dict[str, dict[str, KeyType]] = {}
 
@@ -52,6 +54,11 @@ class MongoHarness:
 
     async def another(self) -> Store:
         return await self._open()
+
+    def scanner(self) -> Scannable:
+        scanner = MongoScanner("store", self._url, self._rules, schema="integrity", timeout_s=30)
+        self._scanners.append(scanner)
+        return scanner
 
     async def write(self, target: str, *rows: Row) -> None:
         columns = self._columns[target]
@@ -96,8 +103,8 @@ class MongoHarness:
         return {document["dependent"] async for document in found}
 
     async def close(self) -> None:
-        for store in self._stores:
-            await store.close()
+        for opened in (*self._stores, *self._scanners):
+            await opened.close()
         await self._client.close()
 
     async def _open(self) -> MongoStore:

@@ -11,9 +11,10 @@ from integrity.core.change import parse_version
 from integrity.core.keys import Key, KeyType, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, LastRecord
 from integrity.core.rules.model import TargetKind
-from integrity.ports import Deadline, Store
+from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.postgres import PostgresStore
+from integrity.stores.postgres.scan import PostgresScanner
 from integrity.stores.rule import StoreRule
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
@@ -39,6 +40,7 @@ class PostgresHarness:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._url: str = request.getfixturevalue("pg_database")
         self._stores: list[PostgresStore] = []
+        self._scanners: list[PostgresScanner] = []
         self._rules: Rules = {}
         self._columns: dict[str, dict[str, KeyType]] = {}
 
@@ -69,6 +71,11 @@ class PostgresHarness:
         store = PostgresStore("store", self._url, self._rules, lane="integrity.store", lock_timeout_s=2)
         self._stores.append(store)
         return store
+
+    def scanner(self) -> Scannable:
+        scanner = PostgresScanner("store", self._url, self._rules, schema="integrity", timeout_s=30)
+        self._scanners.append(scanner)
+        return scanner
 
     async def write(self, target: str, *rows: Row) -> None:
         connection = await asyncpg.connect(self._url)
@@ -118,8 +125,8 @@ class PostgresHarness:
         return {row["dependent"] for row in await self._fetch(sql, key_hash(entity, key))}
 
     async def close(self) -> None:
-        for store in self._stores:
-            await store.close()
+        for opened in (*self._stores, *self._scanners):
+            await opened.close()
 
     async def _fetch(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
         connection = await asyncpg.connect(self._url)

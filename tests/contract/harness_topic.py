@@ -24,9 +24,10 @@ from integrity.core.keys import Key, KeySpec, canonical, gate, key_hash
 from integrity.core.ledger import Head
 from integrity.core.rules.model import TargetKind
 from integrity.demo.servers import KafkaServer
-from integrity.ports import Deadline, Store
+from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.topic import TopicStore, records
+from integrity.stores.topic.scan import TopicScanner
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 from tests.integration.topic_shop import read_all
 
@@ -46,6 +47,7 @@ class TopicHarness:
         self._columns: Mapping[str, Mapping[str, Any]] = {}
         self._rules: Rules = {}
         self._stores: list[TopicStore] = []
+        self._scanners: list[TopicScanner] = []
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
         self._columns = targets_of(rules)
@@ -66,6 +68,12 @@ class TopicHarness:
         for name in self._columns:
             await self.write(name, *rows.get(name, ()))
         return await self.another()
+
+    def scanner(self) -> Scannable:
+        lane = f"{self._prefix}.{LANE}"
+        scanner = TopicScanner("store", self._client, self._rules, lane=lane, schema=self._prefix)
+        self._scanners.append(scanner)
+        return scanner
 
     async def write(self, target: str, *rows: Row) -> None:
         producer = AIOKafkaProducer(**self._client, acks="all")
@@ -126,8 +134,8 @@ class TopicHarness:
         return {each["dependent"] for each in found if (each["entity"], each["key"]) == (entity, canonical(key))}
 
     async def close(self) -> None:
-        for store in self._stores:
-            await store.close()
+        for opened in (*self._stores, *self._scanners):
+            await opened.close()
 
     def topic(self, target: str) -> str:
         return f"{self._prefix}.{target}"

@@ -55,7 +55,7 @@ def derived_value(
             name = "key_changed"
         case Op.ARRIVED:
             name = "arrived"
-        case Op.ALIVE | Op.GONE:
+        case Op.ALIVE | Op.GONE | Op.MISSING:
             raise AssertionError("nothing follows from it")
     [count] = version.position
     after = _NULL if to is None else msgspec.Raw(canonical(to).encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -42,6 +42,11 @@ from integrity.core.rules.walk import (
     wrong_type,
 )
 
+_SERVERS: Mapping[TargetKind, str] = {
+    TargetKind.TABLE: "PostgreSQL",
+    TargetKind.COLLECTION: "MongoDB",
+    TargetKind.TOPIC: "Kafka",
+}
 _TARGET_FAULTS: Mapping[TargetKind, tuple[FindingCode, Callable[[str], str | None]]] = {
     TargetKind.TABLE: (FindingCode.BAD_TARGET, names.table_fault),
     TargetKind.COLLECTION: (FindingCode.BAD_TARGET, names.collection_fault),
@@ -92,7 +97,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
     if mapping is None:
         return None
     fields = fields_of(report, what, mapping, DEPENDENT_FIELDS, DEPENDENT_LATER)
-    target, target_node = _target(report, fields, mapping)
+    target, target_node = read_target(report, what, fields, mapping, tuple(TargetKind))
     name = _name(report, fields, target, target_node)
     store = _named(report, "store", required(report, what, fields, "store", mapping), names.store_fault)
     kind = None if target is None else target.kind
@@ -167,15 +172,18 @@ def _rows(report: Report, fields: Fields, kind: TargetKind | None) -> tuple[Text
     return entity, read_key(report, fields["key"][1] if "key" in fields else None, "key column", fault_of)
 
 
-def _target(report: Report, fields: Fields, at: Located) -> tuple[Target | None, Node | None]:
-    kinds = [kind for kind in TargetKind if kind in fields]
+def read_target(
+    report: Report, what: str, fields: Fields, at: Located, choices: Sequence[TargetKind]
+) -> tuple[Target | None, Node | None]:
+    """The one target that is named, with its node; its name is empty where it could not be read."""
+    kinds = [kind for kind in choices if kind in fields]
     if not kinds:
-        hint = "Write one of table (PostgreSQL), collection (MongoDB), topic (Kafka)."
-        report.add(FindingCode.ONE_OF_FIELDS, f"the dependent has no {listed(TargetKind)}", at, hint)
+        servers = ", ".join(f"{kind} ({_SERVERS[kind]})" for kind in choices)
+        report.add(FindingCode.ONE_OF_FIELDS, f"{what} has no {listed(choices)}", at, f"Write one of {servers}.")
         return None, None
     if len(kinds) > 1:
         second = fields[kinds[1]][0]
-        report.add(FindingCode.ONE_OF_FIELDS, f"the dependent has {listed(kinds, 'and')}: write one of them", second)
+        report.add(FindingCode.ONE_OF_FIELDS, f"{what} has {listed(kinds, 'and')}: write one of them", second)
         return None, None
     [kind] = kinds
     node = fields[kind][1]

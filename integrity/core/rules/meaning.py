@@ -35,7 +35,8 @@ def hash_of(parents: Iterable[Parent]) -> str:
 
 def _parent(parent: Parent) -> Mapping[str, object]:
     events = parent.events
-    return {
+    source = None if events is None else events.source
+    found: dict[str, object] = {
         "parent": parent.entity,
         "topics": None if events is None else sorted(events.topics),
         "format": None if events is None else events.format,
@@ -46,6 +47,7 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         "sweeps": parent.sweeps_ms,
         "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
     }
+    return found if source is None else found | {"source": [source.store, source.target.kind, source.target.name]}
 
 
 def _dependent(dependent: Dependent) -> Mapping[str, object]:

@@ -164,10 +164,19 @@ class Tombstones(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The parent's own table or collection: its columns or fields are named as the key fields are."""
+
+    store: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
 class Events:
     """Where a parent's events come from. `topics` has at least one; no topic feeds two parents.
 
-    `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read.
+    `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read. `source`
+    is where the parents themselves are, as far as the rule says.
     """
 
     topics: tuple[str, ...]
@@ -176,6 +185,7 @@ class Events:
     tombstones: Tombstones
     deleted_when: str | None = None
     epoch: int = 0
+    source: Source | None = None
 
 
 @dataclass(frozen=True, slots=True)

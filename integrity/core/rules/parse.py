@@ -20,6 +20,7 @@ from integrity.core.rules.findings import FindingCode, Report, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
 from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, Parent, Place, RuleSet, Tombstones
+from integrity.core.rules.source import read_source
 from integrity.core.rules.vocabulary import (
     EPOCH_MAX,
     EVENTS_FIELDS,
@@ -215,11 +216,12 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
         choice_of(report, "truncate", fields["truncate"][1], TRUNCATES, TRUNCATES_LATER)
     deleted_when = _deleted_when(report, fields["deleted_when"][1]) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
+    source = read_source(report, fields["source"][1], key) if "source" in fields else None
     spec = _spec(key)
     if not topics or kind is None or spec is None or tombstones is None:
         return topics, key, None
     found = tuple(topic.value for topic in topics)
-    return topics, key, Events(found, kind, spec, Tombstones(tombstones), deleted_when, epoch)
+    return topics, key, Events(found, kind, spec, Tombstones(tombstones), deleted_when, epoch, source)
 
 
 def _deleted_when(report: Report, node: Node) -> str | None:

@@ -23,6 +23,7 @@ from integrity.core.rules.vocabulary import (
     ON_DELETE,
     ON_UPDATE,
     PARENT_FIELDS,
+    SOURCE_FIELDS,
     TOMBSTONE_FIELDS,
     TRUNCATES,
     VERSION,
@@ -33,6 +34,9 @@ Schema = dict[str, object]
 _NAME = {"type": "string", "minLength": 1}
 _LITERAL = {"type": ["string", "number", "boolean", "null"]}
 _TOPIC = {"type": "string", "pattern": names.TOPIC_PATTERN, "maxLength": names.TOPIC_CHARACTERS_MAX}
+_STORE: Schema = {"type": "string", "pattern": names.STORE_PATTERN, "maxLength": names.NAME_CHARACTERS_MAX}
+_TABLE: Schema = {"type": "string", "pattern": '^[^".;]+(\\.[^".;]+)?$'}
+_COLLECTION: Schema = {"type": "string", "pattern": r"^(?!system\.)[^$]+$"}
 _BARE_MAPPING = {"type": "object", "maxProperties": 0}
 
 
@@ -99,10 +103,16 @@ def _events() -> Schema:
             "truncate": {"enum": list(TRUNCATES), "default": TRUNCATES[0]},
             "deleted_when": {"type": "string", "minLength": 1, "maxLength": EXPRESSION_CHARACTERS_MAX},
             "epoch": {"type": "integer", "minimum": 0, "maximum": EPOCH_MAX, "default": 0},
+            "source": _source(),
         },
         required=("format", "key"),
     )
     return schema | {"oneOf": [{"required": ["topic"]}, {"required": ["topics"]}]}
+
+
+def _source() -> Schema:
+    schema = _object(SOURCE_FIELDS, {"store": _STORE, "table": _TABLE, "collection": _COLLECTION}, required=("store",))
+    return schema | {"oneOf": [{"required": ["table"]}, {"required": ["collection"]}]}
 
 
 def _key() -> Schema:
@@ -123,9 +133,9 @@ def _dependent() -> Schema:
                 "pattern": names.DEPENDENT_PATTERN,
                 "maxLength": names.TOPIC_CHARACTERS_MAX,
             },
-            "store": {"type": "string", "pattern": names.STORE_PATTERN, "maxLength": names.NAME_CHARACTERS_MAX},
-            "table": {"type": "string", "pattern": '^[^".;]+(\\.[^".;]+)?$'},
-            "collection": {"type": "string", "pattern": r"^(?!system\.)[^$]+$"},
+            "store": _STORE,
+            "table": _TABLE,
+            "collection": _COLLECTION,
             "topic": _TOPIC,
             "references": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
             "array": {"type": "boolean", "default": False},

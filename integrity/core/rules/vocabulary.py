@@ -34,6 +34,12 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "deleted_when": "A CEL condition over before, after, source, op and headers: a create or update that fulfils it "
     "is a deletion.",
     "epoch": "Raise it by one when the source begins to count its versions anew. The default is 0.",
+    "source": "The parent's own table or collection, where `integrity scan` looks up which parents there are.",
+}
+SOURCE_FIELDS: Mapping[str, str] = {
+    "store": "The store that the parents are in, a name of the settings (INTEGRITY_STORES__<NAME>__URL).",
+    "table": "The PostgreSQL table of the parents; its columns are named as the key fields. Write table or collection.",
+    "collection": "The MongoDB collection of the parents; its fields are named as the key fields.",
 }
 EVENTS_LATER = (
     "pattern",
@@ -42,7 +48,6 @@ EVENTS_LATER = (
     "version",
     "pair_by",
     "key_from",
-    "source",
 )
 
 DEPENDENT_FIELDS: Mapping[str, str] = {

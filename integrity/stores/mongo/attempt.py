@@ -15,7 +15,7 @@ from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
 from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
+from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.mongo.effects import Came, Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, hashes_of
@@ -197,11 +197,13 @@ class Attempt:
     ) -> None:
         ledger = self._ledger
         # Without a fate nothing rests on the heads that were read only.
-        decides = any(update.fates for update in writes.values()) or bool(share.redrives)
+        decides = any(update.fates for update in writes.values()) or bool(share.redrives) or bool(admitted.again)
         touched = heads.keys() - writes.keys() if decides else set()
         await ledger.write_heads(share.entity, hash_of, heads, writes, touched, session)
         await ledger.write_fates(share.entity, hash_of, writes, effects, self._batch, session)
         await ledger.add_done(made_up_for(admitted, effects), hash_of, session)
+        repaired = repaired_by(share.entity, admitted, effects)
+        await ledger.write_repairs(repaired, hash_of, self._batch.at_ms, session)
         await ledger.clear_exceptions(admitted.over, session)
         await ledger.write_exceptions(share.entity, admitted.left_out, hash_of, self._batch.at_ms, session)
 

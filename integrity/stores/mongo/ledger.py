@@ -34,6 +34,7 @@ from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.redrive import LeftOut, MadeUpFor
+from integrity.core.sweep import Repaired
 from integrity.ports import Waiting
 
 Document = dict[str, Any]
@@ -331,6 +332,25 @@ class Ledger:
                 for dependent, (action, rows) in done.items()
             ]
             await fates.update_one(name, {"$push": {"effects": {"$each": effects}}}, session=session)
+
+    async def write_repairs(
+        self, repaired: Sequence[Repaired], hash_of: Mapping[Key, bytes], at_ms: int, session: AsyncClientSession
+    ) -> None:
+        """Keep what became of documents that were written late."""
+        documents: list[Document] = [
+            {
+                "key_hash": hash_of[each.key],
+                "entity": each.entity,
+                "dependent": each.dependent,
+                "action": each.action,
+                "rows": each.rows,
+                "event": each.fate.event_id,
+                "at": time_of(at_ms),
+            }
+            for each in repaired
+        ]
+        if documents:
+            await self.collection("repairs").insert_many(documents, session=session)
 
     async def clear_exceptions(self, over: Iterable[tuple[str, str]], session: AsyncClientSession) -> None:
         """Forget exceptions (dependent, event): they were made up for, or given up. There are few of them."""

@@ -38,7 +38,7 @@ from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
 from integrity.stores.rule import StoreRule
 
-_SELECT_MS: Final = 3_000
+SELECT_MS: Final = 3_000
 """How long the driver looks for a primary before it gives up; an election takes about a second."""
 _SOCKET_MS: Final = 60_000
 """The last resort for a call outside every deadline; the server's own limit for a transaction."""
@@ -74,8 +74,8 @@ class MongoStore:
         self._schema = schema
         self._pool_size = pool_size
         self._timeout_s = timeout_s
-        self._database_name = _database_of(name, url)
-        self._at = f"MongoDB at {_hosts_of(url)} (store {name})"
+        self._database_name = database_of(name, url)
+        self._at = f"MongoDB at {hosts_of(url)} (store {name})"
         self._client: AsyncMongoClient[Document] | None = None
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]:
@@ -207,8 +207,8 @@ class MongoStore:
                 appname="integrity",
                 # One more: whoever asks never waits for a batch, nor a batch for it.
                 maxPoolSize=self._pool_size + 1,
-                serverSelectionTimeoutMS=_SELECT_MS,
-                connectTimeoutMS=_SELECT_MS,
+                serverSelectionTimeoutMS=SELECT_MS,
+                connectTimeoutMS=SELECT_MS,
                 socketTimeoutMS=_SOCKET_MS,
                 timeoutMS=None,
                 retryWrites=True,
@@ -231,7 +231,7 @@ async def _commit(session: AsyncClientSession, deadline: Deadline) -> None:
                 raise
 
 
-def _database_of(store: str, url: str) -> str:
+def database_of(store: str, url: str) -> str:
     try:
         parts = urlsplit(url)
         if parts.scheme == "mongodb":
@@ -249,6 +249,6 @@ def _database_of(store: str, url: str) -> str:
     return name
 
 
-def _hosts_of(url: str) -> str:
+def hosts_of(url: str) -> str:
     """The hosts of a URL, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
@@ -176,7 +176,7 @@ class Sweeper:
             repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
         writes = heads_to_write(hash_of, own, heads, {})
         await ledger.write_heads(entity, hash_of, heads, writes, heads.keys() - writes.keys(), session)
-        await self._record(repaired, hash_of, session)
+        await ledger.write_repairs(repaired, hash_of, sweep.at_ms, session)
         return repaired
 
     async def _led_to(
@@ -206,24 +206,6 @@ class Sweeper:
             for effect in fate["effects"]
             if effect["outcome"] in (Outcome.APPLIED.value, Outcome.RESTRICTED.value)
         }
-
-    async def _record(
-        self, repaired: Sequence[Repaired], hash_of: Mapping[Key, bytes], session: AsyncClientSession
-    ) -> None:
-        documents: list[dict[str, Any]] = [
-            {
-                "key_hash": hash_of[each.key],
-                "entity": each.entity,
-                "dependent": each.dependent,
-                "action": each.action,
-                "rows": each.rows,
-                "event": each.fate.event_id,
-                "at": time_of(self._sweep.at_ms),
-            }
-            for each in repaired
-        ]
-        if documents:
-            await self._ledger.collection("repairs").insert_many(documents, session=session)
 
 
 def _is_holdable(rule: StoreRule, key: Key) -> bool:

@@ -25,6 +25,7 @@ from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pend
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect
 from integrity.core.redrive import LeftOut, MadeUpFor
+from integrity.core.sweep import Repaired
 from integrity.ports import Waiting
 from integrity.stores.postgres.names import quoted
 
@@ -302,6 +303,13 @@ class Ledger:
             " on conflict (key_hash, dependent, event) do update"
             " set dead_letter = excluded.dead_letter, reason = excluded.reason, at = excluded.at"
         )
+        self._repairs_sql = (
+            f"insert into {at}.repairs (key_hash, dependent, at, action, rows, event)"
+            " select u.key_hash, u.dependent, $6, u.action, u.rows, u.event"
+            " from unnest($1::bytea[], $2::text[], $3::text[], $4::int8[], $5::text[])"
+            " u(key_hash, dependent, action, rows, event)"
+            " on conflict (key_hash, dependent, at) do update set rows = repairs.rows + excluded.rows"
+        )
         self._done_sql = (
             f"update {at}.keys k set rows = (coalesce(k.rows::jsonb, '{{}}') || u.rows::jsonb)::json"
             " from unnest($1::bytea[], $2::text[]) u(key_hash, rows) where k.key_hash = u.key_hash"
@@ -527,6 +535,21 @@ class Ledger:
                 self._done_sql,
                 [hashes[each.key] for each in found],
                 [msgspec.json.encode(each.done).decode() for each in found],
+            )
+
+    async def write_repairs(
+        self, connection: Connection, repaired: Sequence[Repaired], hashes: Mapping[Key, bytes], at_ms: int
+    ) -> None:
+        """Keep what became of rows that were written late."""
+        if repaired:
+            await connection.execute(
+                self._repairs_sql,
+                [hashes[each.key] for each in repaired],
+                [each.dependent for each in repaired],
+                [each.action for each in repaired],
+                [each.rows for each in repaired],
+                [each.fate.event_id for each in repaired],
+                moment(at_ms),
             )
 
     async def clear_exceptions(self, connection: Connection, over: Collection[tuple[str, str]]) -> None:

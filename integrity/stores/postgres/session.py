@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -35,7 +36,17 @@ def server_of(url: str) -> str:
 class Sessions:
     """Hands out connections of one server."""
 
-    def __init__(self, name: str, url: str, *, pool_size: int, timeout_s: float, lock_timeout_s: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        pool_size: int,
+        timeout_s: float,
+        lock_timeout_s: float,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`more` are settings of the session, over those of every connection."""
         self.server = server_of(url)
         self._name = name
         self._url = url
@@ -53,6 +64,7 @@ class Sessions:
             "plan_cache_mode": "force_generic_plan",
             "enable_seqscan": "off",
             "jit": "off",
+            **more,
         }
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._opening = asyncio.Lock()
@@ -98,6 +110,22 @@ class Sessions:
             raise
         finally:
             await pool.release(connection, timeout=_ROLLBACK_S)
+
+    @asynccontextmanager
+    async def stream(self, deadline: Deadline) -> AsyncIterator[Connection]:
+        """A connection that is kept while others are at work; each call on it has to have a limit of its own."""
+        pool = await self._opened()
+        try:
+            connection = await pool.acquire(timeout=max(0.001, deadline.remaining_s()))
+        except ValueError as exc:
+            raise self._bad_address() from exc
+        try:
+            yield connection
+        finally:
+            try:
+                await _abandon(connection)
+            finally:
+                await pool.release(connection, timeout=_ROLLBACK_S)
 
     async def expire(self) -> None:
         """Let the next calls connect anew: the server is not the one we want any more."""

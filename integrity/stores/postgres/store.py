@@ -24,7 +24,7 @@ from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import heads_to_write
 from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, retrace
+from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline, Waiting
@@ -315,6 +315,9 @@ class PostgresStore:
         if reached:
             await self._ledger.clear_arrivals(connection, reached, ids)
         await self._ledger.add_done(connection, made_up_for(admitted, effects), read.hashes)
+        await self._ledger.write_repairs(
+            connection, repaired_by(share.entity, admitted, effects), read.hashes, batch.at_ms
+        )
         await self._ledger.clear_exceptions(connection, admitted.over)
         await self._ledger.write_exceptions(connection, admitted.left_out, read.hashes, batch.at_ms)
         if all(index == local for local, index in enumerate(share.indexes)):
@@ -542,7 +545,7 @@ class _Unresolved(Exception):
 
 
 def _acts(op: Op) -> bool:
-    return op in (Op.DELETED, Op.MOVED, Op.GONE)
+    return op in (Op.DELETED, Op.MOVED, Op.GONE, Op.MISSING)
 
 
 def _earliest(version: Version | None, read: Heads, key: Key) -> Version:

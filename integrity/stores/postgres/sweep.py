@@ -14,7 +14,7 @@ from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
 from integrity.core.sweep import Acted, Repaired, Sweep, Swept, is_gone, late_groups, repairs
 from integrity.stores.postgres.effects import Effects
-from integrity.stores.postgres.ledger import Connection, Heads, Ledger, moment
+from integrity.stores.postgres.ledger import Connection, Heads, Ledger
 from integrity.stores.postgres.names import quoted
 from integrity.stores.rule import StoreRule, policies
 
@@ -58,13 +58,6 @@ class Sweeper:
             f"select key_hash, coalesce(event, last), rows::text from {at}.keys"
             " where key_hash = any($1::bytea[]) and fate is not null"
             f" union all select key_hash, event, rows::text from {at}.fates where key_hash = any($1::bytea[])"
-        )
-        self._repairs_sql = (
-            f"insert into {at}.repairs (key_hash, dependent, at, action, rows, event)"
-            " select u.key_hash, u.dependent, $6, u.action, u.rows, u.event"
-            " from unnest($1::bytea[], $2::text[], $3::text[], $4::int8[], $5::text[])"
-            " u(key_hash, dependent, action, rows, event)"
-            " on conflict (key_hash, dependent, at) do update set rows = repairs.rows + excluded.rows"
         )
 
     async def run(
@@ -153,7 +146,7 @@ class Sweeper:
         batch = Batch((), {}, sweep.at_ms)
         updates = heads_to_write(known, own, read.heads, {})
         await self._ledger.write_heads(connection, late.entity, updates, read, (), batch)
-        await self._record(connection, repaired, read, sweep)
+        await self._ledger.write_repairs(connection, repaired, read.hashes, sweep.at_ms)
         return repaired
 
     async def _heads(self, connection: Connection, late: _Late, own: set[Key]) -> tuple[Heads, set[Key]]:
@@ -191,18 +184,6 @@ class Sweeper:
             if rows is not None
             for dependent in json.loads(rows)
         }
-
-    async def _record(self, connection: Connection, repaired: Sequence[Repaired], read: Heads, sweep: Sweep) -> None:
-        if repaired:
-            await connection.execute(
-                self._repairs_sql,
-                [read.hashes[each.key] for each in repaired],
-                [each.dependent for each in repaired],
-                [each.action for each in repaired],
-                [each.rows for each in repaired],
-                [each.fate.event_id for each in repaired],
-                moment(sweep.at_ms),
-            )
 
 
 def _is_newest(fate: str, seen: str | None) -> bool:

@@ -38,7 +38,8 @@ class Codec:
 
     `match` gives what to compare with, or NO_MATCH; `assign` gives what to write; either raises Unfit. The rest makes
     SQL: `compared` and `written` of the placeholder of a bound array of these, `read` of a column what equals that
-    which `match` gave.
+    which `match` gave. `padded`: the column fills texts up with spaces, so that what is read of it is not beyond doubt
+    the key that an event has.
     """
 
     match: Callable[[Scalar], object]
@@ -46,6 +47,7 @@ class Codec:
     compared: Callable[[str], str]
     written: Callable[[str], str]
     read: Callable[[str], str]
+    padded: bool = False
 
 
 class Enum(NamedTuple):
@@ -73,7 +75,7 @@ def codec(kind: KeyType, column: str | Enum, modifier: int) -> Codec | None:
             return _codec("text", _text, _assigned_text(modifier if column == "varchar" else -1))
         case KeyType.STRING | KeyType.OBJECTID if column == "bpchar":
             # To PostgreSQL the spaces at the end of char(n) are no part of the value: read as text it has none.
-            return Codec(*_padded(modifier), cast("bpchar[]"), cast("bpchar[]"), cast("text"))
+            return Codec(*_padded(modifier), cast("bpchar[]"), cast("bpchar[]"), cast("text"), padded=True)
         case KeyType.UUID if column == "uuid":
             return _codec("uuid", _same, _same)
         case KeyType.BOOL if column == "bool":

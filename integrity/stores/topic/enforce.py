@@ -22,13 +22,22 @@ from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
 from integrity.core.outbox import Outgoing, outgoing
 from integrity.core.outcome import Effect, Held, Rejected
-from integrity.core.redrive import LeftOut, MadeUpFor, admit, aside, keys_in_question, made_up_for, retrace
+from integrity.core.redrive import LeftOut, MadeUpFor, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.rules.graph import derived_topic
+from integrity.core.sweep import Repaired
 from integrity.errors import Reason
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
-from integrity.stores.topic.records import ExceptionRecord, FateRecord, HeadRecord, Mark, ProgressRecord, Write
+from integrity.stores.topic.records import (
+    ExceptionRecord,
+    FateRecord,
+    HeadRecord,
+    Mark,
+    ProgressRecord,
+    RepairRecord,
+    Write,
+)
 from integrity.stores.topic.state import Child, State
 from integrity.stores.topic.values import Unwritable, read_row
 
@@ -137,6 +146,7 @@ class Enforcement:
         own = {change.key for change in changes}
         yield self.heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
         yield self._add_done(entity, made_up_for(admitted, effects))
+        yield self.repairs(repaired_by(entity, admitted, effects))
         yield self._forget(admitted.over)
         yield self._exceptions(entity, admitted.left_out)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
@@ -363,6 +373,15 @@ class Enforcement:
                 data = records.encode(msgspec.structs.replace(before, rows={**before.rows, **done}))
                 self._state.put_fate(digest, fate.version, data)
                 writes.append(self.record(records.fate_key(digest, fate.version), data))
+        return writes
+
+    def repairs(self, repaired: Sequence[Repaired]) -> list[Write]:
+        """Keep what became of children that were written late."""
+        writes: list[Write] = []
+        for each in repaired:
+            digest, at_ms = key_hash(each.entity, each.key), self._batch.at_ms
+            value = RepairRecord(each.dependent, each.action, each.rows, each.fate.event_id, at_ms)
+            writes.append(self.record(records.repair_key(digest, each.dependent, at_ms), records.encode(value)))
         return writes
 
     def _forget(self, over: Sequence[tuple[str, str]]) -> list[Write]:

@@ -44,7 +44,7 @@ class Fitness:
     async def check(self, deadline: Deadline) -> tuple[list[Finding], int | None]:
         """All findings, and the smallest record limit, in bytes, of the child topics. Raises UnreachableError."""
         names = sorted({dependent.target.name for dependent in self._dependents} | {self._ledger})
-        async with self._admin(deadline) as admin:
+        async with self.admin(deadline) as admin:
             existing = {topic.name for topic in await clients.describe(admin, names) if topic.partitions}
             configs = await _configs(admin, [name for name in names if name in existing])
         findings: list[Finding] = []
@@ -64,7 +64,7 @@ class Fitness:
 
     async def migrate(self, deadline: Deadline) -> None:
         """Create the ledger's topic when it is missing. Raises UnreachableError, LedgerError."""
-        async with self._admin(deadline) as admin:
+        async with self.admin(deadline) as admin:
             if not (await clients.describe(admin, [self._ledger]))[0].partitions:
                 brokers = len((await admin.describe_cluster())["brokers"])
                 topic = NewTopic(self._ledger, 1, min(_REPLICAS_MAX, brokers), topic_configs=dict(LEDGER_CONFIG))
@@ -80,7 +80,8 @@ class Fitness:
                 raise LedgerError(finding.message, hint=finding.hint)
 
     @asynccontextmanager
-    async def _admin(self, deadline: Deadline) -> AsyncIterator[AIOKafkaAdminClient]:
+    async def admin(self, deadline: Deadline) -> AsyncIterator[AIOKafkaAdminClient]:
+        """A client for questions. Raises UnreachableError."""
         admin = clients.admin(self._client)
         try:
             async with asyncio.timeout(deadline.remaining_s()):
@@ -91,6 +92,13 @@ class Fitness:
         finally:
             self._closer.stop(admin.close(), "stop the admin client")
             await self._closer.wait()
+
+
+async def policies_of(client: Mapping[str, object], topics: Sequence[str], deadline: Deadline) -> dict[str, str]:
+    """The cleanup policy of each of these topics that exists. Raises UnreachableError."""
+    async with Fitness(client, "", ()).admin(deadline) as admin:
+        existing = [topic.name for topic in await clients.describe(admin, topics) if topic.partitions]
+        return {name: config["cleanup.policy"] for name, config in (await _configs(admin, existing)).items()}
 
 
 def unreachable(client: Mapping[str, object]) -> UnreachableError:

@@ -50,7 +50,7 @@ _READ_ON_S: Final = 30.0
 """How often an idle view reads on, so that it misses no null record and mends soon."""
 _VIEW_AGE_MAX_S: Final = 300.0
 """A view that has not been at the end for longer is read anew: compaction may have removed null records unseen."""
-_DESTRUCTIVE: Final = (Op.DELETED, Op.MOVED, Op.GONE)
+_DESTRUCTIVE: Final = (Op.DELETED, Op.MOVED, Op.GONE, Op.MISSING)
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from integrity.core.sweep import Repaired, Sweep, Swept, is_gone, late_groups, r
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
 from integrity.stores.topic.enforce import Enforcement
-from integrity.stores.topic.records import RepairRecord, SweepRecord, Write
+from integrity.stores.topic.records import SweepRecord, Write
 from integrity.stores.topic.state import State
 
 Work = Generator[list[Write], None, Swept]
@@ -99,7 +99,7 @@ class SweepWork:
             rows = yield from self._enforcement.execute(number, rule, groups)
             repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
         yield self._enforcement.heads(entity, rules, heads, heads_to_write(known, own, heads, {}), ())
-        yield self._told(repaired)
+        yield self._enforcement.repairs(repaired)
         return repaired
 
     def _referenced(self, rule: StoreRule, keys: Mapping[Key, bytes]) -> list[Key]:
@@ -128,12 +128,3 @@ class SweepWork:
         data = records.encode(record)
         self._state.set_swept(self._sweep.age_ms, record)
         return self._enforcement.record(records.sweep_key(self._lane, self._sweep.age_ms), data)
-
-    def _told(self, repaired: Iterable[Repaired]) -> list[Write]:
-        writes: list[Write] = []
-        for each in repaired:
-            digest, at_ms = key_hash(each.entity, each.key), self._sweep.at_ms
-            value = RepairRecord(each.dependent, each.action, each.rows, each.fate.event_id, at_ms)
-            name = records.repair_key(digest, each.dependent, at_ms)
-            writes.append(self._enforcement.record(name, records.encode(value)))
-        return writes

@@ -1,0 +1,217 @@
+"""Mends orphans: what the rule says of a deletion is done to them, by the way that every event goes.
+
+Before anything is changed everything that was in the parents' topics has to be enforced: a key change that is still on
+its way would make orphans of rows that follow it. Then a few keys at a time: parent looked for again, ledger read, one
+transaction of the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol, assert_never
+
+from integrity.core.batch import Batch, TopicPartition
+from integrity.core.keys import Key
+from integrity.core.outcome import (
+    Applied,
+    ApplyResult,
+    Broken,
+    Diverged,
+    Effect,
+    Held,
+    Outcome,
+    Rejected,
+    Retry,
+)
+from integrity.core.rules.model import Dependent, Ignore, Restrict, action_name
+from integrity.core.scan import SOURCE_TOPIC, Known, missing
+from integrity.errors import OperationError, UnreachableError
+from integrity.ports import Deadline, Store
+from integrity.service.scan import Found, Subject, still_orphaned
+
+PORTION_KEYS: Final = 200
+PORTION_ROWS: Final = 20_000
+LEFT_MAX: Final = 100
+"""Keys that are named of those that stay as they are."""
+TRIES_MAX: Final = 5
+AGAIN_S: Final = 1.0
+CAUGHT_UP_S: Final = 30.0
+
+
+class RepairAudit(Protocol):
+    """Takes note of what was done. Never blocks, never raises."""
+
+    def write(self, batch: Batch, effects: Sequence[Effect], took_ms: float, actor: str = "") -> None: ...
+
+
+class Left(NamedTuple):
+    """A key whose rows stay as they are, and why."""
+
+    key: Key
+    why: str
+
+
+@dataclass(slots=True)
+class Mended:
+    """`keys` went the way of a deleted parent, `rows` of them and of what depends on them by dependent. Of `returned`
+    keys nothing was left to do: the parent is there again, or no row refers to it any more. `left` names the first of
+    the `left_keys`."""
+
+    keys: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    returned: int = 0
+    left_keys: int = 0
+    left: list[Left] = field(default_factory=list)
+
+    def leave(self, key: Key, why: str) -> None:
+        self.left_keys += 1
+        if len(self.left) < LEFT_MAX:
+            self.left.append(Left(key, why))
+
+
+def refusal(found: Found, *, share_max: float, allow_no_parents: bool) -> str | None:
+    """Why nothing may be done to these orphans, as a sentence with what to do; None when nothing speaks against it."""
+    dependent = found.subject.dependent
+    match dependent.on_delete:
+        case Restrict() | Ignore():
+            return f"Its rule says {action_name(dependent.on_delete)}: nothing is to be changed."
+        case _:
+            pass
+    if not found.parents and not allow_no_parents:
+        return (
+            f"There is no parent at all in {found.subject.parents_at}: is that the right place? "
+            "If there are none indeed, say --allow-no-parents."
+        )
+    if found.share > share_max:
+        return (
+            f"{found.share:.1%} of the keys are orphaned, more than {share_max:.0%}: is {found.subject.parents_at} the "
+            "right place, and whole? If so, say --max-share with a higher one."
+        )
+    return None
+
+
+class Repairer:
+    """Mends the orphans of one dependent."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        store: Store,
+        caught_up: Callable[[Deadline], Awaitable[bool]],
+        audit: RepairAudit | None,
+        *,
+        actor: str,
+        timeout_s: float,
+        done: Callable[[int], None] = lambda keys: None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`caught_up` tells whether everything that was in the parents' topics when it was asked is enforced in the
+        store. `done` hears how many keys have been looked at. `timeout_s` bounds a question and a transaction."""
+        self._subject = subject
+        self._store = store
+        self._caught_up = caught_up
+        self._audit = audit
+        self._actor = actor
+        self._timeout_s = timeout_s
+        self._done = done
+        self._clock = clock
+        self._sleep = sleep
+        self._mended = Mended()
+
+    async def run(self, found: Found) -> Mended:
+        """Mend them. Raises OperationError, maybe when a part is done: the next scan finds the rest."""
+        looked_at = 0
+        for page in found.orphans.pages(PORTION_KEYS, PORTION_ROWS):
+            keys = [key for key, _ in page]
+            orphans = [key for key, _ in await still_orphaned(self._subject, keys, self._timeout_s)]
+            self._mended.returned += len(keys) - len(orphans)
+            if orphans:
+                await self._mend(orphans)
+            looked_at += len(keys)
+            self._done(looked_at)
+        return self._mended
+
+    async def _mend(self, keys: Sequence[Key]) -> None:
+        if not await self._caught_up(Deadline.after(CAUGHT_UP_S)):
+            raise OperationError(
+                f"Store {self._store.name} is behind the events of {self._subject.entity}: what seems an orphan may be "
+                "on its way to a new key.",
+                hint="Let `integrity run` catch up with this store, then scan again.",
+            )
+        deadline = Deadline.after(self._timeout_s)
+        known = await self._subject.store.known(self._subject.entity, keys, deadline)
+        await self._apply(list(zip(keys, known, strict=True)))
+
+    async def _apply(self, keys: Sequence[tuple[Key, Known]]) -> None:
+        waiting = [keys]
+        while waiting:
+            some = waiting.pop()
+            at_ms = int(self._clock() * 1000)
+            changes = missing(self._subject.entity, some, at_ms)
+            batch = Batch(changes, {}, at_ms, only=self._subject.dependent.id)
+            began = time.monotonic()
+            result = await self._tried(batch)
+            match result:
+                case Applied(effects):
+                    self._take(batch, effects, time.monotonic() - began)
+                case Rejected(message=why) | Held(message=why) | Retry(message=why):
+                    if len(some) > 1:
+                        half = len(some) // 2
+                        waiting += [some[half:], some[:half]]
+                    else:
+                        self._mended.leave(some[0][0], why)
+                case Broken(message=why):
+                    raise OperationError(f"Store {self._store.name}: {why}", hint="See that the rule fits the store.")
+                case Diverged(message=why):
+                    raise OperationError(f"Store {self._store.name}: {why}", hint="Scan again.")
+                case _:
+                    assert_never(result)
+
+    async def _tried(self, batch: Batch) -> ApplyResult:
+        """The result of the last try. Raises UnreachableError."""
+        tries = 0
+        while True:
+            tries += 1
+            result = await self._store.apply(batch, Deadline.after(self._timeout_s))
+            match result:
+                case Retry(contended=True) if len(batch.changes) > 1:
+                    return result  # the fewer the keys, the fewer locks are waited for
+                case Retry(message=why, unreachable=unreachable):
+                    if tries == TRIES_MAX and unreachable:
+                        raise UnreachableError(f"Store {self._store.name}: {why}")
+                case Diverged():
+                    # Another process has taken the store over; it takes it back with its next batch.
+                    await self._store.progress([TopicPartition(SOURCE_TOPIC, 0)], Deadline.after(self._timeout_s))
+                case _:
+                    return result
+            if tries == TRIES_MAX:
+                return result
+            await self._sleep(AGAIN_S)
+
+    def _take(self, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
+        acted = {effect.change for effect in effects if effect.outcome is Outcome.APPLIED and effect.rows}
+        told = [effect._replace(outcome=Outcome.REPAIRED) for effect in effects if effect.change in acted]
+        for effect in told:
+            if effect.rows:
+                self._mended.rows[effect.dependent] = self._mended.rows.get(effect.dependent, 0) + effect.rows
+        self._mended.keys += len(acted)
+        for index, change in enumerate(batch.changes):
+            if index not in acted:
+                self._mended.leave(change.key, _why_nothing(self._subject.dependent, effects, index))
+        if self._audit is not None and told:
+            self._audit.write(batch, told, took_s * 1000, self._actor)
+
+
+def _why_nothing(dependent: Dependent, effects: Sequence[Effect], change: int) -> str:
+    outcomes = {effect.outcome for effect in effects if effect.change == change}
+    if not outcomes:
+        return "Something was heard of it since it was looked up: scan again."
+    if Outcome.RESTRICTED in outcomes or Outcome.SKIPPED in outcomes:
+        return "Its key has changed, and the rule of a key change leaves the rows."
+    if dependent.as_of is not None:
+        return "No row is older than the scan and says so (as_of)."
+    return "Its rows came by a key change, and wait for the events of their key."
