@@ -9,23 +9,26 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, assert_never, cast
 
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 import integrity
+from integrity.core.condition import null_test
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
 from integrity.core.doctor import TopicLook
+from integrity.core.policy import policy_of
 from integrity.core.rules.graph import derived_topic
-from integrity.core.rules.model import Parent, RuleSet, TargetKind
+from integrity.core.rules.model import Dependent, Parent, RuleSet, Source, TargetKind
+from integrity.core.scan import parents_as_dependent
 from integrity.errors import Finding, RulesError, UnreachableError, UsageError
 from integrity.kafka.acls import Need, Operation, Resource, command, lacking
 from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
-from integrity.kafka.consumer import Consumer, existing_topics
+from integrity.kafka.consumer import Consumer, GroupProgress, existing_topics
 from integrity.kafka.dead_letters import DeadLetters, status_topic
 from integrity.kafka.derived import DerivedEvents, ensure_derived
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
@@ -33,7 +36,8 @@ from integrity.kafka.looking import acls, look_at
 from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
-from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Store, Sweepable
+from integrity.kafka.scans import ScanResult, ScanResults, publish, scans_topic
+from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Parents, Scannable, Store, Sweepable
 from integrity.service.doctor import Examination, examine
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
@@ -41,12 +45,14 @@ from integrity.service.lane import Lane
 from integrity.service.outbox import OutboxPublisher
 from integrity.service.redrive import Person, Redriver
 from integrity.service.report import Report
+from integrity.service.scan import ParentRows, Subject
+from integrity.service.scan_repair import Repairer
 from integrity.service.supervisor import Member, Supervisor
 from integrity.service.sweep import Sweeper
 from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
-from integrity.stores.rule import store_rules
+from integrity.stores.rule import StoreRule, store_rules
 from integrity.telemetry import Metrics, open_telemetry
 
 log = logging.getLogger(__name__)
@@ -55,6 +61,8 @@ CLOSE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 15.0
 TOPICS_TIMEOUT_S = 60.0
 """How long `integrity doctor` reads topics."""
+VIEW_TIMEOUT_S = 600.0
+"""A topic is read from its beginning before it can be asked anything."""
 
 _TARGETS = {
     StoreKind.POSTGRES: TargetKind.TABLE,
@@ -207,6 +215,133 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
 
 
 @dataclass(frozen=True, slots=True)
+class Scans:
+    """What is to be scanned, in the order of the rules, and what mends it."""
+
+    subjects: Sequence[Subject]
+    timeout_s: float
+    """How long a question about some keys may take."""
+    repairer: Callable[[Subject, Callable[[int], None]], AbstractAsyncContextManager[Repairer]]
+
+
+@asynccontextmanager
+async def scanning(
+    settings: Settings, rules: RuleSet, dependents: Sequence[Dependent], *, actor: str
+) -> AsyncIterator[Scans]:
+    """The stores of these dependents and the parents that they refer to, not connected yet. `actor` is who asks."""
+    # A question to one may have to wait for a topic that is read on.
+    patience_s = max(VIEW_TIMEOUT_S, *(2 * store.timeout for store in settings.stores.values()))
+    chosen = chosen_stores(settings, rules, sorted({dependent.store for dependent in dependents}))
+    async with AsyncExitStack() as stack:
+        scanners: dict[str, Scannable] = {}
+        parents: dict[str, tuple[Parents, str, str]] = {}
+        subjects: list[Subject] = []
+        for dependent in dependents:
+            parent = next(each for each in rules.parents if dependent in each.dependents)
+            if dependent.store not in scanners:
+                scanner = _scanner(
+                    dependent.store, chosen[dependent.store], settings, store_rules(rules, dependent.store)
+                )
+                stack.push_async_callback(scanner.close)
+                scanners[dependent.store] = scanner
+            if parent.entity not in parents:
+                parents[parent.entity] = found = _parents(settings, rules, parent)
+                stack.push_async_callback(found[0].close)
+            subjects.append(
+                Subject(parent.entity, parent.key, dependent, scanners[dependent.store], *parents[parent.entity])
+            )
+
+        @asynccontextmanager
+        async def repairer(subject: Subject, done: Callable[[int], None]) -> AsyncIterator[Repairer]:
+            name = subject.dependent.store
+            async with AsyncExitStack() as closing:
+                store = open_store(name, chosen[name], settings, rules)
+                closing.push_async_callback(store.close)
+                progress = GroupProgress(
+                    settings.kafka.client, group=settings.lane(name), topics=sorted(_lane_decoders(rules, name))
+                )
+                closing.push_async_callback(progress.close)
+                audit = _audit(
+                    settings, rules, lambda count: log.warning("audit records were dropped", extra={"count": count})
+                )
+                if audit is not None:
+                    audit.start()
+                    trail = audit
+                    closing.push_async_callback(lambda: trail.close(Deadline.after(CONNECT_TIMEOUT_S)))
+                yield Repairer(
+                    subject,
+                    store,
+                    progress.caught_up,
+                    audit,
+                    actor=actor,
+                    timeout_s=patience_s,
+                    done=done,
+                )
+
+        yield Scans(subjects, patience_s, repairer)
+
+
+def _scanner(
+    name: str, store: StoreSettings, settings: Settings, rules: Mapping[str, Sequence[StoreRule]]
+) -> Scannable:
+    url = store.url.get_secret_value()
+    match store.kind:
+        case StoreKind.POSTGRES:
+            from integrity.stores.postgres.scan import PostgresScanner
+
+            return PostgresScanner(name, url, rules, schema=store.schema_, timeout_s=store.timeout)
+        case StoreKind.MONGO:
+            from integrity.stores.mongo.scan import MongoScanner
+
+            return MongoScanner(name, url, rules, schema=store.schema_, timeout_s=store.timeout)
+        case StoreKind.TOPIC:
+            from integrity.stores.topic.scan import TopicScanner
+
+            return TopicScanner(name, settings.kafka.client, rules, lane=settings.lane(name), schema=store.schema_)
+        case _:
+            assert_never(store.kind)
+
+
+def _parents(settings: Settings, rules: RuleSet, parent: Parent) -> tuple[Parents, str, str]:
+    """Where the parents are, the same in words, and what has to be known of it: their own table, where the rule names
+    it; else the rows of dependents, where they are such; else the compacted topics of their events."""
+    events, spec, note = parent.events, parent.key, ""
+    condition = None if events is None else events.deleted_when
+    named = rules.named(parent.entity)
+    if events is not None and events.source is not None:
+        test = None if condition is None else null_test(condition)
+        live = test[0] if test is not None and not test[1] else None
+        if condition is not None and live is None:
+            note = "deleted_when can't be asked of a table: every row there counts as a parent"
+        as_dependent = parents_as_dependent(
+            parent.entity, events.source, dict(zip(spec.names, spec.names, strict=True)), parent.place, live
+        )
+    elif named:
+        assert named[0].key is not None, "a dependent with an entity has its key"
+        columns = dict(zip(named[0].key.names, spec.names, strict=True))
+        source = Source(named[0].store, named[0].target)
+        as_dependent = parents_as_dependent(parent.entity, source, columns, named[0].place)
+    else:
+        assert events is not None, "without events the rows are named"
+        from integrity.stores.topic.scan import TopicParents
+
+        topics = ", ".join(events.topics)
+        return TopicParents(settings.kafka.client, events.topics, spec, decoder_for(parent)), f"topic {topics}", note
+    name, kind = as_dependent.store, as_dependent.target.kind
+    if unfit := _unfit(settings, name, kind):
+        place = parent.place
+        raise RulesError([Finding(*each, place.file, place.line, place.column) for each in unfit])
+    rule = StoreRule(parent.entity, as_dependent, spec, policy_of(as_dependent, spec))
+    scanner = _scanner(name, settings.stores[name], settings, {parent.entity: (rule,)})
+    return ParentRows(scanner, as_dependent.id), f"{kind} {as_dependent.target.name} of {name}", note
+
+
+async def publish_scans(settings: Settings, results: Sequence[ScanResult]) -> None:
+    """Tell the services what was found. Raises OperationError."""
+    await publish(settings.kafka.client, scans_topic(settings.group), results, Deadline.after(CONNECT_TIMEOUT_S))
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """A process of the cluster, wired: what `integrity run` drives."""
 
@@ -238,6 +373,14 @@ async def service(
             OpenLetters(client, settings.dlq.topic, lambda now: metrics.set_waiting(*now)).run(), name="open letters"
         )
         stack.push_async_callback(lambda: cancelled(following))
+        ids = {dependent.id for parent in rules.parents for dependent in parent.dependents}
+        scans = ScanResults(
+            client,
+            scans_topic(settings.group),
+            lambda dependent, rows: metrics.set_orphans(dependent, rows) if dependent in ids else None,
+        )
+        hearing = asyncio.create_task(scans.run(), name="scans")
+        stack.push_async_callback(lambda: cancelled(hearing))
         report = Report(metrics, telemetry.tracing, audit, rules, settings)
         members: list[Member] = []
         stores: dict[str, Inspectable] = {}
@@ -364,6 +507,13 @@ def _decoders(parents: Iterable[Parent]) -> dict[str, tuple[str, Decoder]]:
     }
 
 
+def _lane_decoders(rules: RuleSet, store: str) -> dict[str, tuple[str, Decoder]]:
+    """The topics that the lane of a store reads."""
+    followed = rules.follows_derived(store)
+    parents = [rules.by_entity[entity] for entity in rules.of_store(store)]
+    return _decoders(parent for parent in parents if parent.events is not None or parent in followed)
+
+
 def _lane(
     store: Store,
     store_settings: StoreSettings,
@@ -372,9 +522,7 @@ def _lane(
     letters: DeadLetters,
     report: Report,
 ) -> Lane:
-    followed = rules.follows_derived(store.name)
-    parents = [rules.by_entity[entity] for entity in rules.of_store(store.name)]
-    decoders = _decoders(parent for parent in parents if parent.events is not None or parent in followed)
+    decoders = _lane_decoders(rules, store.name)
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)

@@ -74,6 +74,11 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Tell why a row is gone or changed, by the value that its reference had.",
         reads_settings=True,
     ),
+    "scan": Entry(
+        "integrity.cli.scan",
+        "Find orphans: rows whose parent is not there; --repair mends them.",
+        reads_settings=True,
+    ),
     "graph": Entry(
         "integrity.cli.graph", "Print the reference graph: parents, their dependents, and what depends on those."
     ),
@@ -84,7 +89,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 
 _LATER: Final = frozenset(
     (
-        *("grants", "scan", "undo", "status", "pause", "resume"),
+        *("grants", "undo", "status", "pause", "resume"),
         *("init", "diff", "config", "explain", "bundle", "completion", "top"),
     )
 )

@@ -99,6 +99,7 @@ class _Enforced:
     batch: Batch
     effects: Sequence[Effect]
     took_ms: float
+    actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,10 @@ class AuditTrail:
         self._task = asyncio.create_task(self._run(), name="audit")
         self._task.add_done_callback(self._ended)
 
-    def write(self, batch: Batch, effects: Sequence[Effect], took_ms: float) -> None:
-        """Take note of a batch that a store has applied. Neither may be changed afterwards."""
-        self._take(_Enforced(batch, effects, took_ms), len(effects))
+    def write(self, batch: Batch, effects: Sequence[Effect], took_ms: float, actor: str = "") -> None:
+        """Take note of a batch that a store has applied. Neither may be changed afterwards. `actor` is the person who
+        asked for it."""
+        self._take(_Enforced(batch, effects, took_ms, actor), len(effects))
 
     def write_dead_letters(self, letters: Sequence[DeadLetter], trace_id: str = "") -> None:
         """Take note of records that could not be decoded; a dead letter of an effect is among the effects."""
@@ -215,8 +217,8 @@ class AuditTrail:
         while self._queue:
             entry = self._queue.popleft()
             match entry:
-                case _Enforced(batch, effects, took_ms):
-                    yield from self._encoder.enforced(batch, effects, took_ms, self._partitions)
+                case _Enforced(batch, effects, took_ms, actor):
+                    yield from self._encoder.enforced(batch, effects, took_ms, self._partitions, actor)
                 case _Undecoded(letters, trace_id):
                     yield from self._encoder.undecoded(letters, trace_id, self._partitions)
                 case _ByHand(done):
@@ -292,11 +294,12 @@ class AuditEncoder:
         self._begun: dict[str, hashlib.blake2b] = {}
 
     def enforced(
-        self, batch: Batch, effects: Sequence[Effect], took_ms: float, partitions: int
+        self, batch: Batch, effects: Sequence[Effect], took_ms: float, partitions: int, actor: str = ""
     ) -> Iterator[OutgoingRecord]:
         """One record for each effect, in their order."""
         at = rfc3339(batch.at_ms)
         took_ms = round(took_ms, 3)
+        by = actor or UNSET
         begun: dict[tuple[str, int], hashlib.blake2b] = {}
         described: dict[int, _Described] = {}
         for index, dependent, action, outcome, rows in effects:
@@ -330,6 +333,7 @@ class AuditEncoder:
                 took_ms,
                 batch.trace_id,
                 self._rules,
+                by,
             )
             yield self._outgoing(digest, value, batch.at_ms, partitions)
 

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.abstract import AbstractPartitionAssignor
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, IllegalStateError, KafkaError
 
 from integrity.core.batch import TopicPartition
 from integrity.core.decode.record import Record
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
 """How long a stop is waited for; a frozen broker keeps it for one request timeout, and it then ends alone."""
+
+COMMITTED_EVERY_S = 1.0
+"""How often a group's offsets are looked at by whoever waits for them; lanes commit about as often."""
 
 CONSUMER_SETTINGS: Mapping[str, object] = {
     "enable_auto_commit": False,
@@ -186,16 +189,12 @@ class Consumer:
             raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
 
     async def _all_partitions(self) -> list[TopicPartition]:
-        """Raises UnreachableError where a topic is not there: no topic may be taken for an empty one."""
         admin = AIOKafkaAdminClient(**self._client)
         try:
             await admin.start()
-            found = await admin.describe_topics(list(self._topics))
+            return await _partitions(admin, self._topics)
         finally:
             await admin.close()
-        if missing := [topic["topic"] for topic in found if topic["error_code"] or not topic["partitions"]]:
-            raise UnreachableError(f"The topic {missing[0]} is not there yet.")
-        return sorted(TopicPartition(topic["topic"], p["partition"]) for topic in found for p in topic["partitions"])
 
     async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
         assigned = self._consumer.assignment()
@@ -229,3 +228,54 @@ async def existing_topics(client: Mapping[str, object], deadline: Deadline) -> f
         raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
     finally:
         await asyncio.wait({asyncio.create_task(asking.stop(), name="stop asking")}, timeout=STOP_TIMEOUT_S)
+
+
+class GroupProgress:
+    """How far a group has come, asked from outside of it."""
+
+    def __init__(self, client: Mapping[str, object], *, group: str, topics: Sequence[str]) -> None:
+        self._group = group
+        self._topics = topics
+        self._admin = AIOKafkaAdminClient(**client, request_timeout_ms=10_000)
+        self._inquirer = AIOKafkaConsumer(**client, **CONSUMER_SETTINGS)
+        self._started = False
+
+    async def caught_up(self, deadline: Deadline) -> bool:
+        """Whether all that was in the topics when it was asked is enforced, as far as the group has committed. Waits
+        for it, but not beyond the deadline. Raises UnreachableError, also where a topic is not there."""
+        try:
+            async with asyncio.timeout(deadline.remaining_s() + START_TIMEOUT_S):
+                if not self._started:
+                    await self._admin.start()
+                    await self._inquirer.start()
+                    self._started = True
+                partitions = [KafkaPartition(*at) for at in await _partitions(self._admin, self._topics)]
+                first = await self._inquirer.beginning_offsets(partitions)
+                now = await self._inquirer.end_offsets(partitions)
+                ends = {at: end for at, end in now.items() if end > first[at]}
+                while ends:
+                    try:
+                        committed = await self._admin.list_consumer_group_offsets(self._group, partitions=list(ends))
+                    except GroupCoordinatorNotAvailableError:
+                        committed = {}  # a broker that has kept offsets of no group yet
+                    if all(at in committed and committed[at].offset >= end for at, end in ends.items()):
+                        break
+                    if deadline.remaining_s() <= COMMITTED_EVERY_S:
+                        return False
+                    await asyncio.sleep(COMMITTED_EVERY_S)
+                return True
+        except (KafkaError, OSError, TimeoutError) as exc:
+            raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
+
+    async def close(self) -> None:
+        """Bounded."""
+        stops = {asyncio.create_task(each, name="stop asking") for each in (self._inquirer.stop(), self._admin.close())}
+        await asyncio.wait(stops, timeout=STOP_TIMEOUT_S)
+
+
+async def _partitions(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[TopicPartition]:
+    """Raises UnreachableError where a topic is not there: no topic may be taken for an empty one."""
+    found = await admin.describe_topics(list(topics))
+    if missing := [topic["topic"] for topic in found if topic["error_code"] or not topic["partitions"]]:
+        raise UnreachableError(f"The topic {missing[0]} is not there yet.")
+    return sorted(TopicPartition(topic["topic"], p["partition"]) for topic in found for p in topic["partitions"])

@@ -6,29 +6,16 @@ fails and never waits for anything but Kafka: it is for the metrics alone.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from aiokafka import AIOKafkaConsumer
-from aiokafka import TopicPartition as KafkaPartition
-from aiokafka.errors import KafkaError
 
-from integrity.kafka.consumer import CONSUMER_SETTINGS
 from integrity.kafka.dead_letters import Status, status_topic
-
-log = logging.getLogger(__name__)
-
-_START_TIMEOUT_S: Final = 15.0
-_STOP_TIMEOUT_S: Final = 5.0
-_AGAIN_S: Final = 15.0
-"""How long a broker that fails, or a topic that is not there yet, is left alone."""
-_POLL_MS: Final = 1_000
+from integrity.kafka.follow import follow
 
 
 class Waiting(NamedTuple):
@@ -60,12 +47,7 @@ class OpenLetters:
     async def run(self) -> None:
         """Follow the topic; ends only when it is cancelled."""
         try:
-            while True:
-                try:
-                    await self._follow()
-                except (KafkaError, OSError) as exc:
-                    log.info("the statuses of dead letters can't be read", extra={"error": type(exc).__name__})
-                await asyncio.sleep(_AGAIN_S)
+            await follow(self._client, self._topic, self.take, lambda: self._told(self.waiting()))
         finally:
             self._db.close()
 
@@ -99,39 +81,6 @@ class OpenLetters:
                 held[dependent] += count
         (oldest_ms,) = self._db.execute("SELECT min(at_ms) FROM waiting WHERE status = 'open'").fetchone()
         return Waiting(open_, held, oldest_ms)
-
-    async def _follow(self) -> None:
-        """One connection, until it fails; from the beginning again, which changes nothing that is known."""
-        consumer = AIOKafkaConsumer(**self._client, **CONSUMER_SETTINGS)
-        try:
-            await asyncio.wait_for(consumer.start(), _START_TIMEOUT_S)
-            if self._topic not in await consumer.topics():
-                return
-            consumer.subscribe([self._topic])
-            partitions = await self._partitions(consumer)
-            ends = await consumer.end_offsets(partitions)
-            complete = False
-            while True:
-                changed = False
-                for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
-                    for record in records:
-                        self.take(record.key, record.value)
-                        changed = True
-                if not complete:
-                    positions = [await consumer.position(at) >= end for at, end in ends.items()]
-                    complete = changed = all(positions)
-                if changed and complete:
-                    self._told(self.waiting())
-        finally:
-            # Never cancelled: a cancelled stop() leaves tasks behind that go on fetching.
-            await asyncio.wait({asyncio.create_task(consumer.stop(), name="stop following")}, timeout=_STOP_TIMEOUT_S)
-
-    async def _partitions(self, consumer: AIOKafkaConsumer) -> list[KafkaPartition]:
-        """Without a group a subscription is assigned all partitions, once they are known."""
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            while not (found := list(consumer.assignment())):
-                await asyncio.sleep(0.05)
-        return found
 
 
 class _Said(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ from integrity.core.outcome import (
     Retry,
 )
 from integrity.core.rules.model import Dependent, Ignore, Restrict, action_name
-from integrity.core.scan import SOURCE_TOPIC, Known, missing
+from integrity.core.scan import SOURCE_TOPIC, Referenced, missing
 from integrity.errors import OperationError, UnreachableError
 from integrity.ports import Deadline, Store
 from integrity.service.scan import Found, Subject, still_orphaned
@@ -58,16 +58,18 @@ class Left(NamedTuple):
 class Mended:
     """`keys` went the way of a deleted parent, `rows` of them and of what depends on them by dependent. Of `returned`
     keys nothing was left to do: the parent is there again, or no row refers to it any more. `left` names the first of
-    the `left_keys`."""
+    the `left_keys`, which have `left_rows`."""
 
     keys: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     returned: int = 0
     left_keys: int = 0
+    left_rows: int = 0
     left: list[Left] = field(default_factory=list)
 
-    def leave(self, key: Key, why: str) -> None:
+    def leave(self, key: Key, rows: int, why: str) -> None:
         self.left_keys += 1
+        self.left_rows += rows
         if len(self.left) < LEFT_MAX:
             self.left.append(Left(key, why))
 
@@ -120,22 +122,23 @@ class Repairer:
         self._done = done
         self._clock = clock
         self._sleep = sleep
-        self._mended = Mended()
+        self.mended = Mended()
+        """What was done so far."""
 
     async def run(self, found: Found) -> Mended:
         """Mend them. Raises OperationError, maybe when a part is done: the next scan finds the rest."""
         looked_at = 0
         for page in found.orphans.pages(PORTION_KEYS, PORTION_ROWS):
             keys = [key for key, _ in page]
-            orphans = [key for key, _ in await still_orphaned(self._subject, keys, self._timeout_s)]
-            self._mended.returned += len(keys) - len(orphans)
+            orphans = await still_orphaned(self._subject, keys, self._timeout_s)
+            self.mended.returned += len(keys) - len(orphans)
             if orphans:
                 await self._mend(orphans)
             looked_at += len(keys)
             self._done(looked_at)
-        return self._mended
+        return self.mended
 
-    async def _mend(self, keys: Sequence[Key]) -> None:
+    async def _mend(self, orphans: Sequence[Referenced]) -> None:
         if not await self._caught_up(Deadline.after(CAUGHT_UP_S)):
             raise OperationError(
                 f"Store {self._store.name} is behind the events of {self._subject.entity}: what seems an orphan may be "
@@ -143,27 +146,24 @@ class Repairer:
                 hint="Let `integrity run` catch up with this store, then scan again.",
             )
         deadline = Deadline.after(self._timeout_s)
-        known = await self._subject.store.known(self._subject.entity, keys, deadline)
-        await self._apply(list(zip(keys, known, strict=True)))
-
-    async def _apply(self, keys: Sequence[tuple[Key, Known]]) -> None:
-        waiting = [keys]
+        known = await self._subject.store.known(self._subject.entity, [key for key, _ in orphans], deadline)
+        waiting = [list(zip(orphans, known, strict=True))]
         while waiting:
             some = waiting.pop()
             at_ms = int(self._clock() * 1000)
-            changes = missing(self._subject.entity, some, at_ms)
+            changes = missing(self._subject.entity, [(orphan.key, of_key) for orphan, of_key in some], at_ms)
             batch = Batch(changes, {}, at_ms, only=self._subject.dependent.id)
             began = time.monotonic()
             result = await self._tried(batch)
             match result:
                 case Applied(effects):
-                    self._take(batch, effects, time.monotonic() - began)
+                    self._take(batch, effects, [orphan.rows for orphan, _ in some], time.monotonic() - began)
                 case Rejected(message=why) | Held(message=why) | Retry(message=why):
                     if len(some) > 1:
                         half = len(some) // 2
                         waiting += [some[half:], some[:half]]
                     else:
-                        self._mended.leave(some[0][0], why)
+                        self.mended.leave(*some[0][0], why)
                 case Broken(message=why):
                     raise OperationError(f"Store {self._store.name}: {why}", hint="See that the rule fits the store.")
                 case Diverged(message=why):
@@ -173,35 +173,39 @@ class Repairer:
 
     async def _tried(self, batch: Batch) -> ApplyResult:
         """The result of the last try. Raises UnreachableError."""
+        deadline = Deadline.after(self._timeout_s)
         tries = 0
         while True:
             tries += 1
-            result = await self._store.apply(batch, Deadline.after(self._timeout_s))
+            result = await self._store.apply(batch, deadline)
+            is_over = not deadline.remaining_s()
             match result:
-                case Retry(contended=True) if len(batch.changes) > 1:
-                    return result  # the fewer the keys, the fewer locks are waited for
-                case Retry(message=why, unreachable=unreachable):
-                    if tries == TRIES_MAX and unreachable:
+                case Retry(contended=True):
+                    # The fewer the keys, the fewer locks are waited for.
+                    if is_over or len(batch.changes) > 1 or tries == TRIES_MAX:
+                        return result
+                case Retry(message=why):
+                    if is_over:
                         raise UnreachableError(f"Store {self._store.name}: {why}")
                 case Diverged():
                     # Another process has taken the store over; it takes it back with its next batch.
-                    await self._store.progress([TopicPartition(SOURCE_TOPIC, 0)], Deadline.after(self._timeout_s))
+                    if is_over or tries == TRIES_MAX:
+                        return result
+                    await self._store.progress([TopicPartition(SOURCE_TOPIC, 0)], deadline)
                 case _:
                     return result
-            if tries == TRIES_MAX:
-                return result
             await self._sleep(AGAIN_S)
 
-    def _take(self, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
+    def _take(self, batch: Batch, effects: Sequence[Effect], rows: Sequence[int], took_s: float) -> None:
         acted = {effect.change for effect in effects if effect.outcome is Outcome.APPLIED and effect.rows}
         told = [effect._replace(outcome=Outcome.REPAIRED) for effect in effects if effect.change in acted]
         for effect in told:
             if effect.rows:
-                self._mended.rows[effect.dependent] = self._mended.rows.get(effect.dependent, 0) + effect.rows
-        self._mended.keys += len(acted)
+                self.mended.rows[effect.dependent] = self.mended.rows.get(effect.dependent, 0) + effect.rows
+        self.mended.keys += len(acted)
         for index, change in enumerate(batch.changes):
             if index not in acted:
-                self._mended.leave(change.key, _why_nothing(self._subject.dependent, effects, index))
+                self.mended.leave(change.key, rows[index], _why_nothing(self._subject.dependent, effects, index))
         if self._audit is not None and told:
             self._audit.write(batch, told, took_s * 1000, self._actor)
 

@@ -57,6 +57,9 @@ class Metrics:
         self._held = Gauge(
             "integrity_held", "Events held for more rows than max_rows.", ["dependent"], registry=registry
         )
+        self._orphans = Gauge(
+            "integrity_orphans", "Rows without a parent, by the last scan.", ["dependent"], registry=registry
+        )
         # Not shown before it is known: without a label it would be 0 from the start.
         self._oldest_letter = Gauge(
             "integrity_dead_letter_oldest_seconds", "Age of the oldest open dead letter.", registry=None
@@ -125,6 +128,10 @@ class Metrics:
             self._oldest_letter_shown = True
             self._registry.register(self._oldest_letter)
         self._oldest_letter.set_function(lambda: 0.0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000))
+
+    def set_orphans(self, dependent: str, rows: int) -> None:
+        """What the last scan of the dependent found, whoever ran it."""
+        self._orphans.labels(dependent).set(rows)
 
     def count_audit_dropped(self, records: int) -> None:
         """What `AuditTrail` calls."""
