@@ -76,7 +76,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     ),
     "scan": Entry(
         "integrity.cli.scan",
-        "Find orphans: rows whose parent is not there; --repair mends them.",
+        "Find orphans: rows whose parent is not there.",
         reads_settings=True,
     ),
     "graph": Entry(

@@ -266,7 +266,6 @@ LATER_EVENTS = [
     "truncate: delete_all",
     "pair_by: x",
     "key_from: x",
-    "source: x",
 ]
 
 
