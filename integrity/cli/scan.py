@@ -314,6 +314,7 @@ def _document(found: Found, mended: dict[str, Mended | str]) -> dict[str, Any]:
         "mistyped_rows": found.mistyped,
         "has_parents": bool(found.parents),
         "candidates": found.candidates,
+        "took_s": round(found.took_s, 3),
         "orphans": {
             "keys": found.orphans.keys,
             "rows": found.orphans.rows,

@@ -7,6 +7,7 @@ period: it is one only if its parent is still missing and rows still refer to it
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Found:
     parents: int = 0
     mistyped: int = 0
     candidates: int = 0
+    took_s: float = 0.0
+    """How long it took, the grace period left out."""
     heard: dict[Heard, Count] = field(default_factory=lambda: dict.fromkeys(Heard, Count(0, 0)))
     samples: list[Sample] = field(default_factory=list)
 
@@ -122,6 +125,7 @@ async def scan(
 ) -> Found:
     """Scan one dependent. `timeout_s` bounds a question about some keys, the deadline all of it. Raises as `Scannable`
     and `Parents` do."""
+    began_s = time.monotonic()
     found = Found(subject, Spool(subject.spec))
     candidates = Spool(subject.spec)
     try:
@@ -129,13 +133,16 @@ async def scan(
         found.candidates = candidates.keys
         if candidates.keys:
             watch.waits(subject.dependent.id, candidates.keys, grace_s)
+            waits_s = time.monotonic()
             await sleep(grace_s)
+            began_s += time.monotonic() - waits_s
             await _confirm(subject, found, candidates, watch, timeout_s)
     except BaseException:
         found.orphans.close()
         raise
     finally:
         candidates.close()
+    found.took_s = time.monotonic() - began_s
     return found
 
 

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +54,7 @@ class Scanned(NamedTuple):
 
 
 async def scan(url: str, bootstrap: str, rows: int) -> Scanned:
-    """From the start of the process to its end, its grace period left out."""
+    """As the scan itself tells it: from its first question to its last answer. The peak is that of the process."""
     parents = rows // ROWS_EACH
     connection = await asyncpg.connect(url)
     await connection.execute("drop table if exists orders, customers; drop schema if exists integrity cascade")
@@ -87,8 +86,7 @@ async def scan(url: str, bootstrap: str, rows: int) -> Scanned:
             "INTEGRITY_STORES__ORDERS_DB__URL": url,
         }
 
-        def run(*arguments: str) -> tuple[bytes, float, float]:
-            began = time.perf_counter()
+        def run(*arguments: str) -> tuple[bytes, float]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "integrity", *arguments], env=environment, stdout=subprocess.PIPE
             )
@@ -96,14 +94,14 @@ async def scan(url: str, bootstrap: str, rows: int) -> Scanned:
             out = process.stdout.read()
             _, _, usage = os.wait4(process.pid, 0)
             process.returncode = 0  # it was waited for here
-            return out, time.perf_counter() - began, usage.ru_maxrss / 1024
+            return out, usage.ru_maxrss / 1024
 
         await asyncio.to_thread(run, "migrate")
-        out, seconds, peak_mb = await asyncio.to_thread(run, "scan", "--grace", "0s", "--json")
+        out, peak_mb = await asyncio.to_thread(run, "scan", "--grace", "0s", "--json")
     [found] = json.loads(out)["scans"]
     assert found["rows"] == rows
     assert found["orphans"]["keys"] == parents // ORPHANED_EACH
-    return Scanned(rows / seconds, peak_mb)
+    return Scanned(rows / found["took_s"], peak_mb)
 
 
 async def main(rows: int) -> int:
