@@ -401,7 +401,9 @@ async def service(
                 lane.caught_up,
                 timeout_s=2 * store_settings.timeout,
                 # What depends on such rows would have to go with them, which a sweep does not do.
-                passed_over=frozenset(d.id for parent in rules.parents for d in parent.dependents if d.entity),
+                passed_over=frozenset(
+                    d.id for parent in rules.parents for d in parent.dependents if d.entity and not d.array
+                ),
             )
             members.append(Member(store, lane, sweeper, outbox=outbox))
         for name in rules.stores:
@@ -529,7 +531,11 @@ def _lane(
     halts = Halts(
         store,
         report,
-        {rule.id: rule.place for of_entity in rules.of_store(store.name).values() for rule in of_entity},
+        {
+            rule.id: [each.place for each in rules.branch(rule)]
+            for of_entity in rules.of_store(store.name).values()
+            for rule in of_entity
+        },
     )
     enforcers = [
         Enforcer(

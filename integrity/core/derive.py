@@ -238,7 +238,10 @@ def numbered(happened: Sequence[Happened], heads: Mapping[Key, Head]) -> Numbere
         fates.setdefault(key, []).append(fate._replace(version=version, change=index))
         if fate.to is not None:
             seen[fate.to] = version
-        effects += [Effect(index, name, action, Outcome.APPLIED, rows) for name, (action, rows) in done.items()]
+        effects += [
+            Effect(index, name, action, Outcome.RESTRICTED if action == "restrict" else Outcome.APPLIED, rows)
+            for name, (action, rows) in done.items()
+        ]
     updates = {key: HeadUpdate(version, None, tuple(fates.get(key, ()))) for key, version in seen.items()}
     return Numbered(updates, versions, effects)
 
@@ -268,10 +271,10 @@ class Reference(NamedTuple):
 
 def reached(
     graph: Mapping[str, Sequence[Reference]], start: Reference, *, deleted: bool
-) -> dict[str, tuple[str, bool]]:
+) -> dict[str, tuple[str, Step]]:
     """The dependents below `start` that a deletion (or a key change) of its parent may reach in one store: id -> the
-    action, and whether it is a deliberate no-op."""
-    found: dict[str, tuple[str, bool]] = {}
+    action and its step."""
+    found: dict[str, tuple[str, Step]] = {}
     visited: set[tuple[str, bool]] = set()
     waiting = [(start, deleted)]
     while waiting:
@@ -284,9 +287,8 @@ def reached(
             if (policy.dependent, follows) not in visited:
                 visited.add((policy.dependent, follows))
                 action = policy.on_delete_action if follows else policy.on_update_action
-                no_op = isinstance(step_of(policy, follows), Leave)
                 if policy.dependent not in found or follows:
-                    found[policy.dependent] = action, no_op
+                    found[policy.dependent] = action, step_of(policy, follows)
                 waiting.append((below, follows))
     return found
 
@@ -339,10 +341,12 @@ def below(
             if only.get(index, top) != top:
                 continue
             mark = exceptions.get((index, top)) if outcome is Outcome.APPLIED else None
-            for dependent, (action, no_op) in reaches.items():
+            for dependent, (action, step) in reaches.items():
                 came = outcome if mark is None else mark.outcome
-                if came is Outcome.APPLIED and no_op:
+                if came is Outcome.APPLIED and isinstance(step, Leave):
                     came = Outcome.SKIPPED
+                elif came is Outcome.APPLIED and isinstance(step, Count) and counted.get((index, dependent)):
+                    came = Outcome.RESTRICTED
                 if dependent not in found or found[dependent][1] in (Outcome.DEAD_LETTERED, Outcome.HELD):
                     found[dependent] = action, came
         for dependent in extra.get(index, ()):

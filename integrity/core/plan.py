@@ -204,6 +204,8 @@ def _references(rules: RuleSet, entity: str) -> tuple[_Reference, ...]:
 def _rows(rules: RuleSet, dependent: Dependent) -> Rows | None:
     if dependent.entity is None or dependent.key is None or dependent.entity not in rules.by_entity:
         return None
+    if dependent.array:  # an element goes, the row stays
+        return None
     columns = dependent.columns
     shared = tuple((own, columns.index(name)) for own, name in enumerate(dependent.key.names) if name in columns)
     return Rows(dependent.entity, dependent.key, shared, recorded=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from integrity.core.rules.model import Place
@@ -39,9 +39,10 @@ class Halts:
     """The halted dependents of one lane, shared by its sessions."""
 
     def __init__(
-        self, store: Store, watch: HaltWatch, places: Mapping[str, Place], *, recheck_s: float = RECHECK_S
+        self, store: Store, watch: HaltWatch, places: Mapping[str, Sequence[Place]], *, recheck_s: float = RECHECK_S
     ) -> None:
-        """`places` says where each dependent's rule is written, which tells whose finding a finding is."""
+        """`places` says where each dependent's rule is written, and those of what depends on its rows in this store,
+        which tells whose finding a finding is: a dependent is halted for its whole branch."""
         self._store = store
         self._watch = watch
         self._places = places
@@ -98,9 +99,8 @@ class Halts:
                 self._resume(dependent)
 
     def _is_broken(self, dependent: str, findings: Collection[Finding]) -> bool:
-        place = self._places.get(dependent)
+        places = {(place.file, place.line) for place in self._places.get(dependent, ())}
         return any(
-            finding.severity == "error"
-            and (not finding.line or (place is not None and (finding.file, finding.line) == (place.file, place.line)))
+            finding.severity == "error" and (not finding.line or (finding.file, finding.line) in places)
             for finding in findings
         )

@@ -33,7 +33,7 @@ from integrity.core.derive import (
     recorded,
     trace_derived,
 )
-from integrity.core.fold import Group, Remove, Removed, Settled
+from integrity.core.fold import Counted, Group, Remove, Removed, Settled
 from integrity.core.keys import Key
 from integrity.core.ledger import Done, Fate
 from integrity.core.outcome import ApplyResult, Broken, Effect, Held, Outcome, Rejected
@@ -137,6 +137,8 @@ class Descent:
         self._changes: Sequence[ParentChange] = ()
         self.counted: dict[tuple[int, str], int] = {}
         """(change, dependent below) -> rows."""
+        self._acted_on: dict[tuple[int, str], int] = {}
+        """The same without rows that are only counted."""
 
     def branch(
         self,
@@ -195,7 +197,7 @@ class Descent:
         """Held when some event has more rows of a dependent further down than that one's rule allows; the event is
         held for all of its branch, which begins at `rule`."""
         limits = {each.id: each.dependent.max_rows for found in self._rules.values() for each in found}
-        for (change, dependent), rows in self.counted.items():
+        for (change, dependent), rows in self._acted_on.items():
             limit = limits[dependent]
             if limit is not None and rows > limit and change not in approved:
                 return Held(
@@ -216,14 +218,37 @@ class Descent:
         rows = rule.rows
         if rows is None or stages is None:
             return (yield CarryOut(rule, groups))
+        idle = [index for index, group in enumerate(groups) if isinstance(group.end, Counted)]
+        if idle:
+            return (yield self._apart(rule, groups, stages, roots, idle))
         if rows.shared and any(stage.values is not None for of_group in stages for stage in of_group):
             return (yield self._moving(rule, rows, groups, stages, roots))
-        if rule.entity == rows.entity and rows.recorded and isinstance(rule.policy.on_delete, Remove):
+        at_once = all(isinstance(group.end, Removed) and group.born is None for group in groups)
+        if at_once and rule.entity == rows.entity and rows.recorded and isinstance(rule.policy.on_delete, Remove):
             tops = {group.key: of_group[-1] for group, of_group in zip(groups, stages, strict=True)}
             pairs: list[tuple[Key, Key]] | None = yield self._closure(rule, rows, groups)
             if pairs is not None:
                 return (yield self._closing(rule, rows, groups, tops, pairs, roots))
         return (yield self._removing(rule, rows, groups, stages, roots))
+
+    def _apart(
+        self,
+        rule: StoreRule,
+        groups: Sequence[Group],
+        stages: Sequence[Sequence[Stage]],
+        roots: Sequence[int],
+        idle: Sequence[int],
+    ) -> Way:
+        """Rows that are only counted first, then the others: nothing follows for what depends on the former."""
+        counts = [0] * len(groups)
+        acting = [index for index, group in enumerate(groups) if not isinstance(group.end, Counted)]
+        for index, count in zip(idle, (yield CarryOut(rule, [groups[i] for i in idle])), strict=True):
+            counts[index] = count
+        if acting:
+            found = yield self._reference(rule, [groups[i] for i in acting], [stages[i] for i in acting], roots)
+            for index, count in zip(acting, found, strict=True):
+                counts[index] = count
+        return counts
 
     def _removing(
         self,
@@ -332,6 +357,7 @@ class Descent:
             if count := counts[place[own]] if own not in tops else 0:
                 root = derived.roots[index]
                 self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
+                self._acted_on[root, rule.id] = self._acted_on.get((root, rule.id), 0) + count
                 done.setdefault(index, {})[rule.id] = rule.policy.on_delete_action, count
         yield Record(rows, recorded(derived, done, rule.id, self._changes))
         return [counts[place[group.key]] for group in groups]
@@ -410,9 +436,11 @@ class Descent:
         derived: Derived,
         done: dict[int, dict[str, Done]],
     ) -> None:
-        for root in {derived.roots[index] for index in group.path}:
+        for root in {derived.roots[index] for index in (*group.path, *group.counting)}:
             self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
-        for index in group.path:
+        for root in {derived.roots[index] for index in group.path}:
+            self._acted_on[root, rule.id] = self._acted_on.get((root, rule.id), 0) + count
+        for index in (*group.path, *group.counting):
             policy = rule.policy
             action = policy.on_delete_action if derived.deletes[index] else policy.on_update_action
             before = done.setdefault(index, {}).get(rule.id, (action, 0))[1]

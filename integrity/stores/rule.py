@@ -54,8 +54,8 @@ def store_rules(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...
 def rows_of(rules: RuleSet, dependent: Dependent) -> Rows | None:
     """What the rows of a dependent are; None where nothing depends on them that this store has to take along."""
     parent = None if dependent.entity is None else rules.by_entity.get(dependent.entity)
-    if parent is None or dependent.key is None:
-        return None
+    if parent is None or dependent.key is None or dependent.array:
+        return None  # of a list an element goes, the row stays
     has_own_events = parent.events is not None
     if has_own_events and all(below.store != dependent.store for below in parent.dependents):
         return None
@@ -72,7 +72,7 @@ def rows_of(rules: RuleSet, dependent: Dependent) -> Rows | None:
 def with_rows(rule: StoreRule) -> StoreRule:
     """The rule as one whose rows' own keys can be read, wherever something may depend on them."""
     dependent = rule.dependent
-    if rule.rows is not None or dependent.entity is None or dependent.key is None:
+    if rule.rows is not None or dependent.entity is None or dependent.key is None or dependent.array:
         return rule
     return replace(rule, rows=rows(dependent.entity, dependent.key, dependent.columns, recorded=False))
 

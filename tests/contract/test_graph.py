@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
 from integrity.core.batch import DeadLetterMark
 from integrity.core.change import Version
 from integrity.core.outcome import Effect, Held, Outcome
-from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, SetDefault
+from integrity.core.rules.model import Action, Cascade, Ignore, Nullify, Restrict, SetDefault
 from integrity.errors import Reason
 from integrity.ports import Deadline
 from integrity.stores.memory import Row
@@ -17,7 +18,7 @@ from integrity.stores.rule import StoreRule
 from tests.contract.graph_rules import LINE, comments, items, orders, parts
 from tests.contract.harness import Feature, Harness
 from tests.contract.test_redrive import again
-from tests.contract.world import MARK, Events, apply, rule, rules_of
+from tests.contract.world import AT_MS, MARK, Events, apply, rule, rules_of
 
 ROWS: dict[str, list[Row]] = {
     "orders": [{"id": 10, "customer_id": 1}, {"id": 11, "customer_id": 1}, {"id": 12, "customer_id": 2}],
@@ -407,3 +408,95 @@ async def test_what_others_have_to_be_told_waits_in_the_outbox_until_it_is_publi
     assert [each.record.version for each in await store.waiting(2, Deadline.after(30))] == [1, 1]  # type: ignore[attr-defined]
     await store.published([each.id for each in waiting[:2]], Deadline.after(30))  # type: ignore[attr-defined]
     assert await store.waiting(100, Deadline.after(30)) == waiting[2:]  # type: ignore[attr-defined]
+
+
+async def test_rows_that_are_only_counted_stay_with_what_depends_on_them(harness: Harness) -> None:
+    store = await harness.open(rules_of(orders(Restrict()), items()), ROWS)
+    events = Events()
+    events.deleted((1,), 10)
+    events.moved((2,), (3,), 11)
+    effects = await apply(store, events.batch())
+    assert {(e.change, e.dependent): (e.outcome, e.rows) for e in effects} == {
+        (0, "customer.orders"): (Outcome.RESTRICTED, 2),
+        (1, "customer.orders"): (Outcome.APPLIED, 1),
+    }
+    assert [await ids(harness, name) for name in ("orders", "items")] == [[10, 11, 12], [100, 101, 102, 103]]
+
+
+async def test_restrict_below_removed_rows_reports_those_that_stay_behind(harness: Harness) -> None:
+    """Native foreign keys would refuse the whole deletion, which has happened already. No limit holds what is only
+    counted."""
+    store = await harness.open(rules_of(orders(), items(Restrict(), max_rows=1)), ROWS)
+    events = Events()
+    events.deleted((1,), 10)
+    events.deleted((5,), 11)
+    effects = await apply(store, events.batch())
+    assert {(e.change, e.dependent): (e.outcome, e.rows) for e in effects} == {
+        (0, "customer.orders"): (Outcome.APPLIED, 2),
+        (0, "order.items"): (Outcome.RESTRICTED, 3),
+        (1, "customer.orders"): (Outcome.APPLIED, 0),
+        (1, "order.items"): (Outcome.APPLIED, 0),
+    }
+    assert [await ids(harness, name) for name in ("orders", "items")] == [[12], [100, 101, 102, 103]]
+    history = await store.history("order", (10,), Deadline.after(30))  # type: ignore[attr-defined]
+    assert [dict(each.done) for each in history.enforced] == [{"order.items": ("restrict", 2)}]
+
+
+def born(second: int) -> datetime:
+    """Before (or, from 10 on, after) the events of these tests."""
+    return datetime.fromtimestamp(AT_MS / 1000 + second, UTC)
+
+
+async def test_rows_that_are_too_young_stay_with_what_depends_on_them(harness: Harness) -> None:
+    aged = rule(Cascade(), name="orders", rows="order", as_of="born_at")
+    rows = ROWS | {"orders": [{**row, "born_at": born(20 if row["id"] == 11 else 0)} for row in ROWS["orders"]]}
+    store = await harness.open(rules_of(aged, items()), rows)
+    events = Events()
+    events.deleted((1,), 10_000)
+    effects = await apply(store, events.batch())
+    assert sorted((e.dependent, e.rows) for e in effects) == [("customer.orders", 1), ("order.items", 2)]
+    assert [await ids(harness, name) for name in ("orders", "items")] == [[11, 12], [102, 103]]
+
+
+async def test_age_counts_on_every_level(harness: Harness) -> None:
+    rows = ROWS | {"items": [{**row, "born_at": born(20 if row["id"] == 100 else 0)} for row in ROWS["items"]]}
+    store = await harness.open(rules_of(orders(), items(as_of="born_at")), rows)
+    events = Events()
+    events.deleted((1,), 10_000)
+    effects = await apply(store, events.batch())
+    assert sorted((e.dependent, e.rows) for e in effects) == [("customer.orders", 2), ("order.items", 2)]
+    assert [await ids(harness, name) for name in ("orders", "items")] == [[12], [100, 103]]
+
+
+async def test_age_counts_in_rows_that_refer_to_one_another(harness: Harness) -> None:
+    """A young answer stays, and what answers it."""
+    answers = rule(
+        Cascade(),
+        name="answers",
+        target="comments",
+        columns=("answers_id",),
+        entity="comment",
+        rows="comment",
+        as_of="born_at",
+    )
+    told = [(1, 1, None, 0), (2, None, 1, 0), (3, None, 2, 20), (4, None, 3, 0), (5, None, 2, 0)]
+    rows: dict[str, list[Row]] = {
+        "comments": [{"id": n, "customer_id": c, "answers_id": a, "born_at": born(s)} for n, c, a, s in told]
+    }
+    store = await harness.open(rules_of(rule(Cascade(), name="comments", rows="comment"), answers), rows)
+    events = Events()
+    events.deleted((1,), 10_000)
+    await apply(store, events.batch())
+    assert await ids(harness, "comments") == [3, 4]
+
+
+@pytest.mark.needs(Feature.ARRAYS)
+async def test_key_of_a_removed_row_is_taken_out_of_lists(harness: Harness) -> None:
+    listed = rule(Cascade(), name="bundles", columns=("order_ids",), entity="order", array=True)
+    rows = ROWS | {"bundles": [{"id": 1, "order_ids": [10, 12, 11]}, {"id": 2, "order_ids": [12]}]}
+    store = await harness.open(rules_of(orders(), listed), rows)
+    events = Events()
+    events.deleted((1,), 10)
+    effects = await apply(store, events.batch())
+    assert sorted((e.dependent, e.rows) for e in effects) == [("customer.orders", 2), ("order.bundles", 2)]
+    assert [row["order_ids"] for row in await harness.rows("bundles")] == [[12], [12]]

@@ -41,7 +41,7 @@ async def test_dropped_column_halts_its_dependent_until_it_is_back_and_the_misse
     letters, watch = Letters(), Watched()
     async with store_of(pg_database, *rules) as store:
         assert await store.check(Deadline.after(30)) == []
-        halts = Halts(store, watch, {each.id: each.dependent.place for each in rules})
+        halts = Halts(store, watch, {each.id: [each.dependent.place] for each in rules})
         enforcer = Enforcer(store, letters, watch, system="postgresql", rules_hash="", timeout_s=10, halts=halts)
 
         async def enforce(partition: TopicPartition, *records: Record) -> None:

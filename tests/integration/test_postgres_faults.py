@@ -103,7 +103,7 @@ async def enforced(url: str, **more: float) -> list[tuple[int, Reason]]:
     Reader({TOPIC: ("customer", decode)}).read(TopicPartition(TOPIC, 0), [deleted(key, key) for key in range(8)], piece)
     async with store_of(url, rule(Cascade()), **more) as store:
         assert await codes(store) == []
-        halts = Halts(store, watch, {"customer.orders": Place("test.yaml", 1, 1)}, recheck_s=0.001)
+        halts = Halts(store, watch, {"customer.orders": [Place("test.yaml", 1, 1)]}, recheck_s=0.001)
         backoff = Backoff(first_s=0.0005, cap_s=0.005)
         enforcer = Enforcer(
             store, letters, watch, system="postgresql", rules_hash="", timeout_s=5, halts=halts, backoff=backoff

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from integrity.core.derive import Rows
-from integrity.core.fold import Follow, Leave, Mark, Policy, Remove, Replace, Step
+from integrity.core.fold import Count, Follow, Leave, Mark, Policy, Remove, Replace, Step
 from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.core.ledger import Fate
 from integrity.core.outcome import Applied
@@ -75,9 +75,11 @@ def random_rule(
     last = len(columns) - 1
     identifying = own is not None and columns[last] in own
     on_delete = rng.choice(
-        (Remove(), Remove(), Remove(), Replace(((last, 0),)), Replace(((last, None),)), Mark(), Leave())
+        (Remove(), Remove(), Remove(), Replace(((last, 0),)), Replace(((last, None),)), Mark(), Leave(), Count())
     )
-    on_update = rng.choice((Follow(), Follow(), Follow(), Replace(((last, 0),)), Replace(((last, None),)), Leave()))
+    on_update = rng.choice(
+        (Follow(), Follow(), Follow(), Replace(((last, 0),)), Replace(((last, None),)), Leave(), Count())
+    )
     if identifying:  # a part of a row's own key is never made null
         on_delete = Remove() if isinstance(on_delete, Replace) and not on_delete.refers else on_delete
         on_update = Follow() if isinstance(on_update, Replace) and not on_update.refers else on_update
@@ -179,10 +181,10 @@ def tangled_world(rng: random.Random, roots: Sequence[Key]) -> World:
     """Comments that answer comments, and two tables that refer to each other: the rows have cycles."""
 
     def on_delete() -> Step:
-        return rng.choice((Remove(), Remove(), Replace(((0, 0),)), Replace(((0, None),)), Mark(), Leave()))
+        return rng.choice((Remove(), Remove(), Replace(((0, 0),)), Replace(((0, None),)), Mark(), Leave(), Count()))
 
     def on_update() -> Step:
-        return rng.choice((Follow(), Follow(), Replace(((0, 0),)), Replace(((0, None),)), Leave()))
+        return rng.choice((Follow(), Follow(), Replace(((0, 0),)), Replace(((0, None),)), Leave(), Count()))
 
     size = rng.randint(3, 9)
     no_mark = {"deleted_at": None, "deleted_by": None}

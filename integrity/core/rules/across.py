@@ -6,15 +6,15 @@ Dependents may lead back to a parent through `entity`: a row is removed, or its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from integrity.core.rules.dependents import DependentDraft
 from integrity.core.rules.findings import FindingCode, Located, Report, shown
 from integrity.core.rules.key_fields import KeyDraft
-from integrity.core.rules.model import Parent, Restrict, Target, TargetKind
-from integrity.core.rules.walk import Text, not_supported
+from integrity.core.rules.model import Parent, Target, TargetKind
+from integrity.core.rules.walk import Text
 
 _Name = TypeVar("_Name")
 
@@ -98,27 +98,6 @@ def _check_entities(drafts: Sequence[ParentDraft]) -> None:
                     message = f"the rows are {shown(name)} at {places[name]}, and the dependent does not say so"
                     hint = f"Write entity: {name} and its key here too: what depends on the rows has to follow."
                     draft.report.add(FindingCode.UNNAMED_ENTITY, message, dependent.at, hint)
-            _check_apart(draft, dependent, rows.keys())
-
-
-def _check_apart(draft: ParentDraft, draft_of: DependentDraft, rows: Collection[str]) -> None:
-    """`restrict` and `as_of` leave rows where they are: what follows for the rows below these is not defined yet."""
-    dependent = draft_of.dependent
-    if dependent is None:
-        return
-    if isinstance(dependent.on_delete, Restrict) or isinstance(dependent.on_update, Restrict):
-        what = "restrict"
-    elif dependent.as_of is not None:
-        what = "as_of"
-    else:
-        return
-    if dependent.entity is not None:
-        hint = "Leave entity and key out, or choose another action." if what == "restrict" else "Leave as_of out."
-        not_supported(draft.report, f"{what} on rows that are parents themselves (entity)", draft_of.at, hint)
-    elif draft.entity is not None and draft.entity.value in rows:
-        hint = "Choose another action." if what == "restrict" else "Leave as_of out."
-        message = f"{what} on a dependent of {shown(draft.entity.value)}, whose rows are dependents themselves"
-        not_supported(draft.report, message, draft_of.at, hint)
 
 
 def _check_names(draft: ParentDraft) -> None:

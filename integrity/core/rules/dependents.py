@@ -112,9 +112,11 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
     rows_spec: KeySpec | None = None
     if rows_key is not None:
         rows_spec = check_rows(report, rows_key, fields["key"][0], references or {}, key, kind, (on_delete, on_update))
-        if array:
-            hint = "What is in the list goes, the document stays: nothing can follow for it."
-            report.add(FindingCode.BAD_ARRAY, "array and entity exclude each other", fields["array"][0], hint)
+        if array and any(column in rows_key for column in references or ()):
+            hint = "Name the field that names the document, such as _id."
+            report.add(
+                FindingCode.BAD_ARRAY, "array: a list is no part of the key of a document", fields["key"][0], hint
+            )
     dependent: Dependent | None = None
     if (
         entity is not None

@@ -247,6 +247,18 @@ class RuleSet:
         """The dependents whose rows are this entity. They agree on store, target and key."""
         return tuple(d for parent in self.parents for d in parent.dependents if d.entity == entity)
 
+    def branch(self, dependent: Dependent) -> tuple[Dependent, ...]:
+        """A dependent, and all that depends on its rows in the same store."""
+        found = {dependent.id: dependent}
+        waiting = [dependent]
+        while waiting:
+            parent = self.by_entity.get(waiting.pop().entity or "")
+            for below in () if parent is None else parent.dependents:
+                if below.store == dependent.store and below.id not in found:
+                    found[below.id] = below
+                    waiting.append(below)
+        return tuple(found.values())
+
     def sweeps_of(self, store: str) -> Mapping[int, frozenset[str]]:
         """Age of a sweep (in milliseconds) -> the entities with dependents in that store that name it; ascending."""
         found: dict[int, set[str]] = {}

@@ -43,6 +43,7 @@ class Chooser:
         if hashes is not None:
             columns.append([hashes[groups[place].key] for place in places])
             columns.append([PLAIN if (s := groups[place].since) is None else array_text(s) for place in places])
+        columns += self._table.ages([groups[place] for place in places])
         _, conditions = reach(self._table, 0)
         names = [self._table.rule.id] if split else []
         found = await connection.fetch(
@@ -103,6 +104,9 @@ class Chooser:
         if split:
             arrays += [("hash", cast("bytea[]")), ("since", cast("text[]"))]
         fits = [f"t.{quoted(column)} = k.m{i}" for i, column in enumerate(table.rule.dependent.columns)]
+        if table.age is not None:
+            arrays += [("after", cast("int8[]")), ("until", cast("int8[]"))]
+            fits.append(table.age.sql())
         within, values = reach(table, len(arrays))
         fits += within
         limit = len(arrays) + len(values) + 1

@@ -102,6 +102,13 @@ class Table:
     own: tuple[Codec, ...] = ()
     age: Age | None = None
 
+    def ages(self, groups: Sequence[Group]) -> list[list[object]]:
+        """The ages of groups, column by column; nothing where the rule does not ask for them."""
+        if self.age is None:
+            return []
+        born = [group.born for group in groups if group.born is not None]
+        return [[self.age.bound(each.after_ms) for each in born], [self.age.bound(each.until_ms) for each in born]]
+
 
 def changed_positions(rule: StoreRule) -> tuple[int, ...]:
     """The positions of the reference's columns that some action of the rule writes."""
@@ -293,13 +300,6 @@ class Effects:
             columns.append([None if end.arrival is None else array_text(end.arrival) for end in ends])
         return await self._run(connection, "refer", split, arriving, columns)
 
-    def _ages(self, groups: Sequence[Group]) -> list[list[object]]:
-        age = self._table.age
-        if age is None:
-            return []
-        born = [group.born for group in groups if group.born is not None]
-        return [[age.bound(each.after_ms) for each in born], [age.bound(each.until_ms) for each in born]]
-
     def _arrival_hash(self, end: Referencing) -> bytes | None:
         if end.arrival is None:
             return None
@@ -314,7 +314,7 @@ class Effects:
         if split:
             columns.append([hashes[group.key] for group in chosen])
             columns.append([PLAIN if group.since is None else array_text(group.since) for group in chosen])
-        return places, columns + self._ages(chosen)
+        return places, columns + self._table.ages(chosen)
 
     def _bound(self, keys: Sequence[Key]) -> tuple[Sequence[int], list[list[object]]]:
         """The places of the keys that some row of these columns can hold, and their parts, column by column."""

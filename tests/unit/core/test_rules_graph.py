@@ -225,11 +225,26 @@ def test_dependents_in_another_store_than_rows_without_events_follow_by_derived_
 
 
 @pytest.mark.parametrize("change", ["on_delete: restrict", "on_delete: cascade, on_update: restrict", AGED])
-def test_restrict_and_as_of_next_to_rows_that_are_parents_are_not_supported_yet(change: str) -> None:
-    named = CUSTOMER.replace("on_delete: cascade", change)
-    assert _found(named) == [("not_supported_yet", "a.yaml", 5)]
+def test_restrict_and_as_of_go_with_rows_that_are_parents(change: str) -> None:
     below = ORDER.split(",\n")[0].replace("on_delete: cascade", change) + "}\n"
-    assert _found(CUSTOMER, below) == [("not_supported_yet", "b.yaml", 4)]
-    own = below.replace("dependents:", OWN.replace("number", "id"))
-    assert _found(CUSTOMER, own) == [("not_supported_yet", "b.yaml", 5)]
-    _rules(CUSTOMER.split(", entity")[0] + "}\n", own)
+    _rules(CUSTOMER.replace("on_delete: cascade", change), below)
+
+
+def test_list_goes_with_documents_that_are_parents_but_is_no_part_of_their_key() -> None:
+    group = (
+        "version: 1\nparent: customer\nevents: {topic: t, format: debezium, key: {id: int64}}\ndependents:\n"
+        "  - {store: b, collection: groups, references: {memberIds: id}, array: true, on_delete: cascade,\n"
+        "     entity: group, key: {_id: int64}}\n"
+    )
+    assert _rules(group).named("group")[0].array
+    assert _found(group.replace("{_id: int64}", "{memberIds: int64}")) == [("bad_array", "a.yaml", 6)]
+
+
+def test_branch_of_a_dependent_is_all_that_depends_on_its_rows_in_its_store() -> None:
+    rules = _rules(CUSTOMER, ORDER)
+    [orders, *_] = rules.by_entity["customer"].dependents
+    assert rules.branch(orders)[0] is orders
+    assert {each.store for each in rules.branch(orders)} == {orders.store}
+    assert {each.id for each in rules.branch(orders)} >= {
+        each.id for each in rules.by_entity["order"].dependents if each.store == orders.store
+    }

@@ -188,7 +188,10 @@ def enforcers_of(store: BentStore, letters: Letters, watch: Watched) -> list[Enf
     halts = Halts(
         store,  # type: ignore[arg-type]
         watch,
-        {f"customer.{name}": Place(f"{name}.yaml", 1, 1) for name in store.store.targets},
+        {
+            f"customer.{name}": [Place(f"{name}.yaml", 1, 1), Place(f"below_{name}.yaml", 1, 1)]
+            for name in store.store.targets
+        },
         recheck_s=0.001,
     )
     return [

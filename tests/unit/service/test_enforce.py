@@ -180,9 +180,10 @@ async def test_a_broken_rule_halts_its_dependent_alone_until_it_is_mended() -> N
     ]
     assert "customer.orders is halted: column gone" in one.halts.trouble
     assert watch.halts == [("customer.orders", True)]
-    store.findings = [Finding("column_missing", "customer.orders: gone", file="orders.yaml", line=1, column=1)]
-    await one.halts.recheck()
-    assert list(one.halts.halted) == ["customer.orders"]
+    for file in ("orders.yaml", "below_orders.yaml"):  # its own, or that of what depends on its rows
+        store.findings = [Finding("column_missing", "gone", file=file, line=1, column=1)]
+        await one.halts.recheck()
+        assert list(one.halts.halted) == ["customer.orders"]
     store.findings = [Finding("index_missing", "customer.notes: none", file="notes.yaml", line=1, column=1)]
     await one.halts.recheck()
     assert (one.halts.trouble, watch.halts[1:]) == ("", [("customer.orders", False)])

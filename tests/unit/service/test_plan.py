@@ -42,7 +42,7 @@ REVIEW = """\
 version: 1
 parent: review
 dependents:
-  - {store: b, collection: votes, references: {reviewId: id}, on_delete: nullify}
+  - {store: b, collection: votes, references: {reviewId: id}, on_delete: restrict}
 """
 CATEGORY = """\
 version: 1
@@ -104,8 +104,9 @@ ROWS: dict[str, list[dict[str, object]]] = {
 
 
 async def test_plan_counts_every_level_over_all_stores_and_stops_where_rows_stay() -> None:
-    """A review is deleted by an event of its order, so each order has its own limit; votes are in the transaction of
-    their review. Notes are nullified: no pages go."""
+    """A review is deleted by an event of its order, so each order has its own limit.
+
+    Notes are nullified: no pages go."""
     rules = rules_of(**GRAPH)
     planning = await planned(rules, stores_of(rules, ROWS), "customer", (7,))
     assert told(planning) == [
@@ -113,10 +114,10 @@ async def test_plan_counts_every_level_over_all_stores_and_stops_where_rows_stay
         ("customer.notes", 1, "nullify", 1, False, False),
         ("order.items", 2, "cascade", 4, False, False),
         ("order.reviews", 2, "cascade", 5, True, False),
-        ("review.votes", 3, "nullify", 6, True, False),
+        ("review.votes", 3, "restrict", 6, False, False),
     ]
     document = impact_document(rules.by_entity["customer"], (7,), None, planning)
-    assert (document["restricted"], document["held"], document["at_least"]) == (False, True, False)
+    assert (document["restricted"], document["held"], document["at_least"]) == (True, True, False)
     assert planning.found[3].sample == [{"id": 0}, {"id": 2}, {"id": 4}, {"id": 1}, {"id": 3}]
 
 
@@ -187,7 +188,7 @@ async def test_what_was_not_looked_at_is_told_as_at_least() -> None:
         ("customer.notes", 1, "nullify", 1, False, False),
         ("order.items", 2, "cascade", 0, False, True),
         ("order.reviews", 2, "cascade", 0, False, True),
-        ("review.votes", 3, "nullify", 0, False, True),
+        ("review.votes", 3, "restrict", 0, False, True),
     ]
 
 
