@@ -400,10 +400,6 @@ async def service(
                 rules.sweeps_of(name),
                 lane.caught_up,
                 timeout_s=2 * store_settings.timeout,
-                # What depends on such rows would have to go with them, which a sweep does not do.
-                passed_over=frozenset(
-                    d.id for parent in rules.parents for d in parent.dependents if d.entity and not d.array
-                ),
             )
             members.append(Member(store, lane, sweeper, outbox=outbox))
         for name in rules.stores:

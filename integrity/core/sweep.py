@@ -6,14 +6,15 @@ looks for such rows in the same way; only where and how differs.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from integrity.core.change import Op, Origin, ParentChange
 from integrity.core.fold import Counted, Group, Policy, Settled, follow
 from integrity.core.keys import Key
 from integrity.core.ledger import Fate, Head
-from integrity.core.outcome import Broken, Rejected, Retry
+from integrity.core.outcome import Broken, Held, Rejected, Retry
 from integrity.errors import Reason
 
 
@@ -65,12 +66,42 @@ Acted = Collection[tuple[Key, str, str]]
 """Of fates, the key, the event and each dependent (by id) on which it was enforced."""
 
 
-def late_groups(policy: Policy, heads: Mapping[Key, Head], keys: Iterable[Key], acted: Acted) -> list[Group]:
+class Late(NamedTuple):
+    """Late rows of one dependent: where they end, and what tells how they come there (as `Descent.branch` takes it)."""
+
+    groups: list[Group]
+    settled: Settled
+    firsts: Mapping[Key, Fate]
+
+
+def causes(entity: str, heads: Mapping[Key, Head], keys: Iterable[Key]) -> list[ParentChange]:
+    """The newest fate of each key, as the change that it was: late rows go its way."""
+    changes: list[ParentChange] = []
+    for key in keys:
+        fate = heads[key].fates[-1]
+        op = Op.DELETED if fate.to is None else Op.MOVED
+        changes.append(ParentChange(entity, op, key, fate.to, fate.version, _origin(fate), fate.occurred_ms))
+    return changes
+
+
+def _origin(fate: Fate) -> Origin:
+    if not isinstance(fate.event, str):
+        return fate.event
+    topic, partition, offset = ("//" + fate.event).rsplit("/", 2)
+    if not (partition.isdigit() and offset.isdigit()):
+        return Origin(fate.event, 0, 0, fate.occurred_ms)  # no record's name: it stays a name that nothing else has
+    return Origin(topic.removeprefix("//"), int(partition), int(offset), fate.occurred_ms)
+
+
+def late_rows(
+    policy: Policy, heads: Mapping[Key, Head], keys: Iterable[Key], acted: Acted, changes: Sequence[ParentChange]
+) -> Late:
     """Where the rows of one dependent end that refer to keys which are gone, as far as anything happens to them.
 
-    `heads` has the heads of all keys that these may lead to. A fate that was not enforced on the dependent does nothing
-    here either: a dead letter stands for it, or somebody gave it up, or the rule came later. Nor does anything happen
-    where the rule says restrict, or to rows that are too young for the fate.
+    `heads` has the heads of all keys that these may lead to, `changes` what `causes` gave for all keys that are gone. A
+    fate that was not enforced on the dependent does nothing here either: a dead letter stands for it, or somebody gave
+    it up, or the rule came later. Nor does anything happen where the rule says restrict, or to rows that are too young
+    for the fate.
     """
     fates = {
         key: tuple(fate for fate in head.fates if (key, fate.event_id, policy.dependent) in acted)
@@ -78,13 +109,16 @@ def late_groups(policy: Policy, heads: Mapping[Key, Head], keys: Iterable[Key], 
         if head.fates
     }
     settled = Settled([], {}, fates, heads, {key: head.seen for key, head in heads.items()})
+    place = {change.key: index for index, change in enumerate(changes)}
     groups: list[Group] = []
+    firsts: dict[Key, Fate] = {}
     for key in keys:
         newest = heads[key].fates[-1]
         if newest in fates[key]:
+            firsts[key] = newest._replace(change=place[key])
             found = follow(policy, settled, key, newest, None)
             groups += [g._replace(path=(), counting=()) for g in found if not isinstance(g.end, Counted)]
-    return groups
+    return Late(groups, settled, firsts)
 
 
 class TooManyLate(Exception):
@@ -95,6 +129,13 @@ class TooManyLate(Exception):
         self.result = Rejected(
             dependent, Reason.TOO_MANY_ROWS, f"A key has more rows written late than max_rows allows ({rows_max})."
         )
+
+    @classmethod
+    def below(cls, held: Held) -> TooManyLate:
+        """The same for rows that depend on late rows."""
+        found = cls(held.dependent, 0)
+        found.result = Rejected(held.dependent, Reason.TOO_MANY_ROWS, held.message)
+        return found
 
 
 def repairs(
@@ -118,3 +159,21 @@ def repairs(
             action = policy.on_delete_action if fate.to is None else policy.on_update_action
             found.append(Repaired(entity, key, fate, policy.dependent, action, count))
     return found
+
+
+class Below(NamedTuple):
+    """Rows further down that went with late rows, for the change with that index."""
+
+    change: int
+    dependent: str
+    action: str
+    rows: int
+
+
+def repairs_below(changes: Sequence[ParentChange], heads: Mapping[Key, Head], below: Iterable[Below]) -> list[Repaired]:
+    """What is to be told of rows that depended on late rows."""
+    return [
+        Repaired(change.entity, change.key, heads[change.key].fates[-1], each.dependent, each.action, each.rows)
+        for each in below
+        for change in (changes[each.change],)
+    ]

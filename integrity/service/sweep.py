@@ -42,18 +42,15 @@ class Sweeper:
         caught_up: Callable[[Deadline], Awaitable[bool]],
         *,
         timeout_s: float,
-        passed_over: frozenset[str] = frozenset(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`ages` are in milliseconds, each with its entities. `caught_up` tells whether everything that was in their
-        topics when it was asked is enforced. `timeout_s` bounds one page, and is how long a transaction may be open.
-        `passed_over` are dependents (by id) in which no late rows are looked for."""
+        topics when it was asked is enforced. `timeout_s` bounds one page, and is how long a transaction may be open."""
         self._store = store
         self._watch = watch
         self._ages = ages
         self._caught_up = caught_up
         self._timeout_s = timeout_s
-        self._passed_over = passed_over
         self._clock = clock
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -76,7 +73,7 @@ class Sweeper:
         now_ms = int(self._clock() * 1000)
         # A key's time is that at which its transaction began: one that is still open must not be passed over.
         until_ms = now_ms - max(age_ms, round(self._timeout_s * 1000))
-        keys_max, left_out = KEYS_MAX, self._passed_over
+        keys_max, left_out = KEYS_MAX, frozenset[str]()
         while True:
             began = time.monotonic()
             sweep = Sweep(age_ms, until_ms, entities, keys_max, now_ms, left_out)
@@ -88,7 +85,7 @@ class Sweeper:
                         self._tell(repaired)
                     if not more:
                         return
-                    keys_max, left_out = KEYS_MAX, self._passed_over
+                    keys_max, left_out = KEYS_MAX, frozenset()
                 case Rejected(dependent, reason, message):
                     if keys_max > 1:
                         keys_max //= 2

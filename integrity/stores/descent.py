@@ -37,6 +37,7 @@ from integrity.core.fold import Counted, Group, Remove, Removed, Settled
 from integrity.core.keys import Key
 from integrity.core.ledger import Done, Fate
 from integrity.core.outcome import ApplyResult, Broken, Effect, Held, Outcome, Rejected
+from integrity.core.sweep import Below
 from integrity.stores.rule import StoreRule
 
 
@@ -139,6 +140,7 @@ class Descent:
         """(change, dependent below) -> rows."""
         self._acted_on: dict[tuple[int, str], int] = {}
         """The same without rows that are only counted."""
+        self._actions: dict[tuple[int, str], str] = {}
 
     def branch(
         self,
@@ -206,6 +208,13 @@ class Descent:
                     f"({limit}): nothing is changed until it is approved.",
                 )
         return None
+
+    def went_along(self) -> list[Below]:
+        """The rows further down that went with those of the branches, for each change."""
+        return [
+            Below(change, dependent, self._actions[change, dependent], rows)
+            for (change, dependent), rows in self._acted_on.items()
+        ]
 
     def _reference(
         self,
@@ -358,6 +367,7 @@ class Descent:
                 root = derived.roots[index]
                 self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
                 self._acted_on[root, rule.id] = self._acted_on.get((root, rule.id), 0) + count
+                self._actions[root, rule.id] = rule.policy.on_delete_action
                 done.setdefault(index, {})[rule.id] = rule.policy.on_delete_action, count
         yield Record(rows, recorded(derived, done, rule.id, self._changes))
         return [counts[place[group.key]] for group in groups]
@@ -445,3 +455,4 @@ class Descent:
             action = policy.on_delete_action if derived.deletes[index] else policy.on_update_action
             before = done.setdefault(index, {}).get(rule.id, (action, 0))[1]
             done[index][rule.id] = action, before + count
+            self._actions.setdefault((derived.roots[index], rule.id), action)

@@ -25,7 +25,18 @@ from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held,
 from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.rules.model import Dependent, EventValue, Literal, Tombstone
 from integrity.core.scan import Known, Page, Referenced, known_of, order_of
-from integrity.core.sweep import Repaired, Sweep, SweepResult, Swept, TooManyLate, is_gone, late_groups, repairs
+from integrity.core.sweep import (
+    Repaired,
+    Sweep,
+    SweepResult,
+    Swept,
+    TooManyLate,
+    causes,
+    is_gone,
+    late_rows,
+    repairs,
+    repairs_below,
+)
 from integrity.errors import Finding
 from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import (
@@ -228,11 +239,16 @@ class MemoryStore:
             if of == entity
         }
         repaired: list[Repaired] = []
+        changes, batch = causes(entity, heads, [key]), Batch((), {}, sweep.at_ms)
+        descent = Descent(self._rules, exact=False, chunk=self._chunk)
         for rule in self._rules.get(entity, ()):
             if rule.id not in sweep.left_out:
-                groups = late_groups(rule.policy, heads, [key], acted)
-                rows = self._execute(state, rule, groups, sweep.at_ms)
+                groups, settled, firsts = late_rows(rule.policy, heads, [key], acted, changes)
+                rows = self._descend(state, descent.branch(rule, groups, settled, changes, None, firsts), batch)
                 repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
+                if over := descent.held(rule, ()):
+                    raise TooManyLate.below(over)
+        repaired += repairs_below(changes, heads, descent.went_along())
         _add_repairs(state, repaired, sweep.at_ms)
         return repaired
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from integrity.core.rules.model import Cascade, Ignore, Nullify, SetDefault
 from integrity.core.sweep import Sweep, Swept
 from integrity.errors import Reason
 from integrity.ports import Deadline
+from tests.contract import graph_rules as graph
 from tests.contract.harness import Feature, Harness
 from tests.contract.world import AT_MS, COMPOSITE, ENTITY, MARK, TOPIC, Events, apply, orders, rule, rules_of
 
@@ -224,3 +226,71 @@ async def test_late_rows_of_an_effect_that_was_given_up_stay(harness: Harness) -
     assert await harness.exceptions(ENTITY, (1,)) == set()
     assert await swept(store) == []
     assert await references(harness) == {1: 1}
+
+
+async def test_what_depends_on_late_rows_goes_with_them(harness: Harness) -> None:
+    """In the ledger it is as if the deletion had met them; in the history of its key they are told level by level."""
+    store = await harness.open(rules_of(graph.orders(), graph.items()), {"orders": [], "items": []})
+    await began(store)
+    events = Events()
+    events.deleted((1,), 10)
+    await apply(store, events.batch())
+    await harness.write("orders", {"id": 20, "customer_id": 1}, {"id": 21, "customer_id": 2})
+    await harness.write("items", *({"id": n, "order_id": 20 + n % 2} for n in range(5)))
+    assert sorted(await swept(store)) == [((1,), "customer.orders", "cascade", 1), ((1,), "order.items", "cascade", 3)]
+    assert [row["id"] for row in await harness.rows("orders")] == [21]
+    assert [row["id"] for row in await harness.rows("items")] == [1, 3]
+    gone, history = await harness.head("order", (20,)), await store.history(ENTITY, (1,), Deadline.after(30))
+    assert gone is not None and [(fate.to, fate.occurred_ms) for fate in gone.fates] == [(None, AT_MS + 10)]
+    assert history is not None
+    assert sorted((each.dependent, each.rows) for each in history.repairs) == [
+        ("customer.orders", 1),
+        ("order.items", 3),
+    ]
+
+
+async def test_late_row_of_a_moved_key_takes_its_own_key_along(harness: Harness) -> None:
+    lines = rule(Cascade(), name="lines", columns=("order_id",), entity="order", rows="line", own=graph.LINE)
+    parts = rule(Cascade(), name="parts", columns=("order_id", "line_id"), entity="line", spec=graph.LINE)
+    store = await harness.open(rules_of(lines, parts), {"lines": [], "parts": []})
+    assert await swept(store, AT_MS - 1, entities=frozenset({"order"})) == []
+    events = Events("order", "shop.public.orders")
+    events.moved((1,), (2,), 10)
+    await apply(store, events.batch())
+    await harness.write("lines", {"id": 7, "order_id": 1})
+    await harness.write("parts", {"id": 70, "order_id": 1, "line_id": 7}, {"id": 71, "order_id": 1, "line_id": 8})
+    found = await swept(store, entities=frozenset({"order"}))
+    assert sorted(found) == [((1,), "line.parts", "cascade", 1), ((1,), "order.lines", "cascade", 1)]
+    assert [row["order_id"] for row in await harness.rows("lines")] == [2]
+    assert {row["id"]: row["order_id"] for row in await harness.rows("parts")} == {70: 2, 71: 1}
+
+
+async def test_too_many_rows_below_late_rows_leave_the_whole_branch(harness: Harness) -> None:
+    store = await harness.open(rules_of(graph.orders(), graph.items(max_rows=2)), {"orders": [], "items": []})
+    await began(store)
+    events = Events()
+    events.deleted((1,), 10)
+    await apply(store, events.batch())
+    await harness.write("orders", {"id": 20, "customer_id": 1})
+    await harness.write("items", *({"id": n, "order_id": 20} for n in range(3)))
+    sweep = Sweep(AGE_MS, AT_MS, frozenset({ENTITY}), 1000, AT_MS + AGE_MS)
+    result = await store.sweep(sweep, Deadline.after(30))  # type: ignore[attr-defined]
+    assert isinstance(result, Rejected)
+    assert (result.dependent, result.reason) == ("customer.orders", Reason.TOO_MANY_ROWS)
+    assert "order.items" in result.message
+    assert len(await harness.rows("items")) == 3
+
+
+@pytest.mark.needs(Feature.OUTBOX)
+async def test_others_are_told_of_late_rows_that_are_parents(harness: Harness) -> None:
+    told = rule(Cascade(), name="orders", rows="order", published=True)
+    store = await harness.open(rules_of(told), {"orders": []})
+    await began(store)
+    events = Events()
+    events.deleted((1,), 10)
+    await apply(store, events.batch())
+    await harness.write("orders", {"id": 20, "customer_id": 1})
+    assert await swept(store) == [((1,), "customer.orders", "cascade", 1)]
+    [waiting] = await store.waiting(100, Deadline.after(30))  # type: ignore[attr-defined]
+    said = json.loads(waiting.record.value)
+    assert (said["op"], said["key"], said["cause"]) == ("deleted", [20], f"{TOPIC}/0/0")

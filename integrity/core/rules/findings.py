@@ -72,6 +72,7 @@ class FindingCode(StrEnum):
     BAD_ARRAY = "bad_array"
     KEY_COLUMN = "key_column"
     KEY_CLASH = "key_clash"
+    NEEDS_EVENTS = "needs_events"
     # over all files
     DUPLICATE_PARENT = "duplicate_parent"
     DUPLICATE_TOPIC = "duplicate_topic"

@@ -41,7 +41,6 @@ from integrity.core.rules.walk import (
     fields_of,
     list_of,
     mapping_of,
-    not_supported,
     required,
     text_of,
     wrong_type,
@@ -137,7 +136,9 @@ def _late_children(report: Report, fields: Fields) -> tuple[int, ...]:
         return DEFAULT_SWEEPS_MS if "events" in fields else ()
     key, node = fields["late_children"]
     if "events" not in fields:
-        not_supported(report, "late_children of a file without events", key)
+        message = "late_children needs events: without them nobody tells that a key of these rows is in use again"
+        hint = "Name the rows' own events. Rows that are orphans already are found by integrity scan."
+        report.add(FindingCode.NEEDS_EVENTS, message, key, hint)
         return ()
     return _sweeps(report, node)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
@@ -24,6 +24,13 @@ from integrity.stores.rule import StoreRule, policies
 
 RECORDED_MAX: Final = 5_000
 """Keys of documents whose fates wait to be written together."""
+
+
+class Late(NamedTuple):
+    """How many documents a sweep has changed, and the arrivals to keep."""
+
+    rows: list[int]
+    came: list[Came]
 
 
 class Attempt:
@@ -103,6 +110,17 @@ class Attempt:
         await self._ledger.remove_arrivals([*ended, *way.ended], session)
         await self._record(share, admitted, hash_of, heads, writes, effects, session)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    async def late(self, descent: Descent, rule: StoreRule, asks: Branch, session: AsyncClientSession) -> Late:
+        """Carry out the groups of a dependent that a sweep has found, and all that depends on its documents: how many
+        there are, and the arrivals to keep."""
+        way = _Way(descent)
+        self.dependent, way.top = rule.id, rule
+        rows = await self._descend(asks, way, session)
+        assert way.held is None, "only events are held, and a sweep has none"
+        self.dependent = self.below = None
+        await self._write_down(way, session)
+        return Late(rows, way.came)
 
     async def _descend(self, asks: Branch, way: _Way, session: AsyncClientSession) -> list[int]:
         """Carry out the groups of a dependent, and all that depends on its documents."""

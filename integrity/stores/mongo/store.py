@@ -159,7 +159,7 @@ class MongoStore:
         except TooManyLate as exc:
             return exc.result
         except CAUSES as exc:
-            answer = verdict_of(exc, sweeper.dependent)
+            answer = of_branch(verdict_of(exc, sweeper.dependent), sweeper.below)
             assert isinstance(answer, Retry | Rejected | Broken), "an error is no success"
             return answer
 

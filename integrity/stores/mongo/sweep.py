@@ -11,15 +11,28 @@ from typing import NamedTuple
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from integrity.core.batch import Batch
 from integrity.core.fold import lookups
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
-from integrity.core.outcome import Held, Outcome
-from integrity.core.sweep import Acted, Repaired, Sweep, Swept, is_gone, late_groups, repairs
-from integrity.stores.mongo.effects import Enforcer, holding
+from integrity.core.outcome import Outcome
+from integrity.core.sweep import (
+    Acted,
+    Repaired,
+    Sweep,
+    Swept,
+    TooManyLate,
+    causes,
+    is_gone,
+    late_rows,
+    repairs,
+    repairs_below,
+)
+from integrity.stores.descent import Descent
+from integrity.stores.mongo.attempt import Attempt
+from integrity.stores.mongo.effects import holding
 from integrity.stores.mongo.ledger import Document, Ledger, hashes_of, time_of, version_of
-from integrity.stores.mongo.lists import ListEnforcer
 from integrity.stores.mongo.query import EXACT
 from integrity.stores.mongo.values import Unholdable, from_bson, to_bson
 from integrity.stores.rule import StoreRule, policies
@@ -42,14 +55,23 @@ class Page(NamedTuple):
 
 
 class Sweeper:
-    """`dependent` is whose operation runs, or ran when an error came; None while the ledger's do."""
+    """`dependent` and `below` are as those of `Attempt`."""
 
     def __init__(self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], sweep: Sweep) -> None:
-        self.dependent: str | None = None
+        self._dependent: str | None = None
+        self._attempt: Attempt | None = None
         self._ledger = ledger
         self._rules = rules
         self._sweep = sweep
         self._id = f"{ledger.lane}/{sweep.age_ms}"
+
+    @property
+    def dependent(self) -> str | None:
+        return self._dependent if self._attempt is None else self._attempt.dependent
+
+    @property
+    def below(self) -> str | None:
+        return None if self._attempt is None else self._attempt.below
 
     async def look(self) -> Page | None:
         """Read the page; None when there is nothing to do. Changes nothing but the beginning of a new sweep."""
@@ -115,9 +137,9 @@ class Sweeper:
         found: dict[str, Sequence[Key]] = {}
         for rule in self._rules[entity]:
             if rule.id not in self._sweep.left_out and gone:
-                self.dependent = rule.id
+                self._dependent = rule.id
                 found[rule.id] = await self._referenced(rule, gone)
-        self.dependent = None
+        self._dependent = None
         return found
 
     async def _referenced(self, rule: StoreRule, keys: Sequence[Key]) -> Sequence[Key]:
@@ -163,17 +185,19 @@ class Sweeper:
         gone -= {key_of[arrival.key_hash] for arrival in await ledger.arrivals(list(key_of), session)}
         acted = await self._acted(hash_of, session)
         repaired: list[Repaired] = []
+        changes, descent = causes(entity, heads, gone), Descent(self._rules, exact=False)
+        self._attempt = attempt = Attempt(ledger, self._rules, Batch((), {}, sweep.at_ms))
         for rule in rules:
             keys = [key for key in late.get(rule.id, ()) if key in gone]
-            groups = late_groups(rule.policy, heads, keys, acted)
-            self.dependent = rule.id
-            enforcer = ListEnforcer if rule.dependent.array else Enforcer
-            done = await enforcer(ledger, rule, session, sweep.at_ms).carry_out(groups, {})
-            assert not isinstance(done, Held), "only events are held, and a sweep has none"
-            rows, came = done
-            self.dependent = None
+            groups, settled, firsts = late_rows(rule.policy, heads, keys, acted, changes)
+            asks = descent.branch(rule, groups, settled, changes, None, firsts)
+            rows, came = await attempt.late(descent, rule, asks, session)
+            if over := descent.held(rule, ()):
+                raise TooManyLate.below(over)
             await ledger.add_arrivals(rule.id, [(hash_of[key], since, id_) for key, since, id_ in came], session)
             repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
+        self._attempt = None
+        repaired += repairs_below(changes, heads, descent.went_along())
         writes = heads_to_write(hash_of, own, heads, {})
         await ledger.write_heads(entity, hash_of, heads, writes, heads.keys() - writes.keys(), session)
         await ledger.write_repairs(repaired, hash_of, sweep.at_ms, session)

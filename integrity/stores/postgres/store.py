@@ -180,8 +180,9 @@ class PostgresStore:
                 if self._effects is None:
                     await self._resolve(connection)
                 await connection.execute("begin isolation level read committed")
+                way = _SweepWay(self, connection, Batch((), {}, sweep.at_ms), at)
                 result = await Sweeper(self._ledger, self._lane, at.on_dependent).run(
-                    connection, sweep, self._rules, self._effects_of
+                    connection, sweep, self._rules, self._effects_of, way
                 )
                 await connection.execute("commit")
                 return result
@@ -191,16 +192,18 @@ class PostgresStore:
             return Retry("Another process wrote of the same key at the same time.")
         except Unfit as exc:
             assert at.dependent is not None
-            return Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
+            refused = Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
+            answer = of_branch(refused, at.below)
         except _Unresolved as exc:
-            return Broken(exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
+            broken = Broken(at.dependent or exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
+            answer = of_branch(broken, at.below)
         except DRIVER_ERRORS as exc:
             fault = fault_of(exc, closed=_is_closed(at.connection))
             if fault.kind is Kind.SERVER:
                 await self._aside.expire()
-            answer = result_of(fault, at.dependent)
-            assert isinstance(answer, Retry | Rejected | Broken), "a fault is no success"
-            return answer
+            answer = of_branch(result_of(fault, at.dependent), at.below)
+        assert isinstance(answer, Retry | Rejected | Broken), "a fault is no success"
+        return answer
 
     @asynccontextmanager
     async def _asking(
@@ -513,6 +516,26 @@ class _Way:
         return None
 
 
+class _SweepWay:
+    """The way down from rows that a sweep finds; see `sweep.Way`."""
+
+    def __init__(self, store: PostgresStore, connection: Connection, batch: Batch, at: _Place) -> None:
+        self._store = store
+        self._connection = connection
+        self._at = at
+        self._way = _Way(Descent(store._rules, exact=True), batch)
+
+    def begin(self) -> Descent:
+        self._way.descent = Descent(self._store._rules, exact=True)
+        return self._way.descent
+
+    async def go(self, asks: Branch) -> list[int]:
+        return await self._store._descend(self._connection, asks, self._way, self._at)
+
+    async def end(self) -> None:
+        await self._store._record(self._connection, self._way)
+
+
 def _is_closed(connection: Connection | None) -> bool:
     """Also of a connection that went back to the pool, which then says nothing of itself any more."""
     try:
@@ -532,7 +555,7 @@ class _Place:
         self.committing = False
 
     def on_dependent(self, dependent: str | None) -> None:
-        self.dependent = dependent
+        self.dependent, self.below = dependent, None
 
 
 class _Unresolved(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Batch
 from integrity.core.change import Version, parse_version
@@ -12,7 +12,19 @@ from integrity.core.fold import lookups
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
-from integrity.core.sweep import Acted, Repaired, Sweep, Swept, is_gone, late_groups, repairs
+from integrity.core.sweep import (
+    Acted,
+    Repaired,
+    Sweep,
+    Swept,
+    TooManyLate,
+    causes,
+    is_gone,
+    late_rows,
+    repairs,
+    repairs_below,
+)
+from integrity.stores.descent import Branch, Descent
 from integrity.stores.postgres.effects import Effects
 from integrity.stores.postgres.ledger import Connection, Heads, Ledger
 from integrity.stores.postgres.names import quoted
@@ -25,6 +37,22 @@ class _Late(NamedTuple):
     entity: str
     rules: Sequence[StoreRule]
     keys: Mapping[str, Sequence[Key]]
+
+
+class Way(Protocol):
+    """Goes down the graph from late rows, in the transaction of the page."""
+
+    def begin(self) -> Descent:
+        """Of the keys of another entity."""
+        ...
+
+    async def go(self, asks: Branch) -> list[int]:
+        """Carry out a branch: the rows of each of its groups."""
+        ...
+
+    async def end(self) -> None:
+        """Write down what happened to rows that are parents."""
+        ...
 
 
 class Sweeper:
@@ -66,8 +94,9 @@ class Sweeper:
         sweep: Sweep,
         rules: Mapping[str, Sequence[StoreRule]],
         effects_of: Callable[[StoreRule], Effects],
+        way: Way,
     ) -> Swept:
-        """The page, inside a transaction that the caller has begun and commits."""
+        """The page, inside a transaction that the caller has begun and commits. `way` goes down from late rows."""
         place = await self._take(connection, sweep)
         if place is None:
             return Swept()
@@ -85,7 +114,7 @@ class Sweeper:
         for entity, keys in gone.items():
             late = await self._look(connection, entity, keys, rules[entity], sweep, effects_of)
             if any(late.keys.values()):
-                repaired += await self._repair(connection, late, sweep, effects_of)
+                repaired += await self._repair(connection, late, sweep, way)
         last = page[-1]
         await connection.execute(self._move_sql, self._lane, sweep.age_ms, last["enforced_ms"], last["key_hash"])
         return Swept(tuple(repaired), more=len(page) == sweep.keys_max)
@@ -121,7 +150,7 @@ class Sweeper:
         connection: Connection,
         late: _Late,
         sweep: Sweep,
-        effects_of: Callable[[StoreRule], Effects],
+        way: Way,
     ) -> list[Repaired]:
         own = {key for keys in late.keys.values() for key in keys}
         read, known = await self._heads(connection, late, own)
@@ -132,17 +161,23 @@ class Sweeper:
         gone -= {key for of_key in arrivals.values() for key in of_key}
         acted = await self._acted(connection, read, known)
         repaired: list[Repaired] = []
+        changes = causes(late.entity, read.heads, gone)
+        descent = way.begin()
         for rule in late.rules:
             keys = [key for key in late.keys.get(rule.id, ()) if key in gone]
-            groups = late_groups(rule.policy, read.heads, keys, acted)
+            groups, settled, firsts = late_rows(rule.policy, read.heads, keys, acted, changes)
             if groups:
                 self._on_dependent(rule.id)
-                rows = await effects_of(rule).execute(connection, groups, read.hashes, sweep.at_ms, split=False)
+                rows = await way.go(descent.branch(rule, groups, settled, changes, None, firsts))
+                if over := descent.held(rule, ()):
+                    raise TooManyLate.below(over)
                 # A deferred one would tell at the end, and not for whom.
                 await connection.execute("set constraints all immediate")
                 await connection.execute("set constraints all deferred")
                 repaired += repairs(rule.policy, late.entity, rule.dependent.max_rows, read.heads, groups, rows)
         self._on_dependent(None)
+        await way.end()
+        repaired += repairs_below(changes, read.heads, descent.went_along())
         batch = Batch((), {}, sweep.at_ms)
         updates = heads_to_write(known, own, read.heads, {})
         await self._ledger.write_heads(connection, late.entity, updates, read, (), batch)

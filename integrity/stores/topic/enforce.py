@@ -159,6 +159,11 @@ class Enforcement:
             if over := held(rule.id, rule.dependent.max_rows, groups, counts, approved):
                 raise HeldBack(over)
 
+    def late(self, rule: StoreRule, asks: Branch) -> Generator[list[Write], None, list[int]]:
+        """Carry out the groups of a dependent that a sweep has found, and all that depends on its children."""
+        self._branch = rule.id
+        return (yield from self._descend(asks))
+
     def _descend(self, asks: Branch) -> Generator[list[Write], None, list[int]]:
         """Carry out the groups of a dependent, and all that depends on its children."""
         answer: object = None

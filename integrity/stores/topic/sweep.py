@@ -8,7 +8,18 @@ from integrity.core.fold import lookups
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
-from integrity.core.sweep import Repaired, Sweep, Swept, is_gone, late_groups, repairs
+from integrity.core.sweep import (
+    Repaired,
+    Sweep,
+    Swept,
+    TooManyLate,
+    causes,
+    is_gone,
+    late_rows,
+    repairs,
+    repairs_below,
+)
+from integrity.stores.descent import Descent
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
 from integrity.stores.topic.enforce import Enforcement
@@ -91,13 +102,18 @@ class SweepWork:
             for dependent in fate.rows
         }
         repaired: list[Repaired] = []
+        changes, descent = causes(entity, heads, own), Descent(self._rules, exact=False)
         for rule in rules:
             number = self._number(rule)
             # Whatever is an arrival came later than the fate: the key lives again.
             wanted = [key for key in late.get(rule.id, ()) if not self._state.arrivals_at(number, keys[key])]
-            groups = late_groups(rule.policy, heads, wanted, acted)
-            rows = yield from self._enforcement.execute(number, rule, groups)
+            groups, settled, firsts = late_rows(rule.policy, heads, wanted, acted, changes)
+            asks = descent.branch(rule, groups, settled, changes, None, firsts)
+            rows = yield from self._enforcement.late(rule, asks)
+            if over := descent.held(rule, ()):
+                raise TooManyLate.below(over)
             repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
+        repaired += repairs_below(changes, heads, descent.went_along())
         yield self._enforcement.heads(entity, rules, heads, heads_to_write(known, own, heads, {}), ())
         yield self._enforcement.repairs(repaired)
         return repaired

@@ -76,3 +76,19 @@ def test_sweeps_are_part_of_what_rules_mean() -> None:
         for text in ("", "late_children: {sweeps: [1m, 10m, 60m]}\n", "late_children: {sweeps: []}\n")
     }
     assert len(hashes) == 2
+
+
+def test_rows_without_events_cannot_name_sweeps_and_are_told_why() -> None:
+    files = {
+        "customer.yaml": HEAD + f"dependents:\n  - {{{TABLE}, {CASCADE}, entity: order, key: {{id: int64}}}}\n",
+        "order.yaml": "version: 1\nparent: order\ndependents:\n"
+        "  - {store: a, table: items, references: {order_id: id}, on_delete: cascade}\n"
+        "late_children: {sweeps: [1m]}\n",
+    }
+    with pytest.raises(RulesError) as refused:
+        parse_rules(files)
+    [finding] = refused.value.findings
+    assert (finding.code, finding.file, finding.line) == ("needs_events", "order.yaml", 5)
+    assert (
+        parse_rules(files | {"order.yaml": files["order.yaml"].rsplit("late", 1)[0]}).by_entity["order"].sweeps_ms == ()
+    )
