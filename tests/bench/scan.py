@@ -43,6 +43,8 @@ dependents:
 class Scanned(NamedTuple):
     rows_a_second: float
     peak_mb: float
+    cpu_s: float
+    """Of the process, its start included."""
 
     @property
     def is_as_promised(self) -> bool:
@@ -50,7 +52,7 @@ class Scanned(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.rows_a_second:>10,.0f} rows/s   peak {self.peak_mb:.0f} MB"
+        return f"{self.rows_a_second:>10,.0f} rows/s   CPU process {self.cpu_s:.1f} s   peak {self.peak_mb:.0f} MB"
 
 
 async def scan(url: str, bootstrap: str, rows: int) -> Scanned:
@@ -86,7 +88,7 @@ async def scan(url: str, bootstrap: str, rows: int) -> Scanned:
             "INTEGRITY_STORES__ORDERS_DB__URL": url,
         }
 
-        def run(*arguments: str) -> tuple[bytes, float]:
+        def run(*arguments: str) -> tuple[bytes, float, float]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "integrity", *arguments], env=environment, stdout=subprocess.PIPE
             )
@@ -94,14 +96,14 @@ async def scan(url: str, bootstrap: str, rows: int) -> Scanned:
             out = process.stdout.read()
             _, _, usage = os.wait4(process.pid, 0)
             process.returncode = 0  # it was waited for here
-            return out, usage.ru_maxrss / 1024
+            return out, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
 
         await asyncio.to_thread(run, "migrate")
-        out, peak_mb = await asyncio.to_thread(run, "scan", "--grace", "0s", "--json")
+        out, peak_mb, cpu_s = await asyncio.to_thread(run, "scan", "--grace", "0s", "--json")
     [found] = json.loads(out)["scans"]
     assert found["rows"] == rows
     assert found["orphans"]["keys"] == parents // ORPHANED_EACH
-    return Scanned(rows / found["took_s"], peak_mb)
+    return Scanned(rows / found["took_s"], peak_mb, cpu_s)
 
 
 async def main(rows: int) -> int:

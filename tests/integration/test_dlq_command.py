@@ -16,6 +16,9 @@ from aiokafka import AIOKafkaProducer
 
 from integrity.demo.events import ChangeRecord, Commit, Debezium
 from integrity.demo.servers import KafkaServer
+from integrity.kafka.scans import ScanResult, scans_topic
+from integrity.kafka.scans import publish as publish_scans
+from integrity.ports import Deadline
 from tests.conftest import CreateTopic
 from tests.integration.pg_shop import fetch
 from tests.integration.pg_shop import run as run_sql
@@ -91,6 +94,10 @@ async def test_what_a_trigger_refused_is_listed_mended_sent_back_and_done_once(
     installation.store(pg_database)
     torn = SOURCE.torn({"id": 9}, Commit(90, 90))
     await publish(kafka, installation.topic, *(deletion(key, 10 + key) for key in range(9)), torn)
+    group = installation.environment["INTEGRITY_GROUP"]
+    scanned = [ScanResult(ORDERS, 3, 7, "2026-03-01T12:00:00Z"), ScanResult("customer.gone", 1, 1, "")]
+    client = {"bootstrap_servers": kafka.bootstrap_servers}
+    await publish_scans(client, scans_topic(group), scanned, Deadline.after(30))
     service = installation.start("run", "--migrate")
     await service.until_said("an event became a dead letter", times=3)
 
@@ -105,6 +112,9 @@ async def test_what_a_trigger_refused_is_listed_mended_sent_back_and_done_once(
     assert shown["record"]["key"] == {"text": '{"id":3}'}
     address = service.said("enforcing")[0]["http"]
     await until_metric(address, f'integrity_dead_letters_open{{dependent="{ORDERS}",reason="store_rejected"}} 2.0')
+    await until_metric(address, f'integrity_orphans{{dependent="{ORDERS}"}} 7.0')
+    async with httpx.AsyncClient() as asking:
+        assert "customer.gone" not in (await asking.get(f"http://{address}/metrics")).text, "no rule has it"
     await dlq(installation, "retry", "--all", code=2)  # nobody to ask, and no --yes
 
     await run_sql(pg_database, "delete from poison where customer_id = 3")
