@@ -217,5 +217,5 @@ def _why_nothing(dependent: Dependent, effects: Sequence[Effect], change: int) -
     if Outcome.RESTRICTED in outcomes or Outcome.SKIPPED in outcomes:
         return "Its key has changed, and the rule of a key change leaves the rows."
     if dependent.as_of is not None:
-        return "No row is older than the scan and says so (as_of)."
+        return "Its rows are younger than its deletion, or do not say when they came to be (as_of)."
     return "Its rows came by a key change, and wait for the events of their key."

@@ -15,6 +15,7 @@ import pytest
 from integrity.core.batch import DeadLetterMark
 from integrity.core.history import Repair
 from integrity.core.keys import Key, KeySpec, KeyType
+from integrity.core.outcome import Diverged
 from integrity.core.rules.model import Cascade, Ignore, Nullify, Restrict
 from integrity.core.scan import SOURCE_TOPIC, Heard
 from integrity.errors import OperationError, Reason
@@ -364,3 +365,20 @@ async def test_scan_that_is_given_up_lets_go_of_its_stores(harness: Harness) -> 
     found = await found_in(subject(scanner, of, parent))
     assert found.orphans.keys == 9
     found.orphans.close()
+
+
+async def test_process_that_works_goes_on_after_a_repair(harness: Harness) -> None:
+    of, parent = rule(Cascade()), parents()
+    store = await harness.open(rules_of(of, parent), orders(1, 2) | {"customers": [{"id": 2}]})
+    service = await harness.another()
+    found = await found_in(subject(harness.scanner(), of, parent))
+    assert (await mend(store, found)).keys == 1
+    found.orphans.close()
+    events = Events()
+    events.deleted((2,), 1)
+    batch = events.batch()
+    result = await service.apply(batch, Deadline.after(30))
+    if isinstance(result, Diverged):  # it was taken over, and takes back
+        await service.progress(list(batch.spans), Deadline.after(30))
+        await apply(service, batch)
+    assert await references(harness) == {}
