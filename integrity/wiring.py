@@ -22,9 +22,10 @@ from integrity.core.decode.record import Decoder
 from integrity.core.doctor import TopicLook
 from integrity.core.policy import policy_of
 from integrity.core.rules.graph import derived_topic
-from integrity.core.rules.model import Dependent, Parent, RuleSet, Source, TargetKind
+from integrity.core.rules.meaning import copy_hash
+from integrity.core.rules.model import Copy, Dependent, Parent, RuleSet, Source, TargetKind
 from integrity.core.scan import parents_as_dependent
-from integrity.errors import Finding, RulesError, UnreachableError, UsageError
+from integrity.errors import Finding, OperationError, RulesError, UnreachableError, UsageError
 from integrity.kafka.acls import Need, Operation, Resource, command, lacking
 from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
@@ -34,7 +35,7 @@ from integrity.kafka.derived import DerivedEvents, ensure_derived
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
 from integrity.kafka.looking import acls, look_at
 from integrity.kafka.open_letters import OpenLetters
-from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, ensure_topics
+from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, WantedTopic, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.kafka.scans import ScanResult, ScanResults, publish, scans_topic
 from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Parents, Scannable, Store, Sweepable
@@ -44,7 +45,7 @@ from integrity.service.halts import Halts
 from integrity.service.lane import Lane
 from integrity.service.outbox import OutboxPublisher
 from integrity.service.redrive import Person, Redriver
-from integrity.service.report import Report
+from integrity.service.report import CopyReport, Report
 from integrity.service.scan import ParentRows, Subject
 from integrity.service.scan_repair import Repairer
 from integrity.service.supervisor import Member, Supervisor
@@ -52,7 +53,7 @@ from integrity.service.sweep import Sweeper
 from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
-from integrity.stores.rule import StoreRule, store_rules
+from integrity.stores.rule import StoreRule, copied_rows, copy_rule, store_rules
 from integrity.telemetry import Metrics, open_telemetry
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def chosen_stores(settings: Settings, rules: RuleSet, names: Collection[str] = (
     findings = [
         Finding(code, message, hint, place.file, place.line, place.column)
         for parent in rules.parents
-        for dependent in parent.dependents
+        for dependent in parent.followers.values()
         for place in (dependent.place,)
         for code, message, hint in _unfit(settings, dependent.store, dependent.target.kind)
     ]
@@ -88,7 +89,7 @@ def chosen_stores(settings: Settings, rules: RuleSet, names: Collection[str] = (
     unknown = sorted(set(names) - set(rules.stores))
     if unknown:
         raise UsageError(
-            f"--store {unknown[0]}: no rule has a dependent in that store.",
+            f"--store {unknown[0]}: no rule has a dependent or copy in that store.",
             hint=f"The rules use: {', '.join(rules.stores)}.",
         )
     return {name: settings.stores[name] for name in rules.stores if not names or name in names}
@@ -112,7 +113,7 @@ class OpenStore(Store, Inspectable, Sweepable, Examinable, Protocol):
 
 def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleSet) -> OpenStore:
     """The store, not connected yet. Drivers are imported only for the kinds that are used."""
-    lane, found = settings.lane(name), store_rules(rules, name)
+    lane, found, copies = settings.lane(name), store_rules(rules, name), copied_rows(rules, name)
     url = store.url.get_secret_value()
     match store.kind:
         case StoreKind.POSTGRES:
@@ -123,13 +124,68 @@ def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleS
             from integrity.stores.topic import TopicStore
 
             return TopicStore(
-                name, settings.kafka.client, found, lane=lane, schema=store.schema_, timeout_s=store.timeout
+                name,
+                settings.kafka.client,
+                found,
+                lane=lane,
+                schema=store.schema_,
+                timeout_s=store.timeout,
+                copies=copies,
             )
         case _:
             assert_never(store.kind)
     return Database(
-        name, url, found, lane=lane, schema=store.schema_, pool_size=store.pool_size, timeout_s=store.timeout
+        name,
+        url,
+        found,
+        lane=lane,
+        schema=store.schema_,
+        pool_size=store.pool_size,
+        timeout_s=store.timeout,
+        copies=copies,
     )
+
+
+def copy_name(copy: Copy) -> str:
+    """What the lane of a copy is called: its consumer group, its metrics, its readiness."""
+    return f"{copy.store}.{copy.id}"
+
+
+def open_copy(store: StoreSettings, settings: Settings, parent: Parent, copy: Copy) -> Store:
+    """The store of one copy, not connected yet. Its progress and versions go by what the rule says of its rows: they
+    are made anew when that changes."""
+    group = settings.lane(copy_name(copy))
+    lane, rule, url = f"{group}@{copy_hash(parent, copy)}", copy_rule(parent, copy), store.url.get_secret_value()
+    match store.kind:
+        case StoreKind.POSTGRES:
+            from integrity.stores.postgres import PostgresCopy as Database
+        case StoreKind.MONGO:
+            from integrity.stores.mongo import MongoCopy as Database  # type: ignore[assignment]
+        case StoreKind.TOPIC:
+            from integrity.stores.topic import TopicCopy
+
+            client, schema = settings.kafka.client, store.schema_
+            return TopicCopy(copy.store, client, rule, group=group, lane=lane, schema=schema, timeout_s=store.timeout)
+        case _:
+            assert_never(store.kind)
+    return Database(
+        copy.store,
+        url,
+        rule,
+        lane=lane,
+        schema=store.schema_,
+        pool_size=store.pool_size,
+        timeout_s=store.timeout,
+    )
+
+
+def open_ledgers(name: str, store: StoreSettings, settings: Settings, rules: RuleSet) -> list[Store]:
+    """What makes the ledger of a store, and that of its copies where it is another: all copies of a topic store share
+    one, beside that of its dependents."""
+    made: list[Store] = [open_store(name, store, settings, rules)]
+    if store.kind is StoreKind.TOPIC:
+        made += [open_copy(store, settings, parent, copy) for parent, copy in rules.copies_of(name)[:1]]
+    return made
 
 
 @asynccontextmanager
@@ -176,7 +232,9 @@ class _Kafka:
 
 def _needs(settings: Settings, rules: RuleSet, stores: Collection[str]) -> list[Need]:
     """What the lanes of these stores do with Kafka, without what may also be made by somebody else."""
+    copies = [(parent, copy) for store in stores for parent, copy in rules.copies_of(store)]
     entities = {entity for store in stores for entity in rules.of_store(store)}
+    entities |= {parent.entity for parent, _ in copies}
     sources = _decoders(rules.by_entity[entity] for entity in sorted(entities))
     read = [*sources, redrive_topic(settings.group)]
     dead = settings.dlq.topic
@@ -189,10 +247,12 @@ def _needs(settings: Settings, rules: RuleSet, stores: Collection[str]) -> list[
             for dependent in of_entity
             if dependent.target.kind is TargetKind.TOPIC
         }
+        | {copy.rows.target.name for _, copy in copies if copy.rows.target.kind is TargetKind.TOPIC}
     )
     needs = [Need(Resource.TOPIC, name, Operation.READ) for name in (*read, status_topic(dead), *children)]
     needs += [Need(Resource.TOPIC, name, Operation.WRITE) for name in (*written, *children)]
-    needs += [Need(Resource.GROUP, settings.lane(store), Operation.READ) for store in stores]
+    needs += [Need(Resource.GROUP, settings.lane(store), Operation.READ) for store in stores if rules.of_store(store)]
+    needs += [Need(Resource.GROUP, settings.lane(copy_name(copy)), Operation.READ) for _, copy in copies]
     return needs
 
 
@@ -200,10 +260,15 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
     """Everything that `integrity doctor` finds."""
     async with AsyncExitStack() as stack:
         stores: dict[str, OpenStore] = {}
+        copies: dict[str, list[Store]] = {}
         chosen = chosen_stores(settings, rules, names)
         for name, store_settings in chosen.items():
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
+            for parent, copy in rules.copies_of(name):
+                copied = open_copy(store_settings, settings, parent, copy)
+                copies.setdefault(name, []).append(copied)
+                stack.push_async_callback(copied.close)
 
         def deadline(name: str) -> Deadline:
             if name in chosen and chosen[name].kind is not StoreKind.TOPIC:
@@ -211,7 +276,7 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
             return Deadline.after(TOPICS_TIMEOUT_S)
 
         decoders = {parent.entity: decoder_for(parent) for parent in rules.parents}
-        return await examine(rules, stores, _Kafka(settings, rules, chosen), decoders, deadline)
+        return await examine(rules, stores, _Kafka(settings, rules, chosen), decoders, deadline, copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,9 +449,17 @@ async def service(
         report = Report(metrics, telemetry.tracing, audit, rules, settings)
         members: list[Member] = []
         stores: dict[str, Inspectable] = {}
+        compacted = await _compacted(settings, rules, chosen)
         for name, store_settings in chosen.items():
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
+            for parent, copy in rules.copies_of(name):
+                copied = open_copy(store_settings, settings, parent, copy)
+                stack.push_async_callback(copied.close)
+                lane = _copy_lane(copied, store_settings, settings, rules, parent, copy, letters, report, compacted)
+                members.append(Member(copied, lane, None, copy=copy_name(copy)))
+            if not rules.of_store(name):
+                continue
             outbox: OutboxPublisher | None = None
             # A topic store publishes them itself, in the transaction of its effects.
             if rules.derived(name) and store_settings.kind is not StoreKind.TOPIC:
@@ -471,6 +544,7 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
     """Raises RulesError for a topic that does not exist, with its place; says nothing when Kafka does not answer yet
     (the lanes wait for it)."""
     parents = {entity: rules.by_entity[entity] for store in chosen for entity in rules.of_store(store)}
+    parents |= {parent.entity: parent for store in chosen for parent, _ in rules.copies_of(store)}
     wanted = {topic: parent for parent in parents.values() if parent.events for topic in parent.events.topics}
     try:
         known = await existing_topics(settings.kafka.client, Deadline.after(CLOSE_TIMEOUT_S))
@@ -496,6 +570,23 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
         await ensure_derived(settings.kafka.client, missing, Deadline.after(CONNECT_TIMEOUT_S))
 
 
+async def _compacted(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> frozenset[str]:
+    """Which topics of parents with copies are compacted, as far as Kafka answers."""
+    copied = [parent for store in chosen for parent, _ in rules.copies_of(store)]
+    topics = {topic for parent in copied if parent.events for topic in parent.events.topics}
+    if not topics:
+        return frozenset()
+    client = settings.kafka.client
+    try:
+        known = topics & await existing_topics(client, Deadline.after(CLOSE_TIMEOUT_S))
+        wanted_topics = [WantedTopic(topic, 1) for topic in sorted(known)]
+        facts = await ensure_topics(client, wanted_topics, Deadline.after(CLOSE_TIMEOUT_S))
+    except OperationError as exc:
+        log.warning("Kafka does not say which topics are compacted", extra={"error": exc.message})
+        return frozenset()
+    return frozenset(topic for topic, fact in facts.items() if fact.compacted)
+
+
 def _decoders(parents: Iterable[Parent]) -> dict[str, tuple[str, Decoder]]:
     """Topic -> the entity of its parent, and how its records are read."""
     return {
@@ -510,6 +601,55 @@ def _lane_decoders(rules: RuleSet, store: str) -> dict[str, tuple[str, Decoder]]
     followed = rules.follows_derived(store)
     parents = [rules.by_entity[entity] for entity in rules.of_store(store)]
     return _decoders(parent for parent in parents if parent.events is not None or parent in followed)
+
+
+def _copy_lane(
+    store: Store,
+    store_settings: StoreSettings,
+    settings: Settings,
+    rules: RuleSet,
+    parent: Parent,
+    copy: Copy,
+    letters: DeadLetters,
+    report: Report,
+    compacted: Collection[str],
+) -> Lane:
+    assert parent.events is not None, "a parent with copies has events"
+    fields = tuple(dict.fromkeys(copy.values.values()))
+    decoders = {topic: (parent.entity, decoder_for(parent, copied=fields)) for topic in parent.events.topics}
+    watch = CopyReport(report, copy_name(copy))
+    redrives = redrive_topic(settings.group)
+    assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
+    halts = Halts(store, watch, {})  # a copy waits until it is mended: nothing else is in its lane
+    enforcers = [
+        Enforcer(
+            store,
+            letters,
+            watch,
+            system=store_settings.kind.value,
+            rules_hash=rules.hash,
+            timeout_s=2 * store_settings.timeout,
+            halts=halts,
+            unread=copy.id,
+        )
+        for _ in range(1 if store.exclusive else store_settings.pool_size)
+    ]
+    return Lane(
+        store=store,
+        open_source=lambda: Consumer(
+            settings.kafka.client,
+            group=settings.lane(copy_name(copy)),
+            topics=sorted(decoders),
+            assignor=assignor(),
+            made=[wanted(redrives)],
+        ),
+        enforcers=enforcers,
+        watch=watch,
+        decoders=decoders,
+        batch_size=store_settings.batch_size,
+        returning=Returning(redrives, copy.store, {copy.id}, alone=True),
+        complete=compacted,
+    )
 
 
 def _lane(
@@ -558,5 +698,5 @@ def _lane(
         watch=report,
         decoders=decoders,
         batch_size=store_settings.batch_size,
-        returning=Returning(redrives, store.name, dependents),
+        returning=Returning(redrives, store.name, dependents, {copy.id for _, copy in rules.copies_of(store.name)}),
     )

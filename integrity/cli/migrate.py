@@ -24,16 +24,17 @@ async def _migrate(options: Options, stores: tuple[str, ...], is_print: bool) ->
     settings = start(options)
     from integrity.ports import Deadline
     from integrity.rules_files import load_rules
-    from integrity.wiring import chosen_stores, open_store
+    from integrity.wiring import chosen_stores, open_ledgers
 
     rules = load_rules(settings.rules)
     for name, store_settings in chosen_stores(settings, rules, stores).items():
-        store = open_store(name, store_settings, settings, rules)
-        try:
-            if is_print:
-                click.echo(f"-- {name}\n{store.ddl().rstrip()}\n")
-            else:
-                await store.migrate(Deadline.after(store_settings.timeout))
-                click.echo(f"{name}: the ledger is there")
-        finally:
-            await store.close()
+        for store in open_ledgers(name, store_settings, settings, rules):
+            try:
+                if is_print:
+                    click.echo(f"-- {name}\n{store.ddl().rstrip()}\n")
+                else:
+                    await store.migrate(Deadline.after(store_settings.timeout))
+            finally:
+                await store.close()
+        if not is_print:
+            click.echo(f"{name}: the ledger is there")

@@ -63,14 +63,19 @@ def _print_findings(findings: Sequence[Finding], output: str) -> None:
 def _print_success(rules: RuleSet, output: str) -> None:
     parents = len(rules.parents)
     dependents = sum(len(parent.dependents) for parent in rules.parents)
+    copies = sum(len(parent.copies) for parent in rules.parents)
     match output:
         case "json":
-            counts = {"files": parents, "parents": parents, "dependents": dependents, "rules": rules.hash}
-            _print_json({"ok": True, "findings": [], **counts})
+            counts = {"files": parents, "parents": parents, "dependents": dependents, "copies": copies}
+            _print_json({"ok": True, "findings": [], **counts, "rules": rules.hash})
         case "sarif":
             click.echo(as_sarif((), integrity.__version__))
         case _:
-            counted = (_count(parents, "file"), _count(parents, "parent"), _count(dependents, "dependent"))
+            counted = [_count(parents, "file"), _count(parents, "parent"), _count(dependents, "dependent")]
+            if copies == 1:
+                counted.append("1 copy")
+            elif copies:
+                counted.append(f"{copies} copies")
             click.echo(f"The rules are valid: {', '.join(counted)}, hash {rules.hash}.")
 
 

@@ -7,10 +7,11 @@ a key, or off it, holds that row. Versions of different keys in one topic need n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from integrity.core.keys import Key
+from integrity.core.keys import FieldHint, Key
 
 
 class Version(NamedTuple):
@@ -76,13 +77,27 @@ class Origin(NamedTuple):
         return f"{self.topic}/{self.partition}/{self.offset}"
 
 
+class Cell(NamedTuple):
+    """A field of a parent's row as the source wrote it (strict JSON: exact numbers), and what its schema says."""
+
+    value: object
+    hint: FieldHint | None = None
+
+
+Row = Mapping[str, Cell | None]
+"""The fields of a parent's row that a copy wants. None: the source did not send it, for it has not changed. A field
+that is not there is none of the row's."""
+
+
 class ParentChange(NamedTuple):
     """One thing that happened to one parent key.
 
-    `version` is None only for `Op.GONE` and `Op.MISSING`. `occurred_ms` is when the source says it was committed, in
-    milliseconds since the epoch (the record's timestamp when it says nothing). It is told as `$event.time`, and decides
-    nothing but which rows are too young for the change, where a rule has `as_of`.
-    `traceparent` is the W3C header as it came, unverified, or None.
+    `version` is None only for `Op.GONE` and `Op.MISSING`, and for a row that an incremental snapshot has read, which
+    names no place. `occurred_ms` is when the source says it was committed, in milliseconds since the epoch (the
+    record's timestamp when it says nothing). It is told as `$event.time`, and decides nothing but which rows are too
+    young for the change, where a rule has `as_of`.
+    `traceparent` is the W3C header as it came, unverified, or None. `row` is what an ALIVE or ARRIVED has for the
+    copy that is being read for, else None.
     """
 
     entity: str
@@ -93,3 +108,4 @@ class ParentChange(NamedTuple):
     origin: Origin
     occurred_ms: int
     traceparent: str | None = None
+    row: Row | None = None

@@ -105,7 +105,7 @@ UNAVAILABLE = "__debezium_unavailable_value"
 
 Gate = Callable[[object, FieldHint | None, Bounds], Scalar]
 
-_SCHEMAS_ON = "switch the key converter's schemas on (key.converter.schemas.enable=true), which tell its meaning"
+_SCHEMAS_ON = "switch the converter's schemas on (schemas.enable=true), which tell its meaning"
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _DATES = frozenset({"io.debezium.time.Date", "org.apache.kafka.connect.data.Date"})
 # Units per second; a plain int64 (a hint without a name) is no time at all.

@@ -17,7 +17,7 @@ from integrity.core.derive import Rows, moved, step_of, what_follows
 from integrity.core.fold import Follow, Policy, Remove, Replace, Step, Values
 from integrity.core.history import SAMPLE_ROWS_MAX, Impact, Question
 from integrity.core.keys import Key
-from integrity.core.policy import policy_of
+from integrity.core.policy import copy_policy, policy_of
 from integrity.core.rules.model import Dependent, RuleSet
 
 KEYS_MAX = 20_000
@@ -198,7 +198,8 @@ class Plan:
 
 def _references(rules: RuleSet, entity: str) -> tuple[_Reference, ...]:
     parent = rules.by_entity[entity]
-    return tuple(_Reference(each, policy_of(each, parent.key), _rows(rules, each)) for each in parent.dependents)
+    dependents = [_Reference(each, policy_of(each, parent.key), _rows(rules, each)) for each in parent.dependents]
+    return (*dependents, *(_Reference(copy.rows, copy_policy(copy), None) for copy in parent.copies))
 
 
 def _rows(rules: RuleSet, dependent: Dependent) -> Rows | None:
@@ -237,7 +238,7 @@ def reachable(rules: RuleSet, entity: str) -> tuple[str, ...]:
     stores: set[str] = set()
     waiting, seen = [entity], {entity}
     while waiting:
-        for dependent in rules.by_entity[waiting.pop()].dependents:
+        for dependent in rules.by_entity[waiting.pop()].followers.values():
             stores.add(dependent.store)
             rows = dependent.entity
             if rows is not None and rows in rules.by_entity and rows not in seen:

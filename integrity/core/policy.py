@@ -10,6 +10,7 @@ from integrity.core.keys import KeySpec, Scalar, gate
 from integrity.core.rules.model import (
     Action,
     Cascade,
+    Copy,
     Dependent,
     Ignore,
     Literal,
@@ -31,6 +32,13 @@ def policy_of(dependent: Dependent, spec: KeySpec) -> Policy:
         on_update_action=action_name(dependent.on_update),
         by_age=dependent.as_of is not None,
     )
+
+
+def copy_policy(copy: Copy) -> Policy:
+    """The steps of a copy's rows. When a key changes, the row of the old one goes as that of a deleted one does: the
+    new one comes with an event of its own."""
+    step = Mark() if isinstance(copy.rows.on_delete, Tombstone) else Remove()
+    return Policy(copy.id, step, step, copy.action, copy.action)
 
 
 def _step(action: Action, cascade: Step, dependent: Dependent, spec: KeySpec) -> Step:

@@ -286,7 +286,7 @@ class AuditEncoder:
 
     def __init__(self, rules: RuleSet, topic: str, hmac_key: bytes | None) -> None:
         self._names = {parent.entity: parent.key.names for parent in rules.parents}
-        self._stores = {dependent.id: dependent.store for parent in rules.parents for dependent in parent.dependents}
+        self._stores = rules.store_of
         self._rules = rules.hash
         self._topic = topic
         self._hmac_key = hmac_key
@@ -303,7 +303,7 @@ class AuditEncoder:
         begun: dict[tuple[str, int], hashlib.blake2b] = {}
         described: dict[int, _Described] = {}
         for index, dependent, action, outcome, rows in effects:
-            entity, op, key, _, version, origin, _, _ = batch.changes[index]
+            entity, op, key, _, version, origin, _, _, _ = batch.changes[index]
             known = described.get(index)
             if known is None:
                 known = described[index] = self._describe(entity, key, version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from integrity.core.decode.record import Decoder
@@ -30,6 +31,12 @@ class Examined(Protocol):
     async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]: ...
 
 
+class Checked(Protocol):
+    """A copy in a store. Raises as that does."""
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]: ...
+
+
 class Broker(Protocol):
     """Kafka, as far as it is looked at. Both calls raise OperationError."""
 
@@ -52,8 +59,9 @@ async def examine(
     broker: Broker,
     decoders: Mapping[str, Decoder],
     deadline: Callable[[str], Deadline],
+    copies: Mapping[str, Sequence[Checked]] = MappingProxyType({}),
 ) -> Examination:
-    """Look at these stores, and at the topics of the parents that they have dependents of. Changes nothing.
+    """Look at these stores and their `copies`, and at the topics of the parents that they follow. Changes nothing.
 
     `deadline` gives each store's time, by its name, and Kafka's ("kafka")."""
     findings: list[Finding] = []
@@ -69,7 +77,10 @@ async def examine(
             return None
 
     async def of_store(store: Examined) -> Sequence[Finding]:
-        found = [*await store.check(deadline(store.name))]
+        # Where there are copies only, they have the ledger.
+        found = [*await store.check(deadline(store.name))] if rules.of_store(store.name) else []
+        for copy in copies.get(store.name, ()):
+            found += [each for each in await copy.check(deadline(store.name)) if each not in found]
         before_ms = time.time() * 1000
         clock_ms = await store.clock_ms(deadline(store.name))
         if clock_ms is not None:
@@ -86,7 +97,7 @@ async def examine(
         if store not in silent:
             present = await told(store, stores[store].present(each.rows.id, [each.key], deadline(store)))
             findings += of_default(each, present) if present is not None else ()
-    parents = [parent for parent in rules.parents if any(d.store in stores for d in parent.dependents)]
+    parents = [parent for parent in rules.parents if any(d.store in stores for d in parent.followers.values())]
     topics = [topic for parent in parents if parent.events is not None for topic in parent.events.topics]
     looks = await told("kafka", broker.topics(topics, deadline("kafka")))
     if looks is not None:

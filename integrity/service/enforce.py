@@ -91,8 +91,10 @@ class Enforcer:
         timeout_s: float,
         halts: Halts,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
+        unread: str = ANY_DEPENDENT,
     ) -> None:
-        """`system` is what the store is in traces: postgresql, mongodb or kafka. `timeout_s` bounds one attempt."""
+        """`system` is what the store is in traces: postgresql, mongodb or kafka. `timeout_s` bounds one attempt.
+        `unread` is the dependent of the dead letter of a record that can't be decoded."""
         self._store = store
         self._dead_letters = dead_letters
         self._watch = watch
@@ -100,6 +102,7 @@ class Enforcer:
         self._rules_hash = rules_hash
         self._timeout_s = timeout_s
         self._backoff = backoff
+        self._unread = unread
         self.halts = halts
         self._waiting_for: set[str] = set()
         self.trouble = Trouble()
@@ -314,7 +317,7 @@ class Enforcer:
 
     def _refused(self, refused: Refused) -> DeadLetter:
         record, why, entity, redrive = refused
-        dependent = ANY_DEPENDENT if redrive is None else redrive.dependent
+        dependent = self._unread if redrive is None else redrive.dependent
         letter = self._letter(record, entity, dependent, why.reason, why.message, Stage(why.stage), 1)
         return letter if redrive is None else replace(letter, retries=redrive.retries)
 

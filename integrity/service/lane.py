@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from integrity.core.batch import Span, TopicPartition
@@ -108,8 +108,12 @@ class Lane:
         decoders: Mapping[str, tuple[str, Decoder]],
         batch_size: int,
         returning: Returning | None = None,
+        complete: Collection[str] | None = None,
     ) -> None:
-        """As many sessions work side by side as there are enforcers, which share their halts."""
+        """As many sessions work side by side as there are enforcers, which share their halts.
+
+        With `complete`, a partition of which the store has no progress is read from its first record, whatever the
+        group has committed; it names the topics that are compacted, so that nothing of their keys is missed."""
         self._store = store
         self._open_source = open_source
         self._source: Source | None = None
@@ -117,6 +121,8 @@ class Lane:
         self._watch = watch
         self._reader = Reader(decoders, returning)
         self._batch_size = batch_size
+        self._topics = decoders.keys()
+        self._complete = complete
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -342,8 +348,10 @@ class Lane:
             "first": bounds.first,
             "end": bounds.end,
         }
-        place = bounds.committed if enforced is None else enforced
+        place = bounds.committed if enforced is None and self._complete is None else enforced
         if place is None:
+            if self._complete is not None and partition.topic in self._topics:
+                self._begin_whole(partition, bounds.first, fields)
             return bounds.first, False
         if enforced is not None and bounds.committed is None:
             # The broker erases the commits of a topic that is deleted. A replay is safe where sources give versions.
@@ -363,6 +371,17 @@ class Lane:
             log.error("records were removed by retention before they were read: their deletions are lost", extra=fields)
             place = bounds.first
         return place, enforced is not None and place != enforced
+
+    def _begin_whole(self, partition: TopicPartition, first: int, fields: Mapping[str, object]) -> None:
+        """Say that everything of a partition is read, and when that is not all that there was."""
+        assert self._complete is not None
+        log.info("a copy reads a partition from its first record", extra=fields)
+        if first > 0 and partition.topic not in self._complete:
+            log.warning(
+                "the topic is not compacted and has lost its first records: parents that have not changed since are not"
+                " in the copy until a snapshot reads them again",
+                extra=fields,
+            )
 
     # --- offsets ------------------------------------------------------------------------------------------------
 

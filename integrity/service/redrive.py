@@ -99,9 +99,9 @@ class Redriver:
         self._audit = audit
         self._topic = topic
         self._bytes_max = bytes_max
-        self._store_of = {dependent.id: dependent.store for parent in rules.parents for dependent in parent.dependents}
+        self._store_of = rules.store_of
         self._stores_of = {
-            topic: {dependent.store for dependent in parent.dependents}
+            topic: {of.store for of in parent.followers.values()}
             for parent in rules.parents
             for topic in ((derived_topic(parent.entity),) if parent.events is None else parent.events.topics)
         }

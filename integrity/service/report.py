@@ -10,12 +10,13 @@ from typing import Protocol
 
 from integrity.core.batch import ANY_DEPENDENT, Batch, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange
+from integrity.core.copies import UPSERT
 from integrity.core.ledger import Fate
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.rules.model import RuleSet
 from integrity.core.sweep import Repaired
 from integrity.kafka.audit import AuditTrail
-from integrity.kafka.dead_letters import DeadLetter
+from integrity.kafka.dead_letters import DeadLetter, Stage
 from integrity.service.stale_alarm import StaleAlarm
 from integrity.service.work import Piece
 from integrity.telemetry import BatchSpan, Metrics, Tracing
@@ -55,15 +56,24 @@ class Report:
             (change.traceparent for change in batch.changes),
         )
 
-    def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
+    def applied(
+        self,
+        store: str,
+        batch: Batch,
+        effects: Sequence[Effect],
+        took_s: float,
+        audited: Sequence[Effect] | None = None,
+    ) -> None:
+        """`audited` are the effects that the audit is told; None: all."""
         self._metrics.observe_batch(store, len(batch.changes))
         self._stale_alarm.take(store, self._metrics.count_effects(effects))
         now_ms = time.time() * 1000
         # A change is taken apart by place: by name it would cost three times as much.
-        ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _ in batch.changes if op in _HAPPENED]
+        ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _, _ in batch.changes if op in _HAPPENED]
         self._metrics.observe_enforcement(store, [age_ms / 1000 if age_ms > 0 else 0.0 for age_ms in ages_ms])
-        if self._audit is not None and effects:
-            self._audit.write(batch, effects, took_s * 1000)
+        audited = effects if audited is None else audited
+        if self._audit is not None and audited:
+            self._audit.write(batch, audited, took_s * 1000)
         _warn_of_violations(store, effects)
 
     def repaired(self, store: str, at_ms: int, repaired: Sequence[Repaired], took_s: float) -> None:
@@ -81,8 +91,9 @@ class Report:
 
     def dead_lettered(self, store: str, letter: DeadLetter) -> None:
         self._metrics.count_dead_letter(letter.reason, letter.dependent)
-        # That of a single dependent is audited with its batch. This one has none yet, hence no trace.
-        if self._audit is not None and letter.dependent == ANY_DEPENDENT:
+        # That of an effect is audited with its batch. A record that can't be read has none yet, hence no trace.
+        unread = letter.dependent == ANY_DEPENDENT or letter.stage is not Stage.STORE
+        if self._audit is not None and unread:
             self._audit.write_dead_letters([letter])
 
     def store_up(self, store: str, up: bool) -> None:
@@ -104,6 +115,42 @@ class Report:
     def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None:
         for partition in partitions:
             self._metrics.forget_partition(store, partition.topic, partition.partition)
+
+
+class CopyReport:
+    """What the lane of a copy tells: as `Report`, under a name of its own beside its store's.
+
+    The audit has its deletions, and what was not applied. Rows that it was given are counted only: they are as many as
+    the changes of the parent."""
+
+    def __init__(self, report: Report, name: str) -> None:
+        self._report = report
+        self._name = name
+
+    def batch(self, store: str, batch: Batch) -> AbstractContextManager[BatchSpan]:
+        return self._report.batch(self._name, batch)
+
+    def applied(self, store: str, batch: Batch, effects: Sequence[Effect], took_s: float) -> None:
+        audited = [e for e in effects if e.action != UPSERT or e.outcome is not Outcome.APPLIED]
+        self._report.applied(self._name, batch, effects, took_s, audited)
+
+    def dead_lettered(self, store: str, letter: DeadLetter) -> None:
+        self._report.dead_lettered(self._name, letter)
+
+    def store_up(self, store: str, up: bool) -> None:
+        self._report.store_up(self._name, up)
+
+    def halted(self, dependent: str, halted: bool) -> None:
+        self._report.halted(dependent, halted)
+
+    def read(self, store: str, piece: Piece) -> None:
+        self._report.read(self._name, piece)
+
+    def position(self, store: str, lag: Mapping[TopicPartition, int], oldest_ms: int | None) -> None:
+        self._report.position(self._name, lag, oldest_ms)
+
+    def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None:
+        self._report.forget(self._name, partitions)
 
 
 def _origin_of(fate: Fate) -> Origin:

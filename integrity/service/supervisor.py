@@ -45,14 +45,20 @@ async def fit(store: Store, timeout_s: float, *, migrate: bool) -> Sequence[Find
 
 @dataclass(slots=True)
 class Member:
-    """One lane of this process, and whether its store was looked at yet."""
+    """One lane of this process, and whether its store was looked at yet. `copy` is what the lane of a copy is called
+    beside that of its store."""
 
     store: Store
     lane: Lane
-    sweeper: Sweeper
+    sweeper: Sweeper | None
     fit: bool = False
     trouble: str = ""
     outbox: OutboxPublisher | None = None
+    copy: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.copy or self.store.name
 
 
 class Supervisor:
@@ -72,7 +78,7 @@ class Supervisor:
     def ready(self) -> Mapping[str, str]:
         """Store -> why its lane does not get on; empty when all do."""
         troubles = {
-            member.store.name: (member.lane.trouble if member.fit else member.trouble or "was not checked yet")
+            member.name: (member.lane.trouble if member.fit else member.trouble or "was not checked yet")
             for member in self._members
         }
         return {name: trouble for name, trouble in troubles.items() if trouble}
@@ -137,7 +143,7 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for member, ends in zip(self._members, stops, strict=True):
-                    tasks.create_task(self._run(member, ends, to_end), name=f"{member.store.name}: lane")
+                    tasks.create_task(self._run(member, ends, to_end), name=f"{member.name}: lane")
         finally:
             for task in aside:
                 task.cancel()
@@ -156,7 +162,9 @@ class Supervisor:
                 if findings:
                     raise UnfitStoreError(findings)
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(member.sweeper.run(stop), name=f"{member.store.name}: sweeps")]
+            beside: list[asyncio.Task[None]] = []
+            if member.sweeper is not None:
+                beside.append(tasks.create_task(member.sweeper.run(stop), name=f"{member.store.name}: sweeps"))
             if member.outbox is not None:
                 beside.append(tasks.create_task(member.outbox.run(), name=f"{member.store.name}: outbox"))
             await member.lane.run(stop, to_end=to_end)

@@ -66,11 +66,19 @@ class Piece:
 
 
 class Returning(NamedTuple):
-    """Where the dead letters of one store come back, and which dependents it has now."""
+    """Where the dead letters of one store come back, and which dependents the lane has now. Those of the dependents
+    `elsewhere` are another lane's; `alone`: so are all but those of the lane's own."""
 
     topic: str
     store: str
     dependents: Collection[str]
+    elsewhere: Collection[str] = ()
+    alone: bool = False
+
+    def concerns(self, store: str, dependent: str) -> bool:
+        if store != self.store or dependent in self.elsewhere:
+            return False
+        return dependent in self.dependents or not self.alone
 
 
 class Reader:
@@ -133,7 +141,7 @@ class Reader:
             if returned is None:
                 log.warning("a record of the topic of redrives is none of ours", extra={"offset": record.offset})
                 continue
-            if returned.store != returning.store:
+            if not returning.concerns(returned.store, returned.dependent):
                 continue
             ask, letter, entity, dependent, _, retries, original = returned
             piece.counts[entity, "redrive"] += 1

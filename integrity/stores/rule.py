@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from integrity.core.derive import Rows
 from integrity.core.fold import Policy
 from integrity.core.keys import KeySpec
-from integrity.core.policy import policy_of
-from integrity.core.rules.model import Dependent, RuleSet
+from integrity.core.policy import copy_policy, policy_of
+from integrity.core.rules.model import Copy, Dependent, Parent, RuleSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,46 @@ def store_rules(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...
         )
         for entity, dependents in of_store.items()
     }
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRule:
+    """A copy of this store. `rows` is what removes or marks its rows, as a dependent whose reference is the key."""
+
+    copy: Copy
+    rows: StoreRule
+
+    @property
+    def id(self) -> str:
+        return self.copy.id
+
+    @property
+    def entity(self) -> str:
+        return self.rows.entity
+
+    @property
+    def spec(self) -> KeySpec:
+        return self.rows.spec
+
+
+def copy_rule(parent: Parent, copy: Copy) -> CopyRule:
+    """What a store keeps of a copy."""
+    return CopyRule(copy, StoreRule(parent.entity, copy.rows, parent.key, copy_policy(copy)))
+
+
+def copied_rows(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...]]:
+    """Entity -> what removes or marks rows of its copies in that store."""
+    found: dict[str, tuple[StoreRule, ...]] = {}
+    for parent, copy in rules.copies_of(store):
+        found[parent.entity] = (*found.get(parent.entity, ()), copy_rule(parent, copy).rows)
+    return found
+
+
+def merged(
+    rules: Mapping[str, Sequence[StoreRule]], more: Mapping[str, Sequence[StoreRule]]
+) -> Mapping[str, Sequence[StoreRule]]:
+    """Both, by entity."""
+    return {entity: (*rules.get(entity, ()), *more.get(entity, ())) for entity in {**rules, **more}}
 
 
 def rows_of(rules: RuleSet, dependent: Dependent) -> Rows | None:

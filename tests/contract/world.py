@@ -7,6 +7,7 @@ from typing import Any
 
 from integrity.core.batch import Batch, DeadLetterMark, Span, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.change import Row as Fields
 from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.core.outcome import Applied, Effect
 from integrity.core.policy import policy_of
@@ -104,11 +105,11 @@ class Events:
     def moved(self, key: Key, to: Key, at: int, partition: int = 0) -> ParentChange:
         return self._append(Op.MOVED, key, to, at, partition)
 
-    def alive(self, key: Key, at: int, partition: int = 0) -> ParentChange:
-        return self._append(Op.ALIVE, key, None, at, partition)
+    def alive(self, key: Key, at: int, partition: int = 0, *, row: Fields | None = None) -> ParentChange:
+        return self._append(Op.ALIVE, key, None, at, partition, row=row)
 
-    def arrived(self, key: Key, at: int, partition: int = 0) -> ParentChange:
-        return self._append(Op.ARRIVED, key, None, at, partition)
+    def arrived(self, key: Key, at: int, partition: int = 0, *, row: Fields | None = None) -> ParentChange:
+        return self._append(Op.ARRIVED, key, None, at, partition, row=row)
 
     def gone(self, key: Key, to: Key | None = None, partition: int = 0) -> ParentChange:
         return self._append(Op.GONE, key, to, None, partition)
@@ -126,7 +127,14 @@ class Events:
         return Batch(changes, spans, at_ms=AT_MS, trace_id="0" * 31 + "1", exceptions=exceptions or {})
 
     def _append(
-        self, op: Op, key: Key, to: Key | None, at: int | None, partition: int, occurred: int | None = None
+        self,
+        op: Op,
+        key: Key,
+        to: Key | None,
+        at: int | None,
+        partition: int,
+        occurred: int | None = None,
+        row: Fields | None = None,
     ) -> ParentChange:
         offset = self._next.get(partition, 0)
         self._next[partition] = offset + 1
@@ -139,6 +147,7 @@ class Events:
             None if at is None else Version(0, (at,)),
             Origin(self._topic, partition, offset, occurred_ms),
             occurred_ms,
+            row=row,
         )
         self._open.append(change)
         return change

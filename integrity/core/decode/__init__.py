@@ -5,6 +5,8 @@ Nothing past this border raises, whatever the bytes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from integrity.core.decode.debezium import debezium_decoder
 from integrity.core.decode.derived import derived_decoder
 from integrity.core.decode.record import Decoder, Limits
@@ -14,8 +16,10 @@ from integrity.errors import UsageError
 __all__ = ["decoder_for"]
 
 
-def decoder_for(parent: Parent, limits: Limits | None = None) -> Decoder:
+def decoder_for(parent: Parent, limits: Limits | None = None, *, copied: Collection[str] | None = None) -> Decoder:
     """The decoder of a parent's topics. It keeps what it has read of key schemas: one decoder a lane.
+
+    `copied` are the fields of the parent's row that a copy wants; None: nobody wants the row, which stays unread.
 
     UsageError when the rule's format is none that this program reads.
     """
@@ -23,6 +27,6 @@ def decoder_for(parent: Parent, limits: Limits | None = None) -> Decoder:
         return derived_decoder(parent.entity, parent.key, limits or Limits())
     match parent.events.format:
         case "debezium":
-            return debezium_decoder(parent, limits or Limits())
+            return debezium_decoder(parent, limits or Limits(), copied)
         case other:
             raise UsageError(f"The event format {other} is not supported yet.", hint="Use debezium.")

@@ -3,7 +3,8 @@
 The key of a change is the record key, never the row `before`: under PostgreSQL's default replica identity Debezium
 invents every column of it that is not of the key. A `d` with the header `__debezium.newkey` is a key change and never a
 deletion, even when that header cannot be read. A `u` says nothing, a key change being a `d` and a `c`, unless the rule
-says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives. The
+says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives; or a
+copy wants the row `after`, which `c`, `r` and `u` then bring along. The
 position of a change is PostgreSQL's `source.lsn`, which goes back within a topic but not for one key; of other
 connectors, so far, the Kafka offset. MongoDB (another key text) and SQL Server (key changes without the header) are
 refused.
@@ -12,12 +13,13 @@ refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 
 from msgspec import Raw
 
-from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.change import Cell, Op, Origin, ParentChange, Row, Version
 from integrity.core.condition import Condition, ConditionFault
 from integrity.core.decode.json import (
     Envelope,
@@ -79,13 +81,15 @@ Source = Mapping[str, object]
 """The fields of `source`; its connector is text, and one that is read here."""
 Hints = Mapping[str, FieldHint]
 _NO_HINTS: Hints = {}
+_NO_SCHEMA = Raw()
+_UNAVAILABLE_BYTES = b64encode(UNAVAILABLE.encode()).decode()
 _WHOLE = ""
 """In hints: the schema of a key that is a bare scalar."""
 
 
-def debezium_decoder(parent: Parent, limits: Limits) -> Decoder:
-    """The decoder of one parent's topics."""
-    return _Debezium(parent, limits).decode
+def debezium_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
+    """The decoder of one parent's topics; `copied` are the fields of the row that are wanted, None: no row is."""
+    return _Debezium(parent, limits, copied).decode
 
 
 class _Refused(Exception):
@@ -100,6 +104,7 @@ class _Debezium:
     __slots__ = (
         "_bounds",
         "_condition",
+        "_copied",
         "_entity",
         "_epoch",
         "_fields",
@@ -107,9 +112,10 @@ class _Debezium:
         "_ignores_tombstones",
         "_limits",
         "_plain_key",
+        "_row_hints",
     )
 
-    def __init__(self, parent: Parent, limits: Limits) -> None:
+    def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
         assert parent.events is not None
         self._entity = parent.entity
         self._fields = tuple((name, GATES[kind]) for name, kind in parent.key.fields)
@@ -127,6 +133,8 @@ class _Debezium:
         self._bounds = Bounds(limits.key_text_max, limits.digits_max)
         # A topic's key schema is the same text in every record.
         self._hints: dict[bytes, Hints] = {}
+        self._copied = None if copied is None else tuple(copied)
+        self._row_hints: dict[bytes, Hints] = {}
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -137,17 +145,17 @@ class _Debezium:
             try:
                 if value.find(_DELETION, -_TAIL) >= 0 and (source := parse_deletion(value, self._limits)) is not None:
                     return self._gone(record, _known(source))
-                envelope, text = self._envelope(value)
+                envelope, text, schema = self._envelope(value)
                 op = _OPS.get(bytes(envelope.op)) or self._odd_op(record, envelope)
-                if op == "u" and self._condition is None:
+                if op == "u" and self._condition is None and self._copied is None:
                     return _UPDATED
                 check_depth(text, self._limits)
                 if op == "d":
                     return self._gone(record, self._source(envelope))
                 if self._condition is not None and (op == "u" or op == "c"):
-                    return self._judged(record, op, envelope, self._condition)
-                if op == "c" or op == "r":
-                    return self._alive(record, op, self._source(envelope))
+                    return self._judged(record, op, envelope, schema, self._condition)
+                if op == "c" or op == "r" or op == "u":
+                    return self._alive(record, op, self._source(envelope), self._row_copied(envelope, schema))
                 return op if isinstance(op, Ignored) else _WITHOUT_KEY[op]
             except JsonFault as fault:
                 raise _Refused(fault.reason, f"The record value is refused: {fault.message}.", "value") from None
@@ -166,12 +174,14 @@ class _Debezium:
         version = self._placed(record, source)
         return self._change(record, _MOVED if moved else _DELETED, key, to, version, source, traceparent)
 
-    def _judged(self, record: Record, op: str, envelope: Envelope, condition: Condition) -> Decoded:
+    def _judged(self, record: Record, op: str, envelope: Envelope, schema: Raw, condition: Condition) -> Decoded:
         """A create or update where the rule says which rows count as deleted."""
         source = self._source(envelope)
         after = self._row(envelope.after)
         if after is None:
-            return _UPDATED if op == "u" else self._alive(record, op, source)
+            if op == "u" and self._copied is None:
+                return _UPDATED
+            return self._alive(record, op, source, self._row_copied(envelope, schema))
         values: dict[str, object] = {"after": after, "op": op}
         if "before" in condition.names:
             values["before"] = self._row(envelope.before)
@@ -181,7 +191,7 @@ class _Debezium:
             values["headers"] = _texts(record.headers)
         try:
             if not condition.holds(values):
-                return self._alive(record, op, source)
+                return self._alive(record, op, source, self._row_copied(envelope, schema))
         except ConditionFault as fault:
             message = f"The condition deleted_when has no answer: {fault.message}."
             raise _Refused(Reason.BAD_ENVELOPE, message, "value") from None
@@ -203,13 +213,47 @@ class _Debezium:
             if value != UNAVAILABLE
         }
 
-    def _alive(self, record: Record, op: str, source: Source) -> Decoded:
+    def _row_copied(self, envelope: Envelope, schema: Raw) -> Row | None:
+        """The fields of the row that a copy wants, with what the schema says of them."""
+        wanted = self._copied
+        if wanted is None:
+            return None
+        if not envelope.after or bytes(envelope.after) == b"null":
+            raise _Refused(Reason.BAD_ENVELOPE, "The record value has no row (after), which a copy needs.", "value")
+        row = parse(bytes(envelope.after), self._limits)
+        if type(row) is not dict:
+            raise _Refused(Reason.BAD_ENVELOPE, "The row (after) of the record value is no object.", "value")
+        hints = self._hints_of_row(schema)
+        found: dict[str, Cell | None] = {}
+        for name in wanted:
+            if name in row:
+                value, hint = row[name], None if hints is None else hints.get(name)
+                found[name] = None if _is_unsent(value, hint) else _tuple(Cell, (value, hint))
+        return found
+
+    def _hints_of_row(self, schema: Raw) -> Hints | None:
+        """What the schema of an envelope says of the row `after`; None when there is none."""
+        text = bytes(schema)
+        if not text or text == b"null":
+            return None
+        hints = self._row_hints.get(text)
+        if hints is None:
+            if len(self._row_hints) >= _HINTS_MAX:
+                self._row_hints.clear()
+            whole = parse(text, self._limits)
+            fields = whole.get("fields") if type(whole) is dict else None
+            row = [f for f in fields if type(f) is dict and f.get("field") == "after"] if type(fields) is list else []
+            hints = self._row_hints[text] = _hints(row[0]) if row else _NO_HINTS
+        return hints
+
+    def _alive(self, record: Record, op: str, source: Source, row: Row | None) -> Decoded:
         version = self._version(record, source) if op == "r" else self._placed(record, source)
-        if version is None:
+        if version is None and row is None:
             return _SNAPSHOT
         key, _ = self._record_key(record)
         trace = _headers(record.headers, self._limits)[2]
-        return self._change(record, _ARRIVED if _is_arrival(record) else _ALIVE, key, None, version, source, trace)
+        said = _ARRIVED if _is_arrival(record) else _ALIVE
+        return self._change(record, said, key, None, version, source, trace, row)
 
     def _tombstone(self, record: Record) -> Decoded:
         if record.key is None:
@@ -234,6 +278,7 @@ class _Debezium:
         version: Version | None,
         source: Source,
         traceparent: str | None,
+        row: Row | None = None,
     ) -> ParentChange:
         timestamp_ms = record.timestamp_ms
         occurred_ms = source.get("ts_ms")
@@ -241,7 +286,7 @@ class _Debezium:
             occurred_ms = min(max(timestamp_ms, _OCCURRED_MIN), _OCCURRED_MAX)
         topic, partition, offset = record[:3]
         origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
-        return _tuple(ParentChange, (self._entity, op, key, to, version, origin, occurred_ms, traceparent))
+        return _tuple(ParentChange, (self._entity, op, key, to, version, origin, occurred_ms, traceparent, row))
 
     def _version(self, record: Record, source: Source) -> Version | None:
         """The place of a change in its source's order; None when a PostgreSQL source does not say it."""
@@ -261,8 +306,8 @@ class _Debezium:
             raise _Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
         return version
 
-    def _envelope(self, value: bytes) -> tuple[Envelope, bytes]:
-        """The envelope and its text, out of the schema wrapper if there is one."""
+    def _envelope(self, value: bytes) -> tuple[Envelope, bytes, Raw]:
+        """The envelope and its text, out of the schema wrapper if there is one, and the schema."""
         if not value:
             raise _Refused(Reason.EMPTY_VALUE, "The record value is empty; a deletion is a null value.", "value")
         if value == b"null":
@@ -270,11 +315,11 @@ class _Debezium:
         check_text(value, self._limits)
         envelope = parse_envelope(value)
         if not envelope.payload or not envelope.schema or envelope.op:
-            return envelope, value
+            return envelope, value, _NO_SCHEMA
         payload = bytes(envelope.payload)
         if payload == b"null":
             raise _flattened()
-        return parse_envelope(payload), payload
+        return parse_envelope(payload), payload, envelope.schema
 
     def _source(self, envelope: Envelope) -> Source:
         if not envelope.source:
@@ -426,6 +471,13 @@ def _hint(schema: object) -> FieldHint | None:
         name if type(name) is str else None,
         int(scale) if type(scale) is str and _SCALE.fullmatch(scale) else None,
     )
+
+
+def _is_unsent(value: object, hint: FieldHint | None) -> bool:
+    """Whether it is what Debezium writes for a value that the source did not send, as text, bytes, list or map."""
+    if type(value) is str:
+        return value == UNAVAILABLE or (value == _UNAVAILABLE_BYTES and (hint is None or hint.type == "bytes"))
+    return value in ([UNAVAILABLE], {UNAVAILABLE: UNAVAILABLE})
 
 
 def _is_arrival(record: Record) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from integrity.core.rules.copies import CopyDraft
 from integrity.core.rules.dependents import DependentDraft
 from integrity.core.rules.findings import FindingCode, Located, Report, shown
 from integrity.core.rules.key_fields import KeyDraft
@@ -29,6 +30,7 @@ class ParentDraft:
     dependents: Sequence[DependentDraft] = ()
     key: KeyDraft | None = None
     parent: Parent | None = field(default=None)
+    copies: Sequence[CopyDraft] = ()
 
 
 def check_across(drafts: Sequence[ParentDraft]) -> None:
@@ -59,7 +61,31 @@ def check_across(drafts: Sequence[ParentDraft]) -> None:
             message = f"two rules on the same columns of {shown(dependent.target.name)} in {dependent.store}"
             _clash(draft.report, FindingCode.DUPLICATE_REFERENCE, message, first, dependent.references_at)
     _check_entities(drafts)
+    _check_copies(drafts)
     _check_cycles(drafts)
+
+
+def _check_copies(drafts: Sequence[ParentDraft]) -> None:
+    """Nothing but its copy writes to the target of a copy, and nothing follows from what is written there."""
+    taken: dict[tuple[str, Target], str] = {}
+    for draft in drafts:
+        for dependent in draft.dependents:
+            if dependent.store is not None and dependent.target is not None and dependent.target.name:
+                place = f"{draft.report.file}:{dependent.at.line}:{dependent.at.column}"
+                taken.setdefault((dependent.store, dependent.target), place)
+    sources = {topic.value: f"{draft.report.file}:{topic.line}" for draft in drafts for topic in draft.topics}
+    hint = "A copy has a target of its own: what it holds is its parent's row."
+    for draft in drafts:
+        for copy in draft.copies:
+            if copy.store is None or copy.target is None or not copy.target.name:
+                continue
+            name = shown(copy.target.name)
+            first = _claim(taken, (copy.store, copy.target), draft.report, copy.at)
+            message = f"{name} in {copy.store} is written twice"
+            _clash(draft.report, FindingCode.COPY_TARGET, message, first, copy.at, hint)
+            if copy.target.kind is TargetKind.TOPIC and copy.target.name in sources:
+                message = f"the copy would write to {name}, which feeds a parent at {sources[copy.target.name]}"
+                draft.report.add(FindingCode.COPY_TARGET, message, copy.at, hint)
 
 
 def _check_entities(drafts: Sequence[ParentDraft]) -> None:
@@ -102,10 +128,12 @@ def _check_entities(drafts: Sequence[ParentDraft]) -> None:
 
 def _check_names(draft: ParentDraft) -> None:
     names: dict[str, str] = {}
-    for dependent in draft.dependents:
+    named: list[DependentDraft | CopyDraft] = [*draft.dependents, *draft.copies]
+    for dependent in named:
         if dependent.name is not None:
             first = _claim(names, dependent.name.value, draft.report, dependent.name)
-            message = f"the dependent {shown(dependent.name.value)} is there twice"
+            what = "copy" if isinstance(dependent, CopyDraft) else "dependent"
+            message = f"the {what} {shown(dependent.name.value)} is there twice"
             hint = "Give one of them another name."
             _clash(draft.report, FindingCode.DUPLICATE_DEPENDENT, message, first, dependent.name, hint)
 

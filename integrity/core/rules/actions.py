@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import assert_never
@@ -24,7 +24,7 @@ from integrity.core.rules.model import (
     TargetKind,
     Tombstone,
 )
-from integrity.core.rules.vocabulary import NULLIFY_FIELDS, ON_DELETE, ON_UPDATE, TOMBSTONE_FIELDS
+from integrity.core.rules.vocabulary import COPY_ACTIONS, NULLIFY_FIELDS, ON_DELETE, ON_UPDATE, TOMBSTONE_FIELDS
 from integrity.core.rules.walk import (
     Text,
     checked_choice,
@@ -52,23 +52,17 @@ class Reference:
     kind: TargetKind | None
     columns: tuple[str, ...]
     types: Mapping[str, KeyType | None]
+    named_by: str = "references"
+    """The field that names the columns."""
 
 
 def read_action(report: Report, field: str, node: Node, reference: Reference) -> Action | None:
     """An action, or None when something was reported. `field` is on_delete or on_update."""
     choices = ON_DELETE if field == "on_delete" else ON_UPDATE
-    body: Node | None = None
-    match node:
-        case MappingNode(entries=[(key, value)]):
-            body = value
-            name = checked_choice(report, field, Text(key.text, key.line, key.column), choices)
-        case MappingNode():
-            wrong_type(report, field, "one action", node, "Write one action, such as on_delete: cascade.")
-            return None
-        case _:
-            name = choice_of(report, field, node, choices)
-    if name is None:
+    named = _named(report, field, node, choices)
+    if named is None:
         return None
+    name, body = named
     what = f"{field}: {name}"
     match name:
         case "cascade":
@@ -85,6 +79,33 @@ def read_action(report: Report, field: str, node: Node, reference: Reference) ->
             return _tombstone(report, what, body, node, reference)
         case _:
             raise AssertionError(f"an action without a reader: {name}")
+
+
+def read_copy_action(report: Report, node: Node, reference: Reference) -> Cascade | Tombstone | None:
+    """The `on_delete` of a copy; the reference's columns are all of the copy's."""
+    named = _named(report, "on_delete", node, tuple(COPY_ACTIONS))
+    if named is None:
+        return None
+    name, body = named
+    what = f"on_delete: {name}"
+    if name == "delete":
+        return Cascade() if _is_bare(report, what, body) else None
+    return _tombstone(report, what, body, node, reference)
+
+
+def _named(report: Report, field: str, node: Node, choices: Collection[str]) -> tuple[str, Node | None] | None:
+    """The word of an action, and what it maps to in its mapping form."""
+    body: Node | None = None
+    match node:
+        case MappingNode(entries=[(key, value)]):
+            body = value
+            name = checked_choice(report, field, Text(key.text, key.line, key.column), choices)
+        case MappingNode():
+            wrong_type(report, field, "one action", node, f"Write one action, such as {field}: {next(iter(choices))}.")
+            return None
+        case _:
+            name = choice_of(report, field, node, choices)
+    return None if name is None else (name, body)
 
 
 def report_immutable(report: Report, reference: Reference, on_delete: Action, on_update: Action, at: Located) -> None:
@@ -267,8 +288,8 @@ def _is_settable(report: Report, what: str, column: Text, reference: Reference) 
     if fault is not None:
         report.add(FindingCode.BAD_COLUMN, f"the column {shown(column.value)} of {what} {fault}", column)
     elif column.value in reference.columns:
-        message = f"{what} sets {shown(column.value)}, which is a column of references"
-        hint = "A marked row keeps the last key its parent had; set other columns."
+        message = f"{what} sets {shown(column.value)}, which is a column of {reference.named_by}"
+        hint = "A marked row keeps what it held; set other columns."
         report.add(FindingCode.REFERENCE_COLUMN, message, column, hint)
     else:
         return True

@@ -98,8 +98,8 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
         return None
     fields = fields_of(report, what, mapping, DEPENDENT_FIELDS, DEPENDENT_LATER)
     target, target_node = read_target(report, what, fields, mapping, tuple(TargetKind))
-    name = _name(report, fields, target, target_node)
-    store = _named(report, "store", required(report, what, fields, "store", mapping), names.store_fault)
+    name = read_name(report, fields, target, target_node)
+    store = read_named(report, "store", required(report, what, fields, "store", mapping), names.store_fault)
     kind = None if target is None else target.kind
     references = _references(report, required(report, what, fields, "references", mapping), kind, key)
     where = _where(report, fields["where"][1], kind) if "where" in fields else {}
@@ -169,7 +169,7 @@ def _rows(report: Report, fields: Fields, kind: TargetKind | None) -> tuple[Text
         if one in fields and other not in fields:
             hint = f"Write {other}: {example}, for example."
             report.add(FindingCode.MISSING_FIELD, f"the dependent has {one} and no {other}", fields[one][0], hint)
-    entity = _named(report, "entity", fields["entity"][1] if "entity" in fields else None, names.entity_fault)
+    entity = read_named(report, "entity", fields["entity"][1] if "entity" in fields else None, names.entity_fault)
     fault_of = None if kind is None else partial(names.column_fault, kind)
     return entity, read_key(report, fields["key"][1] if "key" in fields else None, "key column", fault_of)
 
@@ -201,9 +201,10 @@ def read_target(
     return Target(kind, text.value), node
 
 
-def _name(report: Report, fields: Fields, target: Target | None, target_node: Node | None) -> Text | None:
+def read_name(report: Report, fields: Fields, target: Target | None, target_node: Node | None) -> Text | None:
+    """The name, by default that of the target."""
     if "name" in fields:
-        return _named(report, "name", fields["name"][1], names.dependent_fault)
+        return read_named(report, "name", fields["name"][1], names.dependent_fault)
     if target is None or target_node is None:
         return None
     if names.dependent_fault(target.name) is not None:
@@ -215,7 +216,8 @@ def _name(report: Report, fields: Fields, target: Target | None, target_node: No
     return Text(target.name, target_node.line, target_node.column)
 
 
-def _named(report: Report, what: str, node: Node | None, fault_of: Callable[[str], str | None]) -> Text | None:
+def read_named(report: Report, what: str, node: Node | None, fault_of: Callable[[str], str | None]) -> Text | None:
+    """A text that is a name."""
     text = None if node is None else text_of(report, what, node)
     fault = None if text is None else fault_of(text.value)
     if text is not None and fault is not None:

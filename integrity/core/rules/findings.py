@@ -78,6 +78,7 @@ class FindingCode(StrEnum):
     DUPLICATE_TOPIC = "duplicate_topic"
     DUPLICATE_DEPENDENT = "duplicate_dependent"
     DUPLICATE_REFERENCE = "duplicate_reference"
+    COPY_TARGET = "copy_target"
     CYCLE = "cycle"
     ENTITY_CLASH = "entity_clash"
     UNNAMED_ENTITY = "unnamed_entity"

@@ -44,7 +44,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A dependent: a reference to `parent`, by rows that are `entity` (None: nothing depends on them)."""
+    """A dependent: a reference to `parent`, by rows that are `entity` (None: nothing depends on them). Or a `copy` of
+    the parent's rows, with the columns that it has."""
 
     id: str
     parent: str
@@ -55,6 +56,14 @@ class Edge:
     on_delete: str
     on_update: str
     ways: tuple[Way, ...]
+    copy: bool = False
+
+    @property
+    def actions(self) -> str:
+        """What happens to it, in words."""
+        if self.copy:
+            return f"copy, on delete {self.on_delete}"
+        return f"on delete {self.on_delete}, on update {self.on_update}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,23 @@ def graph_of(rules: RuleSet) -> Graph:
         for parent in sorted(rules.parents, key=lambda parent: (levels[parent.entity], parent.entity))
         for dependent in parent.dependents
     )
-    return Graph(tuple(nodes), edges, _cycles(edges))
+    copies = tuple(
+        Edge(
+            copy.id,
+            parent.entity,
+            None,
+            copy.store,
+            copy.rows.target.name,
+            tuple(copy.columns),
+            copy.action,
+            "cascade",
+            (Way.EVENTS,),
+            copy=True,
+        )
+        for parent in sorted(rules.parents, key=lambda parent: (levels[parent.entity], parent.entity))
+        for copy in parent.copies
+    )
+    return Graph(tuple(nodes), (*edges, *copies), _cycles(edges))
 
 
 def ways(rules: RuleSet, entity: str, dependent: Dependent) -> tuple[Way, ...]:
@@ -200,7 +225,7 @@ def as_text(graph: Graph) -> str:
 
 
 def _line(edge: Edge) -> str:
-    actions = f"on delete {edge.on_delete}, on update {edge.on_update}"
+    actions = edge.actions
     rows = f", rows are {edge.entity}" if edge.entity is not None else ""
     by = f", by {' and '.join(edge.ways)}" if edge.ways != (Way.EVENTS,) else ""
     return f"{edge.id}: {edge.store}/{edge.target} ({', '.join(edge.columns)}): {actions}{rows}{by}"
@@ -214,7 +239,7 @@ def as_mermaid(graph: Graph) -> str:
     for edge in graph.edges:
         if edge.entity is None:
             lines.append(f'    {ids[edge.id]}["{_mermaid(f"{edge.store}/{edge.target}")}"]')
-        label = _mermaid(f"{edge.id}: on delete {edge.on_delete}, on update {edge.on_update}")
+        label = _mermaid(f"{edge.id}: {edge.actions}")
         arrow = "-.->" if Way.DERIVED in edge.ways else "-->"
         lines.append(f'    {ids[edge.parent]} {arrow}|"{label}"| {ids[edge.entity or edge.id]}')
     return "\n".join(lines)
@@ -228,7 +253,7 @@ def as_dot(graph: Graph) -> str:
     for edge in graph.edges:
         if edge.entity is None:
             lines.append(f"    {ids[edge.id]} [label={_dot(f'{edge.store}/{edge.target}')}];")
-        label = _dot(f"{edge.id}: on delete {edge.on_delete}, on update {edge.on_update}")
+        label = _dot(f"{edge.id}: {edge.actions}")
         style = ", style=dashed" if Way.DERIVED in edge.ways else ""
         lines.append(f"    {ids[edge.parent]} -> {ids[edge.entity or edge.id]} [label={label}{style}];")
     return "\n".join([*lines, "}"])

@@ -11,6 +11,7 @@ from integrity.core.keys import KeySpec
 from integrity.core.rules.model import (
     Action,
     Cascade,
+    Copy,
     Dependent,
     EventValue,
     Ignore,
@@ -47,7 +48,29 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         "sweeps": parent.sweeps_ms,
         "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
     }
-    return found if source is None else found | {"source": [source.store, source.target.kind, source.target.name]}
+    if source is not None:
+        found["source"] = [source.store, source.target.kind, source.target.name]
+    if parent.copies:
+        found["copies"] = [copy_meaning(copy) for copy in sorted(parent.copies, key=lambda copy: copy.id)]
+    return found
+
+
+def copy_hash(parent: Parent, copy: Copy) -> str:
+    """8 hex digits over what the rows of a copy are: when it changes, the copy has to be made anew."""
+    dump = [parent.entity, copy_meaning(copy), _key(parent.key)]
+    return hashlib.sha256(json.dumps(dump, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def copy_meaning(copy: Copy) -> Mapping[str, object]:
+    """What a copy says, as values of JSON."""
+    rows = copy.rows
+    return {
+        "name": rows.name,
+        "store": rows.store,
+        "target": [rows.target.kind, rows.target.name],
+        "columns": sorted(copy.columns.items()),
+        "on_delete": _action(rows.on_delete),
+    }
 
 
 def _dependent(dependent: Dependent) -> Mapping[str, object]:

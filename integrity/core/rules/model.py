@@ -156,6 +156,36 @@ class Dependent:
         return tuple(self.references)
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a parent's rows. `columns` maps each of its columns (or fields) to a field of the parent's row.
+
+    `rows` says what removes or marks a row of it: a dependent whose reference is the key, with the copy's id, name,
+    store, target and place.
+    """
+
+    rows: Dependent
+    columns: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        return self.rows.id
+
+    @property
+    def store(self) -> str:
+        return self.rows.store
+
+    @property
+    def action(self) -> str:
+        """The word of the rule file for `on_delete`."""
+        return "tombstone" if isinstance(self.rows.on_delete, Tombstone) else "delete"
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """Its columns without those of the key."""
+        return {column: field for column, field in self.columns.items() if column not in self.rows.references}
+
+
 class Tombstones(StrEnum):
     """What a null record without a deletion before it says."""
 
@@ -200,6 +230,13 @@ class Parent:
     rows_key: KeySpec | None = None
     sweeps_ms: tuple[int, ...] = DEFAULT_SWEEPS_MS
     """How long after a fate was enforced its key is looked at again for late rows, in milliseconds, ascending."""
+    copies: tuple[Copy, ...] = ()
+    """Only of a parent with events."""
+
+    @property
+    def followers(self) -> Mapping[str, Dependent]:
+        """By id, the dependents, and the copies as dependents that go with their parent."""
+        return {each.id: each for each in (*self.dependents, *(copy.rows for copy in self.copies))}
 
     @property
     def key(self) -> KeySpec:
@@ -220,8 +257,16 @@ class RuleSet:
 
     @property
     def stores(self) -> tuple[str, ...]:
-        """The names of the stores that some dependent is in, sorted."""
-        return tuple(sorted({dependent.store for parent in self.parents for dependent in parent.dependents}))
+        """The names of the stores that some dependent or copy is in, sorted."""
+        return tuple(sorted(set(self.store_of.values())))
+
+    @property
+    def store_of(self) -> dict[str, str]:
+        """The id of each dependent and copy -> its store."""
+        return {
+            **{dependent.id: dependent.store for parent in self.parents for dependent in parent.dependents},
+            **{copy.id: copy.store for parent in self.parents for copy in parent.copies},
+        }
 
     def derived(self, store: str) -> tuple[Parent, ...]:
         """The parents without events whose rows are in this store, and that have dependents in another one."""
@@ -266,6 +311,10 @@ class RuleSet:
             for age_ms in self.by_entity[entity].sweeps_ms:
                 found.setdefault(age_ms, set()).add(entity)
         return {age_ms: frozenset(found[age_ms]) for age_ms in sorted(found)}
+
+    def copies_of(self, store: str) -> tuple[tuple[Parent, Copy], ...]:
+        """The copies in that store, each with its parent."""
+        return tuple((parent, copy) for parent in self.parents for copy in parent.copies if copy.store == store)
 
     def of_store(self, store: str) -> Mapping[str, tuple[Dependent, ...]]:
         """Entity -> its dependents in that store; entities without any are left out."""

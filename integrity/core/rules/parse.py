@@ -14,6 +14,7 @@ from integrity.core.duration import duration_s
 from integrity.core.keys import KeySpec
 from integrity.core.rules import names
 from integrity.core.rules.across import ParentDraft, check_across
+from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
 from integrity.core.rules.findings import FindingCode, Report, shown
@@ -41,6 +42,7 @@ from integrity.core.rules.walk import (
     fields_of,
     list_of,
     mapping_of,
+    not_supported,
     required,
     text_of,
     wrong_type,
@@ -113,15 +115,22 @@ def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
             message = f"the file has no events, and no dependent says that its rows are {shown(entity.value)}"
             hint = f"Write events, or entity: {entity.value} and key at the dependent that these rows are."
             report.add(FindingCode.UNNAMED_ENTITY, message, root, hint)
-    dependents = _dependents(report, required(report, "the rule file", fields, "dependents", root), entity, key)
+    listed = fields["dependents"][1] if "dependents" in fields else None
+    if "copies" not in fields:
+        listed = required(report, "the rule file", fields, "dependents", root)
+    dependents = _dependents(report, listed, entity, key)
+    copies = _copies(report, fields, entity, key)
     sweeps = _late_children(report, fields)
     own = key if "events" in fields else None
-    draft = ParentDraft(report, entity, topics, dependents, own)
+    draft = ParentDraft(report, entity, topics, dependents, own, copies=copies)
     whole = tuple(d.dependent for d in dependents if d.dependent is not None)
     rows_key = None if "events" in fields else _spec(key)
     if report.is_clean and entity is not None and (events is not None or rows_key is not None):
         assert len(whole) == len(dependents), "a dependent without findings is whole"
-        draft.parent = Parent(entity.value, events, whole, Place(report.file, root.line, root.column), rows_key, sweeps)
+        place = Place(report.file, root.line, root.column)
+        made = tuple(each.copy for each in copies if each.copy is not None)
+        assert len(made) == len(copies), "a copy without findings is whole"
+        draft.parent = Parent(entity.value, events, whole, place, rows_key, sweeps, made)
     return draft
 
 
@@ -267,6 +276,19 @@ def _is_topic(report: Report, text: Text) -> bool:
     if fault is not None:
         report.add(FindingCode.BAD_TOPIC, f"the topic {shown(text.value)} {fault}", text)
     return fault is None
+
+
+def _copies(report: Report, fields: Fields, entity: Text | None, key: KeyDraft | None) -> tuple[CopyDraft, ...]:
+    if "copies" not in fields:
+        return ()
+    at, node = fields["copies"]
+    if "events" not in fields:
+        hint = "Derived events name a key, and hold no row."
+        not_supported(report, "copies of a file without events", at, hint)
+    name = None if entity is None else entity.value
+    items = list_of(report, "copies", node, "- store: orders_db and so on, one entry each")
+    drafts = [read_copy(report, item, name, key) for item in items or ()]
+    return tuple(draft for draft in drafts if draft is not None)
 
 
 def _dependents(

@@ -10,9 +10,12 @@ from collections.abc import Collection, Mapping
 
 from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
+from integrity.core.rules.copies import COLUMNS_MAX
 from integrity.core.rules.model import EventValue, Match, Tombstones
 from integrity.core.rules.vocabulary import (
     ACTIONS,
+    COPY_ACTIONS,
+    COPY_FIELDS,
     DEPENDENT_FIELDS,
     EPOCH_MAX,
     EVENTS_FIELDS,
@@ -57,10 +60,13 @@ def rules_schema() -> Schema:
                 },
                 "events": _events(),
                 "dependents": {"type": "array", "minItems": 1, "items": _dependent()},
+                "copies": {"type": "array", "minItems": 1, "items": _copy()},
                 "late_children": {"minProperties": 1, **_object(LATE_CHILDREN_FIELDS, {"sweeps": _sweeps()})},
             },
-            required=[field for field in PARENT_FIELDS if field not in ("events", "late_children")],
+            required=("version", "parent"),
         ),
+        "anyOf": [{"required": ["dependents"]}, {"required": ["copies"]}],
+        "dependencies": {"copies": ["events"]},
     }
 
 
@@ -124,19 +130,40 @@ def _key() -> Schema:
     }
 
 
+def _place() -> dict[str, Schema]:
+    """What a dependent is called, and where it is."""
+    return {
+        "name": {"type": "string", "pattern": names.DEPENDENT_PATTERN, "maxLength": names.TOPIC_CHARACTERS_MAX},
+        "store": _STORE,
+        "table": _TABLE,
+        "collection": _COLLECTION,
+        "topic": _TOPIC,
+    }
+
+
+def _copy() -> Schema:
+    schema = _object(
+        COPY_FIELDS,
+        {
+            **_place(),
+            "columns": {
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": COLUMNS_MAX,
+                "additionalProperties": _NAME,
+            },
+            "on_delete": _actions(COPY_ACTIONS, COPY_ACTIONS) | {"default": "delete"},
+        },
+        required=("store", "columns"),
+    )
+    return schema | _by_kind()
+
+
 def _dependent() -> Schema:
     schema = _object(
         DEPENDENT_FIELDS,
         {
-            "name": {
-                "type": "string",
-                "pattern": names.DEPENDENT_PATTERN,
-                "maxLength": names.TOPIC_CHARACTERS_MAX,
-            },
-            "store": _STORE,
-            "table": _TABLE,
-            "collection": _COLLECTION,
-            "topic": _TOPIC,
+            **_place(),
             "references": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
             "array": {"type": "boolean", "default": False},
             "match": {"enum": [str(word) for word in Match], "default": Match.SIMPLE.value},
@@ -150,12 +177,16 @@ def _dependent() -> Schema:
         },
         required=("store", "references", "on_delete"),
     )
+    return schema | _by_kind() | {"dependencies": {"array": ["collection"], "entity": ["key"], "key": ["entity"]}}
+
+
+def _by_kind() -> Schema:
+    """One target, and the form of `tombstone` that it takes."""
     empty = _tombstone_of({"maxProperties": 0})
     filled = _tombstone_of({"minProperties": 1})
     bare = {"required": ["on_delete"], "properties": {"on_delete": {"const": "tombstone"}}}
-    return schema | {
+    return {
         "oneOf": [{"required": [kind]} for kind in ("table", "collection", "topic")],
-        "dependencies": {"array": ["collection"], "entity": ["key"], "key": ["entity"]},
         "if": {"required": ["topic"]},
         "then": {"not": filled},
         "else": {"not": {"anyOf": [bare, empty]}},
@@ -177,7 +208,7 @@ def _condition() -> Schema:
     }
 
 
-def _actions(choices: Collection[str]) -> Schema:
+def _actions(choices: Collection[str], meanings: Mapping[str, str] = ACTIONS) -> Schema:
     bodies: Mapping[str, Schema] = {
         "cascade": {**_BARE_MAPPING},
         "nullify": _object(
@@ -187,11 +218,12 @@ def _actions(choices: Collection[str]) -> Schema:
         "tombstone": _object(TOMBSTONE_FIELDS, {"set": _set()}),
         "restrict": {**_BARE_MAPPING},
         "ignore": {**_BARE_MAPPING},
+        "delete": {**_BARE_MAPPING},
     }
     return {
         "anyOf": [
-            *({"const": name, "description": ACTIONS[name]} for name in choices if name != "set_default"),
-            *(_object({name: ACTIONS[name]}, {name: bodies[name]}, required=(name,)) for name in choices),
+            *({"const": name, "description": meanings[name]} for name in choices if name != "set_default"),
+            *(_object({name: meanings[name]}, {name: bodies[name]}, required=(name,)) for name in choices),
         ]
     }
 

@@ -17,9 +17,10 @@ PARENT_FIELDS: Mapping[str, str] = {
     "events": "Where the parent's change events come from and how its key is read from them. Left out where the "
     "parent is what dependents of other files are made of: entity says so there.",
     "dependents": "The references to this parent, one entry for each table, collection or topic that holds its key.",
+    "copies": "Tables, collections or topics that hold a copy of the parent's rows, one entry each.",
     "late_children": "Dependents that are written after their parent was deleted, and when they are looked for.",
 }
-PARENT_LATER = ("copies", "entity", "key")
+PARENT_LATER = ("entity", "key")
 LATE_CHILDREN_FIELDS: Mapping[str, str] = {
     "sweeps": "How long after a deletion or key change its key is looked at again, such as [1m, 10m, 1h]; []: never.",
 }
@@ -69,6 +70,20 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "key": "The columns that name one of these rows, in order, each with its type: {id: int64}. Goes with entity.",
 }
 DEPENDENT_LATER = ("undo",)
+
+COPY_FIELDS: Mapping[str, str] = {
+    "name": "The name of this copy, unique in the file. The default is the table, collection or topic name.",
+    "store": "The store the copy is in, a name of the settings (INTEGRITY_STORES__<NAME>__URL).",
+    "table": "The PostgreSQL table of the copy: name or schema.name. Write one of table, collection, topic.",
+    "collection": "The MongoDB collection of the copy. Write one of table, collection, topic.",
+    "topic": "The compacted Kafka topic of the copy. Write one of table, collection, topic.",
+    "columns": "Column or field of the copy -> field of the parent's row. Every field of events.key is copied once.",
+    "on_delete": "What happens to the row of the copy when its parent is deleted. The default is delete.",
+}
+COPY_ACTIONS: Mapping[str, str] = {
+    "delete": "Delete the row. On a topic: a null record.",
+    "tombstone": "Mark the row as deleted. The first column of set is the marker. On a topic: a null record.",
+}
 
 ACTIONS: Mapping[str, str] = {
     "cascade": "On delete: delete the dependents. On update: their reference follows the key.",

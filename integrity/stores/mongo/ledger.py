@@ -8,6 +8,7 @@
 `<schema>.sweeps`      a document a lane and sweep: the last key that it has looked at
 `<schema>.repairs`     a document a key and dependent whose rows were written late, and treated as a fate said
 `<schema>.outbox`      a document a derived event that waits to be published
+`<schema>.copied`      a document a copy and key: the newest version that was done, deletions too
 `<schema>.meta`        the ledger's version, and the probe of `check`
 
 A version is the array [epoch, part, ...]. Every written document is changed for sure (`writes` counts), since MongoDB
@@ -29,6 +30,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.change import EARLIEST, Version
+from integrity.core.copies import Known
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outbox import Outgoing
@@ -41,7 +43,18 @@ Document = dict[str, Any]
 T = TypeVar("T")
 
 LEDGER_VERSION: Final = 1
-COLLECTIONS: Final = ("progress", "keys", "fates", "arrivals", "exceptions", "outbox", "sweeps", "repairs", "meta")
+COLLECTIONS: Final = (
+    "progress",
+    "keys",
+    "fates",
+    "arrivals",
+    "exceptions",
+    "outbox",
+    "sweeps",
+    "repairs",
+    "copied",
+    "meta",
+)
 INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
     ("fates", ("key_hash",), None),
     ("fates", ("enforced_at", "key_hash"), None),
@@ -128,6 +141,47 @@ class Ledger:
     def _progress_id(self, partition: TopicPartition) -> str:
         # No topic has a slash in its name, so that this is unambiguous, read from its end.
         return f"{self.lane}/{partition.topic}/{partition.partition}"
+
+    # --- copies -----------------------------------------------------------------------------------------------------
+
+    async def known(self, hashes: Mapping[bytes, Key], session: AsyncClientSession) -> dict[Key, Known]:
+        """What is known of these keys of the lane's copy."""
+        found: dict[Key, Known] = {}
+        for chunk in chunks(list(hashes), _LOOKUP_KEYS_MAX):
+            ids = [self._copied_id(hashed) for hashed in chunk]
+            cursor = self.collection("copied").find({"_id": {"$in": ids}}, session=session, batch_size=_READ_DOCUMENTS)
+            async for document in cursor:
+                version = version_of(document["version"])
+                assert version is not None
+                key = hashes[bytes(document["_id"]["key"])]
+                found[key] = Known(version, document["alive"], last_of(document["last"]), document["behind"])
+        return found
+
+    async def write_known(
+        self, hashes: Mapping[bytes, Key], known: Mapping[Key, Known], session: AsyncClientSession
+    ) -> None:
+        writes: list[InsertOne[Document] | UpdateOne] = [
+            UpdateOne(
+                {"_id": self._copied_id(hashed)},
+                {
+                    "$set": {
+                        "version": _array(known[key].version),
+                        "alive": known[key].alive,
+                        "behind": known[key].behind,
+                        "last": _last(known[key].last),
+                    },
+                    "$inc": {"writes": 1},
+                },
+                upsert=True,
+            )
+            for hashed, key in sorted(hashes.items())
+            if key in known
+        ]
+        if writes:
+            await self.collection("copied").bulk_write(writes, ordered=False, session=session)
+
+    def _copied_id(self, hashed: bytes) -> Document:
+        return {"copy": self.lane, "key": hashed}
 
     # --- heads and fates --------------------------------------------------------------------------------------------
 

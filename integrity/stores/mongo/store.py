@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -36,7 +37,7 @@ from integrity.stores.mongo.ledger import Document, Ledger, commands
 from integrity.stores.mongo.sweep import Sweeper
 from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
-from integrity.stores.rule import StoreRule
+from integrity.stores.rule import StoreRule, merged
 
 SELECT_MS: Final = 3_000
 """How long the driver looks for a primary before it gives up; an election takes about a second."""
@@ -66,10 +67,13 @@ class MongoStore:
         schema: str = "integrity",
         pool_size: int = 4,
         timeout_s: float = 30.0,
+        copies: Mapping[str, Sequence[StoreRule]] = MappingProxyType({}),
     ) -> None:
+        """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
         self._url = url
         self._rules = rules
+        self._looked_at = merged(rules, copies)
         self._lane = lane
         self._schema = schema
         self._pool_size = pool_size
@@ -114,7 +118,7 @@ class MongoStore:
             async with self._transaction(deadline) as session:
                 result = await attempt.run(session)
                 if isinstance(result, Applied):
-                    await _commit(session, deadline)
+                    await commit(session, deadline)
                 return result
         except CAUSES as exc:
             return of_branch(verdict_of(exc, attempt.dependent), attempt.below)
@@ -122,12 +126,12 @@ class MongoStore:
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         """See `Inspectable.history`."""
         with setup.reach(self._at, self._budget_s(deadline)):
-            return await inspect.history(self._ledger(), self._rules[entity][0].spec, entity, key)
+            return await inspect.history(self._ledger(), self._looked_at[entity][0].spec, entity, key)
 
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         """See `Inspectable.impact`."""
         with setup.reach(self._at, self._budget_s(deadline)):
-            return [await inspect.impact(self._ledger(), rule, question) for rule in self._rules[question.entity]]
+            return [await inspect.impact(self._ledger(), rule, question) for rule in self._looked_at[question.entity]]
 
     async def clock_ms(self, deadline: Deadline) -> int | None:
         """See `Examinable.clock_ms`."""
@@ -154,7 +158,7 @@ class MongoStore:
                 result = await sweeper.repair(page, session)
                 if result is None:
                     return Swept()
-                await _commit(session, deadline)
+                await commit(session, deadline)
                 return result
         except TooManyLate as exc:
             return exc.result
@@ -220,7 +224,8 @@ class MongoStore:
         return max(0.001, min(deadline.remaining_s(), self._timeout_s))
 
 
-async def _commit(session: AsyncClientSession, deadline: Deadline) -> None:
+async def commit(session: AsyncClientSession, deadline: Deadline) -> None:
+    """Commit; what is unknown of it is asked for by the same commit."""
     for sent in range(1, _COMMITS_MAX + 1):
         try:
             await session.commit_transaction()

@@ -1,5 +1,6 @@
 """PostgreSQL as a dependent store."""
 
+from integrity.stores.postgres.copy import PostgresCopy
 from integrity.stores.postgres.store import PostgresStore
 
-__all__ = ["PostgresStore"]
+__all__ = ["PostgresCopy", "PostgresStore"]

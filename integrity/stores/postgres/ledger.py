@@ -20,6 +20,7 @@ from asyncpg.pool import PoolConnectionProxy
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import EARLIEST, Version, parse_version
+from integrity.core.copies import Known
 from integrity.core.keys import Key, KeySpec, canonical, key_hasher, parse_canonical
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outbox import Outgoing
@@ -172,6 +173,22 @@ create index if not exists outbox_version on {schema}.outbox (version, id);
 comment on table {schema}.outbox is
     'Derived events that wait to be published: what happened to rows that others depend on in another store.';
 
+create table if not exists {schema}.copied (
+    copy text not null,
+    key_hash bytea not null,
+    version text not null,
+    alive boolean not null,
+    behind boolean not null,
+    last text,
+    last_alive boolean,
+    primary key (copy, key_hash)
+) with (fillfactor = 90);
+comment on table {schema}.copied is 'One row a copy and parent key: the newest version that was done, deletions too.';
+comment on column {schema}.copied.copy is 'The copy, and eight digits that change when its rule does.';
+comment on column {schema}.copied.behind is 'Whether an event was left out since that a dead letter stands for.';
+comment on column {schema}.copied.last is 'The last own record of the key: topic/partition/offset.';
+comment on column {schema}.copied.last_alive is 'Whether that record said that the key is alive.';
+
 insert into {schema}.meta (version) values ({version}) on conflict do nothing;
 commit;
 """
@@ -183,7 +200,7 @@ def ddl(schema: str) -> str:
     return _DDL.format(schema=quoted(schema), schema_text=text, version=LEDGER_VERSION)
 
 
-TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions", "outbox", "sweeps", "repairs")
+TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions", "outbox", "sweeps", "repairs", "copied")
 PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "meta": ("SELECT",),
     "progress": ("SELECT", "INSERT", "UPDATE"),
@@ -194,6 +211,7 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "exceptions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "sweeps": ("SELECT", "INSERT", "UPDATE"),
     "repairs": ("SELECT", "INSERT", "UPDATE"),
+    "copied": ("SELECT", "INSERT", "UPDATE"),
 }
 """What the service needs of each table."""
 
@@ -323,6 +341,56 @@ class Ledger:
             f"delete from {at}.exceptions e using unnest($1::text[], $2::text[]) u(dependent, event)"
             " where e.dependent = u.dependent and e.event = u.event"
         )
+
+    async def known(self, connection: Connection, copy: str, hashes: Mapping[bytes, Key]) -> dict[Key, Known]:
+        """What is known of these keys of a copy; their rows are locked, in the order of their hashes."""
+        found = await connection.fetch(
+            f"select key_hash, version, alive, behind, last, last_alive from {quoted(self.schema, 'copied')}"
+            " where copy = $1 and key_hash = any($2::bytea[]) order by key_hash for update",
+            copy,
+            list(hashes),
+        )
+        known: dict[Key, Known] = {}
+        for hashed, version, alive, behind, last, last_alive in found:
+            at = None if last is None else record_of(last, last_alive)
+            known[hashes[hashed]] = Known(parse_version(version), alive, at, behind)
+        return known
+
+    async def write_known(
+        self,
+        connection: Connection,
+        copy: str,
+        hashes: Mapping[bytes, Key],
+        before: Collection[Key],
+        known: Mapping[Key, Known],
+    ) -> None:
+        """Write what is known of keys of a copy. Raises Collision when one that had no row has one by now."""
+        fresh: list[_Row] = []
+        changed: list[_Row] = []
+        for hashed in sorted(hashes):
+            key = hashes[hashed]
+            if key in known:
+                version, alive, at, behind = known[key]
+                last = None if at is None else f"{at.topic}/{at.partition}/{at.offset}"
+                row = hashed, version.text, alive, behind, last, None if at is None else at.alive
+                (changed if key in before else fresh).append(row)
+        if changed:
+            await connection.execute(
+                f"update {quoted(self.schema, 'copied')} c set version = u.version, alive = u.alive,"
+                " behind = u.behind, last = u.last, last_alive = u.last_alive"
+                " from unnest($2::bytea[], $3::text[], $4::bool[], $5::bool[], $6::text[], $7::bool[])"
+                " u(key_hash, version, alive, behind, last, last_alive) where c.copy = $1 and c.key_hash = u.key_hash",
+                copy,
+                *_columns(changed),
+            )
+        if fresh:
+            columns = ("copy", "key_hash", "version", "alive", "behind", "last", "last_alive")
+            try:
+                await connection.copy_records_to_table(
+                    "copied", schema_name=self.schema, columns=columns, records=[(copy, *row) for row in fresh]
+                )
+            except asyncpg.UniqueViolationError as exc:
+                raise Collision from exc
 
     async def write_outbox(self, connection: Connection, records: Sequence[Outgoing]) -> None:
         """Keep derived events until they are published."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, assert_never
 
 import asyncpg
@@ -50,7 +51,7 @@ from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.sweep import Sweeper
 from integrity.stores.postgres.types import Unfit
-from integrity.stores.rule import StoreRule, policies, with_rows
+from integrity.stores.rule import StoreRule, merged, policies, with_rows
 
 RECORDED_MAX: Final = 5_000
 """Keys of rows whose fates wait to be written together."""
@@ -79,9 +80,12 @@ class PostgresStore:
         pool_size: int = 2,
         timeout_s: float = 30.0,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
+        copies: Mapping[str, Sequence[StoreRule]] = MappingProxyType({}),
     ) -> None:
+        """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
         self._rules = rules
+        self._looked_at = merged(rules, copies)
         self._lane = lane
         self._ledger = Ledger(schema, lane)
         self._sessions = Sessions(name, url, pool_size=pool_size, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
@@ -138,7 +142,7 @@ class PostgresStore:
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
         async with self._asking(deadline, LedgerError, "the ledger can't be read", "Run `integrity migrate`.") as found:
             try:
-                return await inspect.history(found, self._ledger.schema, self._rules[entity][0].spec, entity, key)
+                return await inspect.history(found, self._ledger.schema, self._looked_at[entity][0].spec, entity, key)
             except ValueError as exc:
                 text = f"Store {self.name}: the ledger holds keys of another type than the rule gives now."
                 raise LedgerError(text) from exc
@@ -164,7 +168,7 @@ class PostgresStore:
         """The tables with dependents of an entity as they are now; what was looked up a moment ago is."""
         at_s, tables = self._looked.get(entity, (0.0, ()))
         if not tables or time.monotonic() - at_s > LOOKED_UP_S:
-            at_s, rules = time.monotonic(), [with_rows(rule) for rule in self._rules[entity]]
+            at_s, rules = time.monotonic(), [with_rows(rule) for rule in self._looked_at[entity]]
             resolved = await resolve(connection, rules, self._ledger.schema)
             if faults := [finding for finding in resolved.findings if finding.severity == "error"]:
                 raise UnfitStoreError(faults)

@@ -66,13 +66,13 @@ def codec(kind: KeyType, column: str | Enum, modifier: int) -> Codec | None:
         case KeyType.INT32 | KeyType.INT64 if column in _INTEGERS:
             return _codec("int8", _same, _same)
         case KeyType.INT32 | KeyType.INT64 if column == "numeric":
-            return _codec("int8", _same, _scaled(modifier))
+            return _codec("int8", _same, scaled(modifier))
         case KeyType.NUMERIC if column == "numeric":
-            return _codec("numeric", _same, _scaled(modifier))
+            return _codec("numeric", _same, scaled(modifier))
         case KeyType.NUMERIC if column in _INTEGERS:
             return _codec("int8", _whole, _assigned_whole)
         case KeyType.STRING | KeyType.OBJECTID if column in _TEXTS:
-            return _codec("text", _text, _assigned_text(modifier if column == "varchar" else -1))
+            return _codec("text", _text, assigned_text(modifier if column == "varchar" else -1))
         case KeyType.STRING | KeyType.OBJECTID if column == "bpchar":
             # To PostgreSQL the spaces at the end of char(n) are no part of the value: read as text it has none.
             return Codec(*_padded(modifier), cast("bpchar[]"), cast("bpchar[]"), cast("text"), padded=True)
@@ -84,9 +84,11 @@ def codec(kind: KeyType, column: str | Enum, modifier: int) -> Codec | None:
             return _text_codec("date", _dated, _dated, "to_char({}, 'YYYY-MM-DD')")
         case KeyType.TIMESTAMP if column == "timestamptz":
             shown = "to_char({} at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
-            return _text_codec("timestamptz", _zoned, _timed(modifier, _zoned), f"{shown} || '+00'")
+            return _text_codec("timestamptz", _zoned, assigned_time(modifier, _zoned), f"{shown} || '+00'")
         case KeyType.TIMESTAMP if column == "timestamp":
-            return _text_codec("timestamp", _naive, _timed(modifier, _naive), "to_char({}, 'YYYY-MM-DD HH24:MI:SS.US')")
+            return _text_codec(
+                "timestamp", _naive, assigned_time(modifier, _naive), "to_char({}, 'YYYY-MM-DD HH24:MI:SS.US')"
+            )
         case KeyType.BYTES if column == "bytea":
             return _codec("bytea", _same, _same)
         case _:
@@ -170,7 +172,7 @@ def _enum_codec(enum: Enum) -> Codec:
             f" left join pg_catalog.pg_enum l on l.enumtypid = {enum.oid} and l.enumlabel = u.word order by u.n)"
         )
 
-    return Codec(_text, _assigned_text(-1), compared, cast(f"text[]::{enum.name}[]"), cast("text"))
+    return Codec(_text, assigned_text(-1), compared, cast(f"text[]::{enum.name}[]"), cast("text"))
 
 
 def _same(value: Scalar) -> object:
@@ -190,7 +192,7 @@ def _assigned_whole(value: Scalar) -> object:
     return found
 
 
-def _scaled(modifier: int) -> Callable[[Scalar], object]:
+def scaled(modifier: int) -> Callable[[Scalar], object]:
     """PostgreSQL rounds to the scale of numeric(p, s) without a word."""
     if modifier < 0:
         return _same
@@ -214,7 +216,7 @@ def _text(value: Scalar) -> object:
     return NO_MATCH if "\0" in value else value
 
 
-def _assigned_text(modifier: int) -> Callable[[Scalar], object]:
+def assigned_text(modifier: int) -> Callable[[Scalar], object]:
     """PostgreSQL cuts trailing spaces off to the length of varchar(n) without a word."""
     length_max = modifier - _HEADER if modifier >= _HEADER else None
 
@@ -269,7 +271,7 @@ def _zoned(value: Scalar) -> object:
     return f"{_naive(value)}+00"
 
 
-def _timed(modifier: int, bound: Callable[[Scalar], object]) -> Callable[[Scalar], object]:
+def assigned_time(modifier: int, bound: Callable[[Scalar], object] = lambda value: value) -> Callable[[Scalar], object]:
     """PostgreSQL rounds to the precision of timestamp(p) without a word."""
     if modifier < 0:
         return bound

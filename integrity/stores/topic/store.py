@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason
 from integrity.ports import Deadline
-from integrity.stores.rule import StoreRule
+from integrity.stores.rule import StoreRule, merged
 from integrity.stores.topic import records
 from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.enforce import Enforcement, HeldBack, Refused
@@ -79,7 +80,9 @@ class TopicStore:
         schema: str = "integrity",
         timeout_s: float = 30.0,
         state_dir: Path | None = None,
+        copies: Mapping[str, Sequence[StoreRule]] = MappingProxyType({}),
     ) -> None:
+        """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
         self.repairs = 0
         """Records published again since an owner's write came between look and act."""
@@ -101,7 +104,7 @@ class TopicStore:
         self._derived_partitions: Mapping[str, int] = {}
         self._children = sorted({dependent.target.name for dependent in dependents})
         self._fitness = Fitness(client, self._ledger.topic, dependents)
-        self._inspector = Inspector(name, client, rules, self._ledger, lane=lane)
+        self._inspector = Inspector(name, client, merged(rules, copies), self._ledger, lane=lane)
         self._closer = Closer()
         self._reader = Reader(client, self._take, self._closer)
         self._state: State | None = None

@@ -211,7 +211,7 @@ def test_why_says_that_nothing_was_done_and_why(world: World, run: Run) -> None:
         (["why", "orders_db", "orders", "id=1"], "Write customer_id=VALUE."),
         (["why", "orders_db", "orders", "customer_id"], "A reference is written COLUMN=VALUE."),
         (["why", "orders_db", "orders", "customer_id=1", "customer_id=2"], "The column customer_id is there twice."),
-        (["why", "nowhere", "orders", "customer_id=1"], "no rule has a dependent in that store"),
+        (["why", "nowhere", "orders", "customer_id=1"], "no rule has a dependent or copy in that store"),
     ],
 )
 def test_what_is_wrongly_asked_is_wrong_usage(world: World, run: Run, arguments: list[str], said: str) -> None:

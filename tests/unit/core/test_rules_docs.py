@@ -12,6 +12,8 @@ from integrity.core.rules.model import EventValue
 from integrity.core.rules.parse import parse_rules
 from integrity.core.rules.vocabulary import (
     ACTIONS,
+    COPY_ACTIONS,
+    COPY_FIELDS,
     DEPENDENT_FIELDS,
     DEPENDENT_LATER,
     EVENTS_FIELDS,
@@ -24,6 +26,9 @@ from integrity.core.rules.vocabulary import (
 )
 
 DOCUMENT = Path("docs/rules.md").read_text("utf-8")
+WORDS = [
+    *PARENT_FIELDS, *EVENTS_FIELDS, *DEPENDENT_FIELDS, *COPY_FIELDS, *COPY_ACTIONS, *KEY_TYPES, *FORMATS, *EventValue
+]  # fmt: skip
 LATER = DOCUMENT.partition("## Not supported yet")[2].partition("## Findings")[0]
 
 
@@ -32,7 +37,7 @@ def test_table_of_findings_has_every_code_and_no_other() -> None:
     assert sorted(rows) == sorted(FindingCode)
 
 
-@pytest.mark.parametrize("word", [*PARENT_FIELDS, *EVENTS_FIELDS, *DEPENDENT_FIELDS, *KEY_TYPES, *FORMATS, *EventValue])
+@pytest.mark.parametrize("word", WORDS)
 def test_word_of_this_version_is_documented(word: str) -> None:
     assert f"`{word}`" in DOCUMENT.partition("## Not supported yet")[0]
 

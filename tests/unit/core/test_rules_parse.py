@@ -289,10 +289,6 @@ def test_format_of_a_later_version_is_refused(name: str) -> None:
     assert _codes(VALID.replace("debezium", name)) == [FindingCode.NOT_SUPPORTED_YET]
 
 
-def test_copies_are_refused_as_of_a_later_version() -> None:
-    assert _codes(f"{VALID}copies: []\n") == [FindingCode.NOT_SUPPORTED_YET]
-
-
 def test_file_without_events_is_told_what_it_continues() -> None:
     [finding] = _findings(f"version: 1\nparent: p\ndependents:\n  - {{{TABLE}, {CASCADE}}}\n")
     assert finding.code == FindingCode.UNNAMED_ENTITY

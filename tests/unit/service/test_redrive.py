@@ -164,7 +164,8 @@ def redriver(
             self.__dict__.update(values)
 
     dependent = _Named(id=ORDERS, store="memory")
-    rules = _Named(parents=[_Named(dependents=[dependent], events=_Named(topics=[TOPIC]))])
+    parent = _Named(followers={dependent.id: dependent}, events=_Named(topics=[TOPIC]))
+    rules = _Named(parents=[parent], store_of={dependent.id: dependent.store})
     sends, index = _Sends(order), _Index(letters, later)
     return Redriver(
         index,  # type: ignore[arg-type]
