@@ -464,11 +464,14 @@ def credit(
     *,
     left_out: Callable[[int], Outcome | None] | None = None,
     only: Mapping[int, str] = MappingProxyType({}),
+    already: Mapping[int, int] = MappingProxyType({}),
 ) -> list[Effect]:
     """One Effect for each audited change: `rows[i]` rows of `groups[i]` count for every change on its path, as they
     would if the changes were applied one at a time. `left_out` tells what a change is instead of applied; `only` the
-    one dependent that a change is about."""
+    one dependent that a change is about; `already` how many rows it has acted on before."""
     counted = [0] * len(changes)
+    for change, count in already.items():
+        counted[change] = count
     for group, count in zip(groups, rows, strict=True):
         for change in group.path:
             counted[change] += count

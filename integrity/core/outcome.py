@@ -49,6 +49,21 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A part of the batch is durable, on `rows` rows, and no progress: apply it again, and it goes on from there."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """Nothing was changed: the batch has more rows than one transaction is to have. Cut it; a single change is never
+    too large."""
+
+    message: str = "The batch has more rows than one transaction is to have."
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Nothing was changed, or it is unknown whether; the same batch may be applied again at any time.
 
@@ -99,4 +114,4 @@ class Diverged:
     message: str
 
 
-ApplyResult = Applied | Retry | Rejected | Held | Broken | Diverged
+ApplyResult = Applied | Unfinished | TooLarge | Retry | Rejected | Held | Broken | Diverged

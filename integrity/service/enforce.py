@@ -21,7 +21,18 @@ from typing import Protocol, assert_never
 from integrity.core.batch import ANY_DEPENDENT, Batch, DeadLetterMark
 from integrity.core.change import Op
 from integrity.core.decode.record import Record
-from integrity.core.outcome import Applied, Broken, Diverged, Effect, Held, Outcome, Rejected, Retry
+from integrity.core.outcome import (
+    Applied,
+    Broken,
+    Diverged,
+    Effect,
+    Held,
+    Outcome,
+    Rejected,
+    Retry,
+    TooLarge,
+    Unfinished,
+)
 from integrity.core.retry import CONTENDED_ATTEMPTS_MAX, Backoff
 from integrity.errors import OperationError, Reason
 from integrity.kafka.dead_letters import DeadLetter, Stage, Status, StatusChange
@@ -106,6 +117,8 @@ class Enforcer:
         self.halts = halts
         self._waiting_for: set[str] = set()
         self.trouble = Trouble()
+        self.in_parts = False
+        """An event is being worked off in parts, which takes its time: stopping loses the open part alone."""
 
     async def enforce(self, piece: Piece) -> None:
         """Returns when everything in the piece is durable. Raises DivergedError; never gives up otherwise."""
@@ -116,7 +129,14 @@ class Enforcer:
     async def _enforce(self, piece: Piece, exceptions: Exceptions | None = None) -> None:
         exceptions = exceptions or {}
         await self._leave_halted(piece, exceptions)
+        try:
+            await self._try(piece, exceptions)
+        finally:
+            self.in_parts = False
+
+    async def _try(self, piece: Piece, exceptions: Exceptions) -> None:
         attempt = contended = broken = 0
+        began: float | None = None
         while True:
             batch = Batch(
                 tuple(piece.changes),
@@ -127,12 +147,12 @@ class Enforcer:
                 piece.redrives,
                 tuple(piece.discards),
             )
-            began = time.monotonic()
+            began = began if self.in_parts and began is not None else time.monotonic()
             with self._watch.batch(self._store.name, batch) as span:
                 batch = replace(batch, trace_id=span.trace_id)
                 with span.store_span(self._system, "apply", batch_size=len(batch.changes)):
                     result = await self._store.apply(batch, Deadline.after(self._timeout_s))
-                if not isinstance(result, Applied):
+                if not isinstance(result, Applied | Unfinished):
                     span.failed(type(result).__name__.lower())
             match result:
                 case Applied(effects):
@@ -141,6 +161,14 @@ class Enforcer:
                     if piece.redrives or piece.settled:
                         await self._resolve(piece, exceptions)
                     return
+                case Unfinished():
+                    self._well()
+                    if not self.in_parts:
+                        self.in_parts = True
+                        log.info("an event has many rows and is worked off in parts", extra={"store": self._store.name})
+                    attempt = contended = broken = 0
+                case TooLarge():
+                    return await self._halve(piece, exceptions, result.message)
                 case Retry():
                     attempt += 1
                     contended = contended + 1 if result.contended else 0
@@ -208,7 +236,7 @@ class Enforcer:
 
     async def _halve(self, piece: Piece, exceptions: Exceptions, cause: str) -> None:
         log.info(
-            "a batch was refused and is halved to find the event",
+            "a batch can't be applied as it is and is halved",
             extra={"store": self._store.name, "events": len(piece.changes), "error": cause},
         )
         first, second = halves(piece)

@@ -292,12 +292,13 @@ class Lane:
                 session.durable |= {partition: span.next for partition, span in piece.spans.items()}
 
     async def _until(self, session: Session, piece: Piece) -> None:
-        """Enforce; when the session ends while a failing store is waited for, do not wait on."""
+        """Enforce; when the session ends while a failing store is waited for, or an event is worked off in parts, do
+        not wait on."""
         enforcing = asyncio.ensure_future(session.enforcer.enforce(piece))
         ending = asyncio.ensure_future(session.ending.wait())
         try:
             await asyncio.wait({enforcing, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not enforcing.done() and session.enforcer.trouble.message:
+            if not enforcing.done() and (session.enforcer.trouble.message or session.enforcer.in_parts):
                 enforcing.cancel()
             await enforcing
         finally:

@@ -9,20 +9,31 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import assert_never
+from typing import Final, NamedTuple, assert_never
 from uuid import UUID
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
-from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, credit, lookups, settle, trace
+from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Question, Repair
 from integrity.core.keys import Key, KeyType, canonical, key_hash
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outbox import Outgoing, outgoing
-from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected
-from integrity.core.redrive import admit, aside, keys_in_question, made_up_for, repaired_by, retrace
+from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected, TooLarge, Unfinished
+from integrity.core.parts import (
+    Parts,
+    TooManyRows,
+    acting,
+    added,
+    already,
+    heads_of_part,
+    in_part,
+    place_of,
+    remaining,
+)
+from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.rules.model import Dependent, EventValue, Literal, Tombstone
 from integrity.core.scan import Known, Page, Referenced, known_of, order_of
 from integrity.core.sweep import (
@@ -56,6 +67,8 @@ from integrity.stores.rule import StoreRule, policies
 
 Row = dict[str, object]
 
+ROWS_MAX: Final = 100_000
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -77,6 +90,8 @@ class _State:
     outbox: dict[int, Outgoing] = field(default_factory=dict)
     sent: int = 0
     """How many records have ever been in the outbox."""
+    parts: dict[TopicPartition, Parts] = field(default_factory=dict)
+    """What parts of events have done, beside the progress."""
 
     def draft(self) -> _State:
         """A copy to change, in which an arrival is still the very row of its target."""
@@ -97,7 +112,18 @@ class _State:
             dict(self.swept),
             dict(self.outbox),
             self.sent,
+            dict(self.parts),
         )
+
+
+class _Decision(NamedTuple):
+    """What the events of a share come to: the keys that were looked at, their heads, what counts, and what may still
+    happen of what came back from dead letters."""
+
+    read: set[Key]
+    heads: dict[Key, Head]
+    settled: Settled
+    admitted: Admitted
 
 
 class MemoryStore:
@@ -112,10 +138,13 @@ class MemoryStore:
         targets: dict[str, list[Row]],
         *,
         chunk: int = CHUNK,
+        rows_max: int = ROWS_MAX,
     ) -> None:
-        """`chunk` bounds the rows whose keys are held at once on the way down."""
+        """`chunk` bounds the rows whose keys are held at once on the way down, `rows_max` those of one dependent that
+        one transaction acts on."""
         self.name = name
         self._chunk = chunk
+        self._rows_max = rows_max
         self._rules = rules
         self._state = _State(targets)
 
@@ -265,51 +294,71 @@ class MemoryStore:
         counts = standing(batch, self._state.progress)
         if isinstance(counts, str):
             return Diverged(counts)
+        parts = {event: of for at in batch.spans for event, of in self._state.parts.get(at, {}).items()}
         effects: list[Effect] = []
         draft = self._state.draft()
-        for share in shares(batch, counts, self._rules.keys()):
-            found = self._enforce(draft, share, batch)
-            if not isinstance(found, list):
-                return found
-            effects += found
+        try:
+            for share in shares(batch, counts, self._rules.keys()):
+                found = self._enforce(draft, share, batch, parts)
+                if not isinstance(found, list):
+                    return found
+                effects += found
+        except TooManyRows:
+            return TooLarge() if len(batch.changes) > 1 else self._part(batch, counts, parts)
         _forget(draft, [(discard.dependent, discard.event) for discard in batch.discards])
         for partition, span in batch.spans.items():
             draft.progress[partition] = max(span.next, counts.get(partition, 0))
+            draft.parts[partition] = remaining(draft.parts.get(partition, {}), batch.changes)
         self._state = draft
         return Applied(effects)
 
-    def _enforce(self, state: _State, share: Share, batch: Batch) -> list[Effect] | Rejected | Held:
+    def _part(self, batch: Batch, counts: Mapping[TopicPartition, int], parts: Parts) -> ApplyResult:
+        """Some rows of the batch's one change."""
+        draft = self._state.draft()
+        [share] = shares(batch, counts, self._rules.keys())
+        decision = self._decide(draft, share)
+        assert not isinstance(decision, Rejected), "it would have been before any row was counted"
+        effects: list[Effect] = []
+        left = self._rows_max
+        for rule in self._rules[share.entity]:
+            groups = acting(self._groups(draft, rule, share, decision, in_part(decision.settled)))
+            if rule.rows is not None or not groups or left <= 0:
+                continue
+            done = already(parts, share.changes, rule.id)
+            approved = share.approved | done.keys()
+            if over := held(rule.id, rule.dependent.max_rows, groups, self._count(draft, rule, groups), approved):
+                return over
+            rows = self._execute(draft, rule, groups, batch.at_ms, left)
+            left -= sum(rows)
+            effects += self._credit(rule, share, decision, groups, rows, {})
+            for key, update in heads_of_part(groups, decision.heads).items():
+                _write_head(draft, share.entity, key, draft.heads.get((share.entity, key)), update)
+        draft.parts[place_of(batch)] = added(draft.parts.get(place_of(batch), {}), batch, effects)
+        self._state = draft
+        return Unfinished(self._rows_max - left)
+
+    def _enforce(self, state: _State, share: Share, batch: Batch, parts: Parts) -> list[Effect] | Rejected | Held:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
-        read: set[Key] = set()
-        heads: dict[Key, Head] = {}
-        while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
-            read |= missing
-            heads |= {key: head for key in missing if (head := state.heads.get((entity, key)))}
-        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
-        asked = keys_in_question(share, settled)
-        pending: dict[Key, list[Pending]] = {}
-        for (of_entity, key, _, _), each in state.exceptions.items():
-            if of_entity == entity and key in asked:
-                pending.setdefault(key, []).append(each)
-        admitted = admit(share, settled, policies(rules), pending)
-        if isinstance(admitted, Rejected):
-            return admitted
+        decision = self._decide(state, share)
+        if isinstance(decision, Rejected):
+            return decision
+        read, heads, settled, admitted = decision
         effects: list[Effect] = []
         descent = Descent(self._rules, exact=False, chunk=self._chunk)
         for rule in rules:
             left_out = share.left_out(rule.id)
-            arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
-            groups = trace(rule.policy, settled, arrivals, left_out=left_out)
-            groups += retrace(rule.policy, settled, admitted, left_out=left_out)
+            groups = self._groups(state, rule, share, decision, settled)
+            if rule.rows is None and sum(self._count(state, rule, acting(groups))) > self._rows_max:
+                raise TooManyRows
+            done = already(parts, changes, rule.id)
+            approved = share.approved | done.keys()
             firsts = dict(admitted.starts.get(rule.id, ()))
             rows = self._descend(state, descent.branch(rule, groups, settled, changes, left_out, firsts), batch)
-            over = held(rule.id, rule.dependent.max_rows, groups, rows, share.approved)
-            if over := over or descent.held(rule, share.approved):
+            over = held(rule.id, rule.dependent.max_rows, groups, rows, approved)
+            if over := over or descent.held(rule, approved):
                 return over
-            effects += credit(
-                rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
-            )
+            effects += self._credit(rule, share, decision, groups, rows, done)
         effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         for key, update in heads_to_write(read, own, heads, settled.updates).items():
@@ -334,6 +383,51 @@ class MemoryStore:
                 dependent, event, version, mark.id, mark.reason.value
             )
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    def _decide(self, state: _State, share: Share) -> _Decision | Rejected:
+        """What the events of a share come to."""
+        entity, changes = share.entity, share.changes
+        rules = self._rules[entity]
+        read: set[Key] = set()
+        heads: dict[Key, Head] = {}
+        while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
+            read |= missing
+            heads |= {key: head for key in missing if (head := state.heads.get((entity, key)))}
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
+        asked = keys_in_question(share, settled)
+        pending: dict[Key, list[Pending]] = {}
+        for (of_entity, key, _, _), each in state.exceptions.items():
+            if of_entity == entity and key in asked:
+                pending.setdefault(key, []).append(each)
+        admitted = admit(share, settled, policies(rules), pending)
+        return admitted if isinstance(admitted, Rejected) else _Decision(read, heads, settled, admitted)
+
+    def _groups(
+        self, state: _State, rule: StoreRule, share: Share, decision: _Decision, settled: Settled
+    ) -> list[Group]:
+        left_out = share.left_out(rule.id)
+        arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
+        groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+        return groups + retrace(rule.policy, settled, decision.admitted, left_out=left_out)
+
+    def _credit(
+        self,
+        rule: StoreRule,
+        share: Share,
+        decision: _Decision,
+        groups: Sequence[Group],
+        rows: Sequence[int],
+        done: Mapping[int, int],
+    ) -> list[Effect]:
+        outcomes, left_out, only = decision.settled.outcomes, share.left_out(rule.id), decision.admitted.only
+        return credit(rule.policy, share.changes, outcomes, groups, rows, left_out=left_out, only=only, already=done)
+
+    def _count(self, state: _State, rule: StoreRule, groups: Sequence[Group]) -> list[int]:
+        """How many rows each group has."""
+        if rule.dependent.array:
+            return self._execute_lists(state.draft(), rule, groups)
+        table = state.targets[rule.dependent.target.name]
+        return [len(self._rows_of(state, rule, table, group)) for group in groups]
 
     def _descend(self, state: _State, way: Branch, batch: Batch) -> list[int]:
         """Carry out the groups of a dependent, and all that depends on its rows."""
@@ -387,19 +481,28 @@ class MemoryStore:
             for row in self._rows_of(state, rule, table, group)
         ]
 
-    def _execute(self, state: _State, rule: StoreRule, groups: Sequence[Group], at_ms: int) -> list[int]:
-        """Carry out all groups at once: choose every group's rows before any row changes."""
+    def _execute(
+        self, state: _State, rule: StoreRule, groups: Sequence[Group], at_ms: int, limit: int | None = None
+    ) -> list[int]:
+        """Carry out all groups at once: choose every group's rows before any row changes. With `limit`, no more rows
+        than that; what is left stays as it is."""
         dependent = rule.dependent
         table = state.targets[dependent.target.name]
         if dependent.array:
-            return self._execute_lists(state, rule, groups)
+            return self._execute_lists(state, rule, groups, limit)
         chosen = [self._rows_of(state, rule, table, group) for group in groups]
+        left_over: set[int] = set()
+        if limit is not None:
+            for rows in chosen:
+                left_over.update(map(id, rows[limit:]))
+                del rows[limit:]
+                limit -= len(rows)
         gone: set[int] = set()
         for group, rows in zip(groups, chosen, strict=True):
             end = group.end
             if group.since is not None:
-                left = [a for a in state.arrivals[rule.id, group.key] if a[0] != group.since]
-                state.arrivals[rule.id, group.key] = left
+                before = state.arrivals[rule.id, group.key]
+                state.arrivals[rule.id, group.key] = [a for a in before if a[0] != group.since or id(a[1]) in left_over]
             match end:
                 case Removed():
                     gone.update(map(id, rows))
@@ -421,19 +524,28 @@ class MemoryStore:
         table[:] = [row for row in table if id(row) not in gone]
         return [len(rows) for rows in chosen]
 
-    def _execute_lists(self, state: _State, rule: StoreRule, groups: Sequence[Group]) -> list[int]:
-        """The same where the reference is a list: each element is a reference of its own, and the rows stay."""
+    def _execute_lists(
+        self, state: _State, rule: StoreRule, groups: Sequence[Group], limit: int | None = None
+    ) -> list[int]:
+        """The same where the reference is a list: each element is a reference of its own, and the rows stay. A row is
+        done as a whole."""
         dependent = rule.dependent
         [column] = dependent.columns
         places = places_of(groups)
         before = {key: state.arrivals.get((rule.id, key), []) for key in places}
-        for key, sinces in places.items():
-            state.arrivals[rule.id, key] = [a for a in before[key] if a[0] not in sinces]
+        if limit is None:
+            for key, sinces in places.items():
+                state.arrivals[rule.id, key] = [a for a in before[key] if a[0] not in sinces]
         counts = [0] * len(groups)
         for row in state.targets[dependent.target.name]:
             elements = row[column]
+            if limit is not None and sum(counts) >= limit:
+                break
             if not isinstance(elements, list) or not _is_in_scope(row, dependent.where):
                 continue
+            for key, sinces in places.items():
+                of_key = state.arrivals.get((rule.id, key), [])
+                state.arrivals[rule.id, key] = [a for a in of_key if a[0] not in sinces or a[1] is not row]
             came = {key: [since for since, arrived in of_key if arrived is row] for key, of_key in before.items()}
             parts = parts_of([(element,) for element in elements], places, came)
             left: list[object] = []

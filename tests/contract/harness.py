@@ -52,10 +52,11 @@ COLUMNS: Mapping[str, KeyType] = {
 class Harness(Protocol):
     """Makes stores of one kind over one fresh set of targets, and looks into them from outside."""
 
-    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
         """A store with these rules, migrated and checked without an error, over targets with these rows.
 
-        Called once a test. A target is made for every rule, with rows or without; `columns_of` tells its columns."""
+        Called once a test; `rows_max` is how many rows of a dependent one transaction acts on (None: as in service). A
+        target is made for every rule, with rows or without; `columns_of` tells its columns."""
         ...
 
     async def another(self) -> Store:

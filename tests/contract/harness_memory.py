@@ -9,7 +9,7 @@ import pytest
 from integrity.core.keys import Key, KeyType
 from integrity.core.ledger import Head
 from integrity.ports import Scannable, Store
-from integrity.stores.memory import MemoryScanner, MemoryStore, Row
+from integrity.stores.memory import ROWS_MAX, MemoryScanner, MemoryStore, Row
 from tests.contract.harness import Feature, Rules, targets_of, whole
 
 # Not SHARED: two processes never have one memory.
@@ -24,10 +24,10 @@ class MemoryHarness:
         self._columns: dict[str, dict[str, KeyType]] = {}
         self._rules: Rules = {}
 
-    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
         self._columns, self._rules = targets_of(rules), rules
         targets = {name: [whole(row, columns) for row in rows.get(name, ())] for name, columns in self._columns.items()}
-        self._store = MemoryStore("memory", rules, targets)
+        self._store = MemoryStore("memory", rules, targets, rows_max=rows_max or ROWS_MAX)
         return self._store
 
     async def another(self) -> Store:

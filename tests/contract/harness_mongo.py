@@ -38,7 +38,7 @@ class MongoHarness:
         self._rules: Rules = {}
         self._columns: dict[str, dict[str, KeyType]] = {}
 
-    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
         self._rules = retarget(rules, TargetKind.COLLECTION)
         self._columns = targets_of(rules)
         for name in self._columns:

@@ -44,7 +44,7 @@ class PostgresHarness:
         self._rules: Rules = {}
         self._columns: dict[str, dict[str, KeyType]] = {}
 
-    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
         self._rules = retarget(rules, TargetKind.TABLE)
         self._columns = targets_of(rules)
         connection = await asyncpg.connect(self._url)

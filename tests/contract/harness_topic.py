@@ -49,7 +49,7 @@ class TopicHarness:
         self._stores: list[TopicStore] = []
         self._scanners: list[TopicScanner] = []
 
-    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]]) -> Store:
+    async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
         self._columns = targets_of(rules)
         self._rules = {
             entity: tuple(

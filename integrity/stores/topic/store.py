@@ -166,7 +166,7 @@ class TopicStore:
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         result = await self._tried(lambda: self._sweep(sweep), deadline)
         # Fenced: the process that owns the store now sweeps.
-        assert not isinstance(result, Applied | Held), "a sweep applies no batch, and has no event to be held"
+        assert isinstance(result, Swept | Retry | Rejected | Broken | Diverged), "a sweep applies no batch"
         return Swept() if isinstance(result, Diverged) else result
 
     async def _tried(self, call: Callable[[], Awaitable[_T]], deadline: Deadline) -> _T | ApplyResult:
