@@ -25,6 +25,8 @@ from integrity.core.outcome import (
     Outcome,
     Rejected,
     Retry,
+    TooLarge,
+    Unfinished,
 )
 from integrity.core.rules.model import Dependent, Ignore, Restrict, action_name
 from integrity.core.scan import SOURCE_TOPIC, Referenced, missing
@@ -168,6 +170,8 @@ class Repairer:
                     raise OperationError(f"Store {self._store.name}: {why}", hint="See that the rule fits the store.")
                 case Diverged(message=why):
                     raise OperationError(f"Store {self._store.name}: {why}", hint="Scan again.")
+                case Unfinished() | TooLarge():
+                    raise AssertionError("a batch of no partition is one transaction")
                 case _:
                     assert_never(result)
 

@@ -17,6 +17,7 @@ from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.mongo import MongoStore
 from integrity.stores.mongo.scan import MongoScanner
+from integrity.stores.mongo.store import ROWS_MAX
 from integrity.stores.mongo.values import CODECS, from_bson, to_bson
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
@@ -35,10 +36,12 @@ class MongoHarness:
         }
         self._stores: list[MongoStore] = []
         self._scanners: list[MongoScanner] = []
+        self._rows_max = ROWS_MAX
         self._rules: Rules = {}
         self._columns: dict[str, dict[str, KeyType]] = {}
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
+        self._rows_max = rows_max or ROWS_MAX
         self._rules = retarget(rules, TargetKind.COLLECTION)
         self._columns = targets_of(rules)
         for name in self._columns:
@@ -108,7 +111,7 @@ class MongoHarness:
         await self._client.close()
 
     async def _open(self) -> MongoStore:
-        store = MongoStore("store", self._url, self._rules, lane="integrity.store")
+        store = MongoStore("store", self._url, self._rules, lane="integrity.store", rows_max=self._rows_max)
         self._stores.append(store)
         return store
 

@@ -15,6 +15,7 @@ from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.postgres import PostgresStore
 from integrity.stores.postgres.scan import PostgresScanner
+from integrity.stores.postgres.store import ROWS_MAX
 from integrity.stores.rule import StoreRule
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
@@ -41,10 +42,12 @@ class PostgresHarness:
         self._url: str = request.getfixturevalue("pg_database")
         self._stores: list[PostgresStore] = []
         self._scanners: list[PostgresScanner] = []
+        self._rows_max = ROWS_MAX
         self._rules: Rules = {}
         self._columns: dict[str, dict[str, KeyType]] = {}
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
+        self._rows_max = rows_max or ROWS_MAX
         self._rules = retarget(rules, TargetKind.TABLE)
         self._columns = targets_of(rules)
         connection = await asyncpg.connect(self._url)
@@ -68,7 +71,9 @@ class PostgresHarness:
         return store
 
     async def another(self) -> Store:
-        store = PostgresStore("store", self._url, self._rules, lane="integrity.store", lock_timeout_s=2)
+        store = PostgresStore(
+            "store", self._url, self._rules, lane="integrity.store", lock_timeout_s=2, rows_max=self._rows_max
+        )
         self._stores.append(store)
         return store
 

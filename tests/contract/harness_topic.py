@@ -28,6 +28,7 @@ from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.topic import TopicStore, records
 from integrity.stores.topic.scan import TopicScanner
+from integrity.stores.topic.store import ROWS_MAX
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 from tests.integration.topic_shop import read_all
 
@@ -45,11 +46,13 @@ class TopicHarness:
         self._client = {"bootstrap_servers": kafka.bootstrap_servers}
         self._prefix = f"t{uuid.uuid4().hex[:10]}"
         self._columns: Mapping[str, Mapping[str, Any]] = {}
+        self._rows_max = ROWS_MAX
         self._rules: Rules = {}
         self._stores: list[TopicStore] = []
         self._scanners: list[TopicScanner] = []
 
     async def open(self, rules: Rules, rows: Mapping[str, Sequence[Row]], *, rows_max: int | None = None) -> Store:
+        self._rows_max = rows_max or ROWS_MAX
         self._columns = targets_of(rules)
         self._rules = {
             entity: tuple(
@@ -88,7 +91,14 @@ class TopicHarness:
             await producer.stop()
 
     async def another(self) -> Store:
-        store = TopicStore("store", self._client, self._rules, lane=f"{self._prefix}.{LANE}", schema=self._prefix)
+        store = TopicStore(
+            "store",
+            self._client,
+            self._rules,
+            lane=f"{self._prefix}.{LANE}",
+            schema=self._prefix,
+            rows_max=self._rows_max,
+        )
         self._stores.append(store)
         await store.migrate(Deadline.after(20))
         findings = await store.check(Deadline.after(20))

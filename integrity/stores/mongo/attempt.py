@@ -8,17 +8,18 @@ from typing import Final, NamedTuple, assert_never
 
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from integrity.core.batch import Batch, Share, shares, standing
+from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.derive import Happened, Rows, keys_of, numbered
 from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
 from integrity.core.outbox import outgoing
-from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected
+from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected, Unfinished
+from integrity.core.parts import Parts, acting, added, already, heads_of_part, in_part, place_of, remaining
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.mongo.effects import Came, Enforcer
-from integrity.stores.mongo.ledger import Arrival, Ledger, hashes_of
+from integrity.stores.mongo.ledger import Arrival, Ledger, Progress, hashes_of
 from integrity.stores.mongo.lists import ListEnforcer
 from integrity.stores.rule import StoreRule, policies
 
@@ -37,21 +38,39 @@ class Attempt:
     """`dependent` is the branch whose operation runs, or ran when an error came; None while the ledger's do. `below` is
     the dependent itself, where it is further down the graph."""
 
-    def __init__(self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], batch: Batch) -> None:
+    def __init__(
+        self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], batch: Batch, rows_max: int, *, part: bool
+    ) -> None:
+        """The whole batch, or a `part`: some documents of its only event (see `core.parts`). `rows_max` is how many of
+        one dependent a transaction acts on."""
         self.dependent: str | None = None
         self.below: str | None = None
         self._ledger = ledger
         self._rules = rules
         self._batch = batch
+        self._rows_max = rows_max
+        self._is_part = part
+        self._parts: Parts = {}
 
-    async def run(self, session: AsyncClientSession) -> Applied | Diverged | Rejected | Held:
-        """Everything but the commit. Only after Applied there is anything to commit."""
+    async def run(self, session: AsyncClientSession) -> Applied | Unfinished | Diverged | Rejected | Held:
+        """Everything but the commit. Only after Applied or Unfinished there is anything to commit. Raises TooManyRows
+        for a whole that is too large."""
         batch, ledger = self._batch, self._ledger
-        counts = standing(batch, await ledger.progress(batch.spans, session))
+        found = await ledger.progress(batch.spans, session)
+        counts = standing(batch, {at: progress.next for at, progress in found.items()})
         if isinstance(counts, str):
             return Diverged(counts)
+        self._parts = {event: of for at in counts for event, of in found[at].parts.items()}
+        if self._is_part:
+            return await self._part(found, counts, session)
         # First, so that of two processes with one partition the second collides before it has done any work.
-        await ledger.write_progress(batch.spans, counts, batch.at_ms, session)
+        reached = {
+            at: Progress(
+                max(span.next, counts.get(at, 0)), remaining(found[at].parts if at in counts else {}, batch.changes)
+            )
+            for at, span in batch.spans.items()
+        }
+        await ledger.write_progress(reached, batch.at_ms, session)
         effects: list[Effect] = []
         for share in shares(batch, counts, self._rules.keys()):
             done = await self._enforce(share, session)
@@ -61,7 +80,75 @@ class Attempt:
         await ledger.clear_exceptions([(each.dependent, each.event) for each in batch.discards], session)
         return Applied(effects)
 
-    async def _enforce(self, share: Share, session: AsyncClientSession) -> list[Effect] | Rejected | Held:
+    async def _part(
+        self,
+        found: Mapping[TopicPartition, Progress],
+        counts: Mapping[TopicPartition, int],
+        session: AsyncClientSession,
+    ) -> Unfinished | Rejected | Held:
+        batch, ledger = self._batch, self._ledger
+        effects: list[Effect] = []
+        left = self._rows_max
+        for share in shares(batch, counts, self._rules.keys()):
+            decided = await self._decide(share, session)
+            if isinstance(decided, Rejected):
+                return decided
+            hash_of, heads = decided.hash_of, decided.heads
+            settled = in_part(decided.settled)
+            led_to: dict[Key, HeadUpdate] = {}
+            for rule in self._rules[share.entity]:
+                mine, groups = self._groups(rule, share, decided, settled)
+                groups = acting(groups)
+                if rule.rows is not None or not groups or left <= 0:
+                    continue
+                self.dependent = rule.id
+                approved = share.approved | already(self._parts, share.changes, rule.id).keys()
+                of = ListEnforcer if rule.dependent.array else Enforcer
+                enforcer = of(ledger, rule, session, batch.at_ms)
+                if over := await enforcer.held(groups, mine, approved):
+                    return over
+                acted = await enforcer.carry_out(groups, mine, rows_max=left, in_part=True)
+                if isinstance(acted, Held):
+                    return acted
+                self.dependent = None
+                left -= sum(acted.rows)
+                effects += self._credit(rule, share, decided, groups, acted.rows, {})
+                await ledger.remove_arrivals(acted.ended, session)
+                came = [(hash_of[key], since, id_) for key, since, id_ in acted.came]
+                await ledger.add_arrivals(rule.id, came, session)
+                led_to |= heads_of_part(groups, heads)
+            # As a whole does: what the decision rests on is written too.
+            await ledger.write_heads(share.entity, hash_of, heads, led_to, heads.keys(), session)
+        place = place_of(batch)
+        before = found.get(place, Progress(batch.spans[place].start))
+        reached = {place: Progress(before.next, added(self._parts, batch, effects))}
+        await ledger.write_progress(reached, batch.at_ms, session)
+        return Unfinished(sum(effect.rows for effect in effects))
+
+    def _groups(
+        self, rule: StoreRule, share: Share, decided: _Decided, settled: Settled
+    ) -> tuple[dict[Key, list[Arrival]], list[Group]]:
+        """What came to the keys for this dependent, and where its documents end."""
+        left_out = share.left_out(rule.id)
+        mine = {key: [a for a in of_key if a.dependent == rule.id] for key, of_key in decided.arrivals.items()}
+        sinces = {key: {a.since for a in of_key} for key, of_key in mine.items()}
+        groups = trace(rule.policy, settled, sinces, left_out=left_out)
+        return mine, groups + retrace(rule.policy, settled, decided.admitted, left_out=left_out)
+
+    def _credit(
+        self,
+        rule: StoreRule,
+        share: Share,
+        decided: _Decided,
+        groups: Sequence[Group],
+        rows: Sequence[int],
+        done: Mapping[int, int],
+    ) -> list[Effect]:
+        outcomes, left_out, only = decided.settled.outcomes, share.left_out(rule.id), decided.admitted.only
+        return credit(rule.policy, share.changes, outcomes, groups, rows, left_out=left_out, only=only, already=done)
+
+    async def _decide(self, share: Share, session: AsyncClientSession) -> _Decided | Rejected:
+        """What the events of a share come to."""
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         hash_of: dict[Key, bytes] = {}
@@ -76,34 +163,40 @@ class Attempt:
         admitted = admit(share, settled, policies(rules), pending)
         if isinstance(admitted, Rejected):
             return admitted
-        writes = heads_to_write(hash_of, {change.key for change in changes}, heads, settled.updates)
         arrivals = await self._arrivals(settled, admitted, hash_of, session)
+        return _Decided(hash_of, heads, settled, admitted, arrivals)
+
+    async def _enforce(self, share: Share, session: AsyncClientSession) -> list[Effect] | Rejected | Held:
+        changes, rules = share.changes, self._rules[share.entity]
+        decided = await self._decide(share, session)
+        if isinstance(decided, Rejected):
+            return decided
+        hash_of, heads, settled, admitted, arrivals = decided
+        writes = heads_to_write(hash_of, {change.key for change in changes}, heads, settled.updates)
         effects: list[Effect] = []
         way = _Way(Descent(self._rules, exact=False))
         ended = [a.id for key, of_key in arrivals.items() for a in of_key if _is_passed(a, writes.get(key))]
         for rule in rules:
-            mine = {key: [a for a in of_key if a.dependent == rule.id] for key, of_key in arrivals.items()}
             left_out = share.left_out(rule.id)
-            sinces = {key: {a.since for a in of_key} for key, of_key in mine.items()}
-            groups = trace(rule.policy, settled, sinces, left_out=left_out)
-            groups += retrace(rule.policy, settled, admitted, left_out=left_out)
+            mine, groups = self._groups(rule, share, decided, settled)
+            done = already(self._parts, changes, rule.id)
+            # What has begun is never held: some of its documents are gone.
+            approved = share.approved | done.keys()
             self.dependent = rule.id
             if not rule.dependent.array:
                 enforcer = Enforcer(self._ledger, rule, session, self._batch.at_ms)
-                if over := await enforcer.held(groups, mine, share.approved):
+                if over := await enforcer.held(groups, mine, approved):
                     return over
-            way.top, way.approved = rule, share.approved
+            way.top, way.approved = rule, approved
             way.arrivals[rule.id] = mine
             firsts = dict(admitted.starts.get(rule.id, ()))
             branch = way.descent.branch(rule, groups, settled, changes, left_out, firsts)
             rows = await self._descend(branch, way, session)
-            if over := way.held or way.descent.held(rule, share.approved):
+            if over := way.held or way.descent.held(rule, approved):
                 return over
             self.dependent = self.below = None
             came, way.came = way.came, []
-            effects += credit(
-                rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
-            )
+            effects += self._credit(rule, share, decided, groups, rows, done)
             await self._ledger.add_arrivals(rule.id, [(hash_of[key], since, id_) for key, since, id_ in came], session)
         effects += way.descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         await self._write_down(way, session)
@@ -146,10 +239,12 @@ class Attempt:
             case Choose(_, groups, limit):
                 return await enforcer.own_keys(groups, arrivals, limit)
             case CarryOut(_, groups):
+                # The documents of a graph are taken in chunks, but in one transaction.
+                rows_max = self._rows_max if ask.rule is way.top and ask.rule.rows is None else None
                 if ask.rule.dependent.array:
-                    rows, came = await self._carry_out_of_lists(ask, way, session)
+                    rows, came = await self._carry_out_of_lists(ask, way, rows_max, session)
                 else:
-                    rows, came = await enforcer.carry_out(groups, arrivals)
+                    rows, came, _ = await enforcer.carry_out(groups, arrivals, rows_max=rows_max)
                 way.came += came
                 way.end(groups, arrivals)
                 return rows
@@ -169,16 +264,16 @@ class Attempt:
                 assert_never(ask)
 
     async def _carry_out_of_lists(
-        self, ask: CarryOut, way: _Way, session: AsyncClientSession
+        self, ask: CarryOut, way: _Way, rows_max: int | None, session: AsyncClientSession
     ) -> tuple[list[int], list[Came]]:
         enforcer = ListEnforcer(self._ledger, ask.rule, session, self._batch.at_ms)
         # Further down it is the way itself that knows how many rows an event has.
         approved = way.approved if ask.rule is way.top else {index for group in ask.groups for index in group.path}
-        acted = await enforcer.carry_out(ask.groups, way.arrivals.get(ask.rule.id, {}), approved)
+        acted = await enforcer.carry_out(ask.groups, way.arrivals.get(ask.rule.id, {}), approved, rows_max=rows_max)
         if isinstance(acted, Held):
             way.held = acted
             return [0] * len(ask.groups), []
-        return acted
+        return acted.rows, acted.came
 
     async def _write_down(self, way: _Way, session: AsyncClientSession) -> None:
         """Write what happened to documents that are parents without events of their own."""
@@ -224,6 +319,17 @@ class Attempt:
         await ledger.write_repairs(repaired, hash_of, self._batch.at_ms, session)
         await ledger.clear_exceptions(admitted.over, session)
         await ledger.write_exceptions(share.entity, admitted.left_out, hash_of, self._batch.at_ms, session)
+
+
+class _Decided(NamedTuple):
+    """What the events of a share come to: the hashes of the keys that were looked at, their heads, what counts, what
+    may still happen of what came back from dead letters, and what arrived at the keys."""
+
+    hash_of: dict[Key, bytes]
+    heads: dict[Key, Head]
+    settled: Settled
+    admitted: Admitted
+    arrivals: dict[Key, list[Arrival]]
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Va
 from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.outcome import Held
+from integrity.core.parts import TooManyRows
 from integrity.core.rules.model import Tombstone
 from integrity.stores.memory import mark_values
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
@@ -50,6 +51,15 @@ _NOTHING: Document = {}
 
 Came = tuple[Key, Version, object]
 """An arrival to be: the key, since when, and the `_id` of the document."""
+
+
+class Acted(NamedTuple):
+    """The number of documents (or elements) of each group; the arrivals to keep; and of a part the `id` of those that
+    are none any more. Of a whole it is known without looking: all of the groups."""
+
+    rows: list[int]
+    came: list[Came]
+    ended: list[object]
 
 
 class _Changes:
@@ -84,10 +94,16 @@ class Enforcer:
         self._collection: AsyncCollection[Document] = ledger.database[rule.dependent.target.name]
 
     async def carry_out(
-        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
-    ) -> tuple[list[int], list[Came]]:
-        """Carry out all groups; return the number of documents of each, and the arrivals to keep."""
-        chosen = await self._choose(groups, arrivals)
+        self,
+        groups: Sequence[Group],
+        arrivals: Mapping[Key, Sequence[Arrival]],
+        *,
+        rows_max: int | None = None,
+        in_part: bool = False,
+    ) -> Acted:
+        """Carry out all groups. With more than `rows_max` documents TooManyRows is raised or, `in_part`, so many are
+        acted on and no more."""
+        chosen = await self._choose(groups, arrivals, rows_max, in_part)
         removed: list[object] = []
         changes = _Changes()
         came: list[Came] = []
@@ -109,7 +125,11 @@ class Enforcer:
                     assert_never(end)
         await self._remove(removed)
         await self._update(changes)
-        return [len(documents) for documents in chosen], came
+        ended: list[object] = []
+        if in_part:
+            acted = {token(document.id) for documents in chosen for document in documents}
+            ended = ended_of(groups, arrivals, acted)
+        return Acted([len(documents) for documents in chosen], came, ended)
 
     async def held(
         self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int]
@@ -189,14 +209,28 @@ class Enforcer:
 
         return place_of
 
-    async def _choose(self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]) -> list[list[_Chosen]]:
+    async def _choose(
+        self,
+        groups: Sequence[Group],
+        arrivals: Mapping[Key, Sequence[Arrival]],
+        rows_max: int | None = None,
+        in_part: bool = False,
+    ) -> list[list[_Chosen]]:
         chosen: list[list[_Chosen]] = [[] for _ in groups]
         place_of = self._placing(groups, arrivals)
+        acting = 0
         async for documents in self._documents(list({group.key for group in groups})):
             for document in documents:
                 place = place_of(document)
-                if place is not None:
-                    chosen[place].append(document)
+                if place is None:
+                    continue
+                if rows_max is not None and not isinstance(groups[place].end, Counted):
+                    acting += 1
+                    if acting > rows_max:
+                        if in_part:
+                            return chosen
+                        raise TooManyRows
+                chosen[place].append(document)
         return chosen
 
     async def _documents(
@@ -266,6 +300,18 @@ class Enforcer:
             result = await self._collection.bulk_write(statements, ordered=False, session=self._session)
             if result.matched_count != changes.documents():
                 raise CountMismatch
+
+
+def ended_of(
+    groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], acted: Collection[bytes]
+) -> list[object]:
+    """The arrivals of these groups whose documents were acted on."""
+    return [
+        arrival.id
+        for group in groups
+        for arrival in arrivals.get(group.key, ())
+        if arrival.since == group.since and token(arrival.document) in acted
+    ]
 
 
 def holding(rule: StoreRule, keys: Sequence[Key]) -> Iterator[Filter]:

@@ -1,6 +1,6 @@
 """The ledger's collections, and its documents as the core's values and back.
 
-`<schema>.progress`    a document a lane and partition: the next offset to enforce
+`<schema>.progress`    a document a lane and partition: the next offset to enforce, what parts of its event have done
 `<schema>.keys`        a document a known key (its head), `_id` its hash
 `<schema>.fates`       a document a deletion or key change, with what it did to each dependent
 `<schema>.arrivals`    a document a dependent that came to a key by a key change, until the key's own events follow
@@ -21,6 +21,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pymongo import InsertOne, UpdateOne
@@ -28,13 +29,14 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 
-from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import EARLIEST, Version
 from integrity.core.copies import Known
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect, Outcome
+from integrity.core.parts import Parts
 from integrity.core.redrive import LeftOut, MadeUpFor
 from integrity.core.sweep import Repaired
 from integrity.ports import Waiting
@@ -88,6 +90,13 @@ class Arrival(NamedTuple):
     document: object
 
 
+class Progress(NamedTuple):
+    """The next offset of a partition, and what parts of an event have done already."""
+
+    next: int
+    parts: Parts = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """Reads and writes the ledger of one lane inside a transaction."""
@@ -106,15 +115,23 @@ class Ledger:
 
     async def progress(
         self, partitions: Iterable[TopicPartition], session: AsyncClientSession | None = None
-    ) -> dict[TopicPartition, int]:
+    ) -> dict[TopicPartition, Progress]:
         by_id = {self._progress_id(partition): partition for partition in partitions}
         cursor = self.collection("progress").find({"_id": {"$in": list(by_id)}}, session=session)
-        return {by_id[document["_id"]]: document["next"] async for document in cursor}
+        return {
+            by_id[document["_id"]]: Progress(
+                document["next"],
+                {
+                    of["event"]: {each["dependent"]: each["rows"] for each in of["rows"]}
+                    for of in document.get("parts", ())
+                },
+            )
+            async for document in cursor
+        }
 
     async def write_progress(
         self,
-        spans: Mapping[TopicPartition, Span],
-        counts: Mapping[TopicPartition, int],
+        reached: Mapping[TopicPartition, Progress],
         at_ms: int,
         session: AsyncClientSession,
     ) -> None:
@@ -126,14 +143,18 @@ class Ledger:
                         "lane": self.lane,
                         "topic": partition.topic,
                         "partition": partition.partition,
-                        "next": max(span.next, counts.get(partition, 0)),
+                        "next": progress.next,
+                        "parts": [
+                            {"event": event, "rows": [{"dependent": id_, "rows": rows} for id_, rows in of.items()]}
+                            for event, of in progress.parts.items()
+                        ],
                         "at": time_of(at_ms),
                     },
                     "$inc": {"writes": 1},
                 },
                 upsert=True,
             )
-            for partition, span in spans.items()
+            for partition, progress in reached.items()
         ]
         if writes:
             await self.collection("progress").bulk_write(writes, session=session)
@@ -440,6 +461,10 @@ def hashes_of(entity: str, keys: Iterable[Key]) -> dict[Key, bytes]:
 def chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     """The items in runs of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _parts_of(documents: Iterable[Document]) -> Parts:
+    return {of["event"]: {each["dependent"]: each["rows"] for each in of["rows"]} for of in documents}
 
 
 def _changed(update: HeadUpdate) -> Document:

@@ -20,8 +20,9 @@ from integrity.core.fold import Counted, Group, Referencing
 from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.outcome import Held
+from integrity.core.parts import TooManyRows
 from integrity.stores.lists import parts_of, places_of
-from integrity.stores.mongo.effects import READ_DOCUMENTS, Came, holding, token
+from integrity.stores.mongo.effects import READ_DOCUMENTS, Acted, Came, ended_of, holding, token
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
 from integrity.stores.mongo.query import EXACT, reader
 from integrity.stores.mongo.values import CODECS, Unholdable, element_key, in_the_type_of
@@ -52,55 +53,103 @@ class ListEnforcer:
         self._raw = self._collection.with_options(codec_options=_RAW)
 
     async def carry_out(
-        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int] = ()
-    ) -> tuple[list[int], list[Came]] | Held:
-        """Carry out all groups; return the number of elements of each, and the arrivals to keep. Held: some event has
-        more elements than the rule allows, and nothing was changed."""
-        places = places_of(groups)
-        came_to: dict[bytes, dict[Key, list[Version]]] = {}
-        for key in places:
-            for arrival in arrivals.get(key, ()):
-                came_to.setdefault(token(arrival.document), {}).setdefault(key, []).append(arrival.since)
+        self,
+        groups: Sequence[Group],
+        arrivals: Mapping[Key, Sequence[Arrival]],
+        approved: Collection[int] = (),
+        *,
+        rows_max: int | None = None,
+        in_part: bool = False,
+    ) -> Acted | Held:
+        """Carry out all groups. Held: some event has more elements than the rule allows, and nothing was changed. With
+        more than `rows_max` elements TooManyRows is raised or, `in_part`, only so many documents are acted on that
+        these have as many elements."""
         counts = [0] * len(groups)
         came: list[Came] = []
-        seen: set[bytes] = set()
         writes: list[UpdateOne] = []
-        limit = self._rule.dependent.max_rows
-        async for document in self._documents(list(places)):
-            of = token(document.id)
-            if of in seen:
-                continue  # it holds keys of two filters
-            seen.add(of)
-            keys = [None if (part := element_key(self._kind, e)) is None else (part,) for e in document.elements]
-            parts = parts_of(keys, places, came_to.get(of, {}))
-            if all(part is None for part in parts):
-                continue
+        limit = None if in_part else self._rule.dependent.max_rows
+        acting = 0
+        acted: set[bytes] = set()
+        async for document, places in self._placed(groups, arrivals):
             left: list[object] = []
-            for element, part in zip(document.elements, parts, strict=True):
-                if part is None:
+            changes = 0
+            for element, place in zip(document.elements, places, strict=True):
+                if place is None:
                     left.append(element)
                     continue
-                counts[part] += 1
-                match groups[part].end:
+                counts[place] += 1
+                match groups[place].end:
                     case Counted():
                         left.append(element)
+                        continue
                     case Referencing(values=(value,), arrival=since) if value is not None:
                         left.append(in_the_type_of(element, self._kind, value))
                         if since is not None:
                             came.append(((value,), since, document.id))
                     case _:
                         pass  # no reference any more: the element goes
-            if all(part is None or isinstance(groups[part].end, Counted) for part in parts):
+                changes += 1
+            if not changes:
+                continue
+            acting += changes
+            if rows_max is not None and not in_part and acting > rows_max:
+                # Whether it is to be held has to be known before its first part.
+                writes.clear()
+                if limit is None:
+                    raise TooManyRows
+                if over := held(self._rule.id, limit, groups, counts, approved):
+                    return over
                 continue
             if bson.encode(_decoded(document.raw), codec_options=CODECS) != document.raw:
                 raise Unholdable("The list holds a value that this program could not write back as it is.")
             writes.append(UpdateOne({"_id": document.id}, {"$set": {self._column: left}}))
+            acted.add(token(document.id))
+            if in_part and rows_max is not None and acting >= rows_max:
+                break
             if len(writes) % _WRITES_MAX == 0 and (over := held(self._rule.id, limit, groups, counts, approved)):
                 return over
         if over := held(self._rule.id, limit, groups, counts, approved):
             return over
+        if rows_max is not None and not in_part and acting > rows_max:
+            raise TooManyRows
         await self._write(writes)
-        return counts, came
+        return Acted(counts, came, ended_of(groups, arrivals, acted) if in_part else [])
+
+    async def held(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], approved: Collection[int]
+    ) -> Held | None:
+        """Held when some event has more elements than the rule allows; they are counted no further than that."""
+        limit = self._rule.dependent.max_rows
+        if limit is None:
+            return None
+        counts = [0] * len(groups)
+        async for _, places in self._placed(groups, arrivals):
+            for place in places:
+                if place is not None:
+                    counts[place] += 1
+            if over := held(self._rule.id, limit, groups, counts, approved):
+                return over
+        return None
+
+    async def _placed(
+        self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]]
+    ) -> AsyncIterator[tuple[_Chosen, list[int | None]]]:
+        """The documents of which some element is in a group, and the number of the group of each element."""
+        places = places_of(groups)
+        came_to: dict[bytes, dict[Key, list[Version]]] = {}
+        for key in places:
+            for arrival in arrivals.get(key, ()):
+                came_to.setdefault(token(arrival.document), {}).setdefault(key, []).append(arrival.since)
+        seen: set[bytes] = set()
+        async for document in self._documents(list(places)):
+            of = token(document.id)
+            if of in seen:
+                continue  # it holds keys of two filters
+            seen.add(of)
+            keys = [None if (part := element_key(self._kind, e)) is None else (part,) for e in document.elements]
+            found = parts_of(keys, places, came_to.get(of, {}))
+            if any(place is not None for place in found):
+                yield document, found
 
     async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[_Chosen]:
         read = reader(self._column)

@@ -26,7 +26,8 @@ from pymongo.write_concern import WriteConcern
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
-from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry
+from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry, TooLarge, Unfinished
+from integrity.core.parts import TooManyRows
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline, Waiting
@@ -39,6 +40,8 @@ from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
 from integrity.stores.rule import StoreRule, merged
 
+ROWS_MAX: Final = 50_000
+"""Documents of one dependent that a transaction acts on: a second or so, of the sixty that a server allows."""
 SELECT_MS: Final = 3_000
 """How long the driver looks for a primary before it gives up; an election takes about a second."""
 _SOCKET_MS: Final = 60_000
@@ -52,7 +55,8 @@ class MongoStore:
     """A Store over the collections of one database, the one that the URL names.
 
     `lane` is the consumer group whose progress this is. `schema` is the prefix of the ledger's collections in the
-    same database. `timeout_s` bounds every call beside its deadline. Raises SettingsError for a wrong URL.
+    same database. `timeout_s` bounds every call beside its deadline, `rows_max` the documents of one dependent that a
+    transaction acts on. Raises SettingsError for a wrong URL.
     """
 
     exclusive = False
@@ -68,9 +72,13 @@ class MongoStore:
         pool_size: int = 4,
         timeout_s: float = 30.0,
         copies: Mapping[str, Sequence[StoreRule]] = MappingProxyType({}),
+        rows_max: int = ROWS_MAX,
     ) -> None:
         """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
+        self._rows_max = rows_max
+        self._in_parts: set[str] = set()
+        """Events of which the last part acted on as many documents as it may."""
         self._url = url
         self._rules = rules
         self._looked_at = merged(rules, copies)
@@ -99,7 +107,8 @@ class MongoStore:
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         """See `Store.progress`."""
         with setup.reach(self._at, self._budget_s(deadline)):
-            return await self._ledger().progress(partitions)
+            found = await self._ledger().progress(partitions)
+            return {partition: progress.next for partition, progress in found.items()}
 
     async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
         """See `Outbox.waiting`."""
@@ -113,11 +122,26 @@ class MongoStore:
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         """See `Store.apply`. Tries once; only a commit of unknown result is sent again, which is the same commit."""
-        attempt = Attempt(self._ledger(), self._rules, batch)
+        event = batch.changes[0].origin.event_id if len(batch.changes) == 1 else None
+        if event not in self._in_parts:
+            try:
+                return await self._try(batch, deadline, part=False)
+            except TooManyRows:
+                if event is None:
+                    return TooLarge()
+        result = await self._try(batch, deadline, part=True)
+        if isinstance(result, Unfinished):
+            assert event is not None
+            # When there were fewer than there might be, it is probably done: a whole transaction finds out.
+            (self._in_parts.add if result.rows >= self._rows_max else self._in_parts.discard)(event)
+        return result
+
+    async def _try(self, batch: Batch, deadline: Deadline, *, part: bool) -> ApplyResult:
+        attempt = Attempt(self._ledger(), self._rules, batch, self._rows_max, part=part)
         try:
             async with self._transaction(deadline) as session:
                 result = await attempt.run(session)
-                if isinstance(result, Applied):
+                if isinstance(result, Applied | Unfinished):
                     await commit(session, deadline)
                 return result
         except CAUSES as exc:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -25,6 +26,7 @@ from integrity.core.keys import Key, KeySpec, canonical, key_hasher, parse_canon
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect
+from integrity.core.parts import Parts
 from integrity.core.redrive import LeftOut, MadeUpFor
 from integrity.core.sweep import Repaired
 from integrity.ports import Waiting
@@ -64,10 +66,13 @@ create table if not exists {schema}.progress (
     partition integer not null,
     next_offset bigint not null,
     updated_at timestamptz not null,
+    parts json,
     primary key (lane, topic, partition)
 );
 comment on table {schema}.progress is
     'The next offset to enforce, per consumer group (lane) and partition; written with the effects.';
+comment on column {schema}.progress.parts is
+    'Of an event that is carried out in parts: per dependent, how many rows these have acted on so far.';
 
 create table if not exists {schema}.keys (
     key_hash bytea primary key,
@@ -220,6 +225,13 @@ class Collision(Exception):
     """Another process wrote a row of the ledger at the same time: the transaction starts over."""
 
 
+class Progress(NamedTuple):
+    """The next offset of a partition, and what parts of an event have done already."""
+
+    next: int
+    parts: Parts = MappingProxyType({})
+
+
 @dataclass(slots=True)
 class Heads:
     """What was read of the keys of one entity. `older` counts fates that were not read; `hashes` and `written` are of
@@ -241,19 +253,20 @@ class Ledger:
         at = quoted(schema)
         self.version_sql = f"select version from {at}.meta"
         self._progress_sql = (
-            f"select p.topic, p.partition, p.next_offset from {at}.progress p"
+            f"select p.topic, p.partition, p.next_offset, p.parts from {at}.progress p"
             " join unnest($2::text[], $3::int4[]) u(topic, partition)"
             " on p.topic = u.topic and p.partition = u.partition where p.lane = $1"
         )
         self._progress_lock_sql = f"{self._progress_sql} order by p.topic, p.partition for update of p"
         self._progress_insert_sql = (
-            f"insert into {at}.progress (lane, topic, partition, next_offset, updated_at)"
-            " select $1, u.topic, u.partition, u.next, $5 from unnest($2::text[], $3::int4[], $4::int8[])"
-            " u(topic, partition, next) on conflict do nothing"
+            f"insert into {at}.progress (lane, topic, partition, next_offset, updated_at, parts)"
+            " select $1, u.topic, u.partition, u.next, $5, u.parts::json"
+            " from unnest($2::text[], $3::int4[], $4::int8[], $6::text[])"
+            " u(topic, partition, next, parts) on conflict do nothing"
         )
         self._progress_update_sql = (
-            f"update {at}.progress p set next_offset = u.next, updated_at = $5"
-            " from unnest($2::text[], $3::int4[], $4::int8[]) u(topic, partition, next)"
+            f"update {at}.progress p set next_offset = u.next, updated_at = $5, parts = u.parts::json"
+            " from unnest($2::text[], $3::int4[], $4::int8[], $6::text[]) u(topic, partition, next, parts)"
             " where p.lane = $1 and p.topic = u.topic and p.partition = u.partition"
         )
         heads = (
@@ -408,27 +421,30 @@ class Ledger:
 
     async def progress(
         self, connection: Connection, partitions: Collection[TopicPartition], *, lock: bool
-    ) -> dict[TopicPartition, int]:
-        """The next offset of each partition that has a progress."""
+    ) -> dict[TopicPartition, Progress]:
+        """How far each partition is that has a progress."""
         found = await connection.fetch(
             self._progress_lock_sql if lock else self._progress_sql,
             self._lane,
             [partition.topic for partition in partitions],
             [partition.partition for partition in partitions],
         )
-        return {TopicPartition(topic, partition): offset for topic, partition, offset in found}
+        return {
+            TopicPartition(topic, partition): Progress(offset, {} if parts is None else msgspec.json.decode(parts))
+            for topic, partition, offset, parts in found
+        }
 
     async def write_progress(
         self,
         connection: Connection,
-        offsets: Mapping[TopicPartition, int],
+        reached: Mapping[TopicPartition, Progress],
         known: Collection[TopicPartition],
         at_ms: int,
     ) -> None:
         """Raises Collision when another process began with a partition meanwhile."""
         for sql, chosen in (
-            (self._progress_update_sql, sorted(p for p in offsets if p in known)),
-            (self._progress_insert_sql, sorted(p for p in offsets if p not in known)),
+            (self._progress_update_sql, sorted(p for p in reached if p in known)),
+            (self._progress_insert_sql, sorted(p for p in reached if p not in known)),
         ):
             if chosen:
                 status = await connection.execute(
@@ -436,8 +452,9 @@ class Ledger:
                     self._lane,
                     [partition.topic for partition in chosen],
                     [partition.partition for partition in chosen],
-                    [offsets[partition] for partition in chosen],
+                    [reached[partition].next for partition in chosen],
                     moment(at_ms),
+                    [msgspec.json.encode(p).decode() if (p := reached[each].parts) else None for each in chosen],
                 )
                 _expect(status, len(chosen))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, assert_never
 
@@ -22,9 +22,31 @@ from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key, key_hash
-from integrity.core.ledger import heads_to_write
+from integrity.core.ledger import HeadUpdate, heads_to_write
 from integrity.core.outbox import outgoing
-from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Held, Rejected, Retry
+from integrity.core.outcome import (
+    Applied,
+    ApplyResult,
+    Broken,
+    Diverged,
+    Effect,
+    Held,
+    Rejected,
+    Retry,
+    TooLarge,
+    Unfinished,
+)
+from integrity.core.parts import (
+    Parts,
+    TooManyRows,
+    acting,
+    added,
+    already,
+    heads_of_part,
+    in_part,
+    place_of,
+    remaining,
+)
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
@@ -46,13 +68,16 @@ from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
 from integrity.stores.postgres.effects import Effects, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
-from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, ddl
+from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.sweep import Sweeper
 from integrity.stores.postgres.types import Unfit
 from integrity.stores.rule import StoreRule, merged, policies, with_rows
 
+ROWS_MAX: Final = 100_000
+"""Rows of one dependent that a transaction acts on: some tenths of a second, in which these rows are locked. Fewer
+would make a parent with millions of rows slower, since each part pays for a commit."""
 RECORDED_MAX: Final = 5_000
 """Keys of rows whose fates wait to be written together."""
 LOOKED_UP_S: Final = 10.0
@@ -64,7 +89,8 @@ LOCK_TIMEOUT_S: Final = 3.0
 class PostgresStore:
     """The Store of one PostgreSQL database. `lane` is the consumer group: progress is its own, the ledger is shared.
 
-    `timeout_s` bounds a statement, `lock_timeout_s` a wait for a lock. Nothing connects before the first call.
+    `timeout_s` bounds a statement, `lock_timeout_s` a wait for a lock, `rows_max` the rows of one dependent that a
+    transaction acts on. Nothing connects before the first call.
     """
 
     exclusive = False
@@ -81,9 +107,13 @@ class PostgresStore:
         timeout_s: float = 30.0,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
         copies: Mapping[str, Sequence[StoreRule]] = MappingProxyType({}),
+        rows_max: int = ROWS_MAX,
     ) -> None:
         """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
+        self._rows_max = rows_max
+        self._in_parts: set[str] = set()
+        """Events of which the last part acted on as many rows as it may."""
         self._rules = rules
         self._looked_at = merged(rules, copies)
         self._lane = lane
@@ -126,7 +156,8 @@ class PostgresStore:
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         try:
             async with self._sessions.connection(deadline) as connection:
-                return await self._ledger.progress(connection, partitions, lock=False)
+                found = await self._ledger.progress(connection, partitions, lock=False)
+                return {partition: progress.next for partition, progress in found.items()}
         except DRIVER_ERRORS as exc:
             fault = fault_of(exc)
             if fault.kind is Kind.RULE:
@@ -244,7 +275,7 @@ class PostgresStore:
         try:
             async with self._sessions.connection(deadline) as connection:
                 at.connection = connection
-                return await self._transaction(connection, batch, at)
+                return await self._whole_or_part(connection, batch, at)
         except Collision:
             return Retry("Another process wrote of the same key at the same time.")
         except Unfit as exc:
@@ -259,33 +290,83 @@ class PostgresStore:
 
     # --- one transaction ----------------------------------------------------------------------------------------
 
-    async def _transaction(self, connection: Connection, batch: Batch, at: _Place) -> ApplyResult:
+    async def _whole_or_part(self, connection: Connection, batch: Batch, at: _Place) -> ApplyResult:
         if self._effects is None:
             await self._resolve(connection)
+        if len(batch.changes) == 1 and batch.changes[0].origin.event_id in self._in_parts:
+            return await self._transaction(connection, batch, at, part=True)
+        try:
+            return await self._transaction(connection, batch, at, part=False)
+        except TooManyRows:
+            await connection.execute("rollback")
+        at.dependent = at.below = None
+        return TooLarge() if len(batch.changes) > 1 else await self._transaction(connection, batch, at, part=True)
+
+    async def _transaction(self, connection: Connection, batch: Batch, at: _Place, *, part: bool) -> ApplyResult:
+        """The whole batch, or some rows of its only event. Raises TooManyRows for a whole that is too large."""
         await connection.execute("begin isolation level read committed")
         found = await self._ledger.progress(connection, batch.spans.keys(), lock=True)
-        counts = standing(batch, found)
+        counts = standing(batch, {partition: progress.next for partition, progress in found.items()})
         if isinstance(counts, str):
             await connection.execute("rollback")
             return Diverged(counts)
+        parts = {event: of for at_ in counts for event, of in found[at_].parts.items()}
         effects: list[Effect] = []
         for share in shares(batch, counts, self._rules.keys()):
-            done = await self._enforce(connection, share, batch, at)
+            done = await (self._part if part else self._enforce)(connection, share, batch, parts, at)
             if not isinstance(done, list):
                 await connection.execute("rollback")
                 return done
             effects += done
-        await self._ledger.clear_exceptions(connection, [(each.dependent, each.event) for each in batch.discards])
-        offsets = {partition: max(span.next, counts.get(partition, 0)) for partition, span in batch.spans.items()}
-        await self._ledger.write_progress(connection, offsets, found.keys(), batch.at_ms)
+        if part:
+            place = place_of(batch)
+            before = found.get(place, Progress(batch.spans[place].start))
+            reached = {place: Progress(before.next, added(parts, batch, effects))}
+        else:
+            await self._ledger.clear_exceptions(connection, [(each.dependent, each.event) for each in batch.discards])
+            reached = {
+                partition: Progress(
+                    max(span.next, counts.get(partition, 0)),
+                    remaining(found[partition].parts if partition in counts else {}, batch.changes),
+                )
+                for partition, span in batch.spans.items()
+            }
+        await self._ledger.write_progress(connection, reached, found.keys(), batch.at_ms)
         at.committing = True
         await connection.execute("commit")
         self._constraints_at_once = False
-        return Applied(effects)
+        if not part:
+            return Applied(effects)
+        rows = sum(effect.rows for effect in effects)
+        event = batch.changes[0].origin.event_id
+        # When there were fewer rows than there might be, it is probably done: a whole transaction finds out.
+        (self._in_parts.add if rows >= self._rows_max else self._in_parts.discard)(event)
+        return Unfinished(rows)
 
-    async def _enforce(
-        self, connection: Connection, share: Share, batch: Batch, at: _Place
+    async def _part(
+        self, connection: Connection, share: Share, batch: Batch, parts: Parts, at: _Place
     ) -> list[Effect] | Rejected | Held:
+        """Some rows of the share's only event, and what the ledger has to know of them: see `core.parts`."""
+        rules = self._rules[share.entity]
+        decided = await self._decide(connection, share)
+        if isinstance(decided, Rejected):
+            return decided
+        decided = replace(decided, settled=in_part(decided.settled))
+        effects: list[Effect] = []
+        led_to: dict[Key, HeadUpdate] = {}
+        way = _Way(Descent(self._rules, exact=True), batch, left=self._rows_max)
+        for rule in rules:
+            if rule.rows is None and way.left:
+                acted = await self._act(connection, rule, share, decided, parts, way, at)
+                if isinstance(acted, Held):
+                    return acted
+                effects += acted
+                led_to |= way.led_to
+        await self._ledger.write_heads(connection, share.entity, led_to, decided.read, (), batch)
+        return effects
+
+    async def _decide(self, connection: Connection, share: Share) -> _Decided | Rejected:
+        """What the events of a share come to."""
         rules = self._rules[share.entity]
         own = {change.key for change in share.changes}
         read, keys = await self._read(connection, share, rules, own)
@@ -298,21 +379,28 @@ class PostgresStore:
         ids = [rule.id for rule in rules]
         known = [key for key in {**settled.updates, **dict.fromkeys(admitted.keys)} if key in read.heads]
         arrivals = await self._ledger.read_arrivals(connection, known, read.hashes, ids) if known else {}
+        return _Decided(read, keys, settled, admitted, arrivals)
+
+    async def _enforce(
+        self, connection: Connection, share: Share, batch: Batch, parts: Parts, at: _Place
+    ) -> list[Effect] | Rejected | Held:
+        rules = self._rules[share.entity]
+        decided = await self._decide(connection, share)
+        if isinstance(decided, Rejected):
+            return decided
+        read, settled, admitted, arrivals = decided.read, decided.settled, decided.admitted, decided.arrivals
         effects: list[Effect] = []
         way = _Way(Descent(self._rules, exact=True), batch)
         for rule in rules:
-            mine = arrivals.get(rule.id, {})
-            if mine:
-                way.told_apart[rule.id] = read.hashes
-            acted = await self._act(connection, rule, share, settled, admitted, mine, way, at)
+            acted = await self._act(connection, rule, share, decided, parts, way, at)
             if isinstance(acted, Held):
                 return acted
             effects += acted
         effects += way.descent.effects(rules, share.changes, settled.outcomes, share.exceptions, admitted.only)
         await self._record(connection, way)
-        await self._ledger.write_heads(
-            connection, share.entity, heads_to_write(keys, own, read.heads, settled.updates), read, effects, batch
-        )
+        own = {change.key for change in share.changes}
+        updates = heads_to_write(decided.keys, own, read.heads, settled.updates)
+        await self._ledger.write_heads(connection, share.entity, updates, read, effects, batch)
         reached = {
             read.hashes[key]: seen
             for of_key in arrivals.values()
@@ -320,7 +408,7 @@ class PostgresStore:
             if key in settled.updates and (seen := settled.updates[key].seen) is not None and min(since) <= seen
         }
         if reached:
-            await self._ledger.clear_arrivals(connection, reached, ids)
+            await self._ledger.clear_arrivals(connection, reached, [rule.id for rule in rules])
         await self._ledger.add_done(connection, made_up_for(admitted, effects), read.hashes)
         await self._ledger.write_repairs(
             connection, repaired_by(share.entity, admitted, effects), read.hashes, batch.at_ms
@@ -336,15 +424,24 @@ class PostgresStore:
         connection: Connection,
         rule: StoreRule,
         share: Share,
-        settled: Settled,
-        admitted: Admitted,
-        arrivals: Mapping[Key, Collection[Version]],
+        decided: _Decided,
+        parts: Parts,
         way: _Way,
         at: _Place,
     ) -> list[Effect] | Held:
+        settled, admitted = decided.settled, decided.admitted
+        arrivals = decided.arrivals.get(rule.id, {})
+        if arrivals:
+            way.told_apart[rule.id] = decided.read.hashes
         left_out = share.left_out(rule.id)
         groups = trace(rule.policy, settled, arrivals, left_out=left_out)
         groups += retrace(rule.policy, settled, admitted, left_out=left_out)
+        done = already(parts, share.changes, rule.id)
+        # What has begun is never held: some of its rows are gone.
+        approved = share.approved | done.keys() if done else share.approved
+        if way.left is not None:
+            groups, done = acting(groups), {}
+            way.led_to = heads_of_part(groups, decided.read.heads)
         rows: list[int] = []
         if groups:
             at.dependent = rule.id
@@ -354,9 +451,10 @@ class PostgresStore:
                 rows = await self._effects_of(rule).count(
                     connection, groups, hashes, max_rows + 1, split=bool(arrivals)
                 )
-                if over := held(rule.id, max_rows, groups, rows, share.approved):
+                if over := held(rule.id, max_rows, groups, rows, approved):
                     return over
             firsts = dict(admitted.starts.get(rule.id, ()))
+            way.is_deep = rule.rows is not None
             branch = way.descent.branch(rule, groups, settled, share.changes, left_out, firsts)
             rows = await self._descend(connection, branch, way, at)
             if self._constraints_at_once:
@@ -364,11 +462,20 @@ class PostgresStore:
                 await connection.execute("set constraints all deferred")
             at.dependent = at.below = None
             # Again: rows may have come between the count and the act.
-            if over := held(rule.id, max_rows, groups, rows, share.approved):
+            if over := held(rule.id, max_rows, groups, rows, approved):
                 return over
-            if over := way.descent.held(rule, share.approved):
+            if over := way.descent.held(rule, approved):
                 return over
-        return credit(rule.policy, share.changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only)
+        return credit(
+            rule.policy,
+            share.changes,
+            settled.outcomes,
+            groups,
+            rows,
+            left_out=left_out,
+            only=admitted.only,
+            already=done,
+        )
 
     async def _descend(self, connection: Connection, asks: Branch, way: _Way, at: _Place) -> list[int]:
         """Carry out the groups of a dependent, and all that depends on its rows."""
@@ -393,9 +500,20 @@ class PostgresStore:
                 return await self._chooser_of(rule).closure(connection, groups, limit)
             case CarryOut(rule, groups):
                 hashes = way.hashes_of(rule, groups)
-                return await self._effects_of(rule).execute(
-                    connection, groups, hashes or {}, way.batch.at_ms, split=hashes is not None
+                # The rows of a graph are taken in chunks, but in one transaction.
+                rows_max = None if way.is_deep else self._rows_max if way.left is None else way.left
+                rows = await self._effects_of(rule).execute(
+                    connection,
+                    groups,
+                    hashes or {},
+                    way.batch.at_ms,
+                    split=hashes is not None,
+                    rows_max=rows_max,
+                    part=way.left is not None,
                 )
+                if way.left is not None:
+                    way.left = max(0, way.left - sum(rows))
+                return rows
             case RemoveChosen(rule, groups, chosen):
                 return await self._chooser_of(rule).remove(connection, groups, chosen)
             case Newest(rule, keys):
@@ -500,6 +618,18 @@ class PostgresStore:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What the events of a share come to: the heads that were read, of which keys, what counts, what may still happen
+    of what came back from dead letters, and what arrived, by dependent and key."""
+
+    read: Heads
+    keys: set[Key]
+    settled: Settled
+    admitted: Admitted
+    arrivals: Mapping[str, Mapping[Key, Collection[Version]]]
+
+
 @dataclass(slots=True)
 class _Way:
     """The way down from the dependents of one entity, and what is to be recorded of it."""
@@ -509,6 +639,12 @@ class _Way:
     told_apart: dict[str, Mapping[Key, bytes]] = field(default_factory=dict)
     """Dependents of the event's own entity where rows have arrived, with the hashes of the keys."""
     happened: dict[Rows, list[Happened]] = field(default_factory=dict)
+    is_deep: bool = False
+    """It is among rows that others depend on, or below them."""
+    left: int | None = None
+    """In a part, how many rows it may still act on."""
+    led_to: Mapping[Key, HeadUpdate] = field(default_factory=dict)
+    """In a part, the heads that the dependent's rows need where they come to."""
 
     def hashes_of(self, rule: StoreRule, groups: Sequence[Group]) -> Mapping[Key, bytes] | None:
         """The hashes of keys where arrivals have to be told from other rows; None where there are none."""

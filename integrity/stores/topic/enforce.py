@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import msgspec
 from aiokafka.partitioner import murmur2
@@ -22,7 +22,28 @@ from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
 from integrity.core.outbox import Outgoing, outgoing
 from integrity.core.outcome import Effect, Held, Rejected
-from integrity.core.redrive import LeftOut, MadeUpFor, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
+from integrity.core.parts import (
+    Parts,
+    TooManyRows,
+    acting,
+    added,
+    already,
+    heads_of_part,
+    in_part,
+    place_of,
+    remaining,
+)
+from integrity.core.redrive import (
+    Admitted,
+    LeftOut,
+    MadeUpFor,
+    admit,
+    aside,
+    keys_in_question,
+    made_up_for,
+    repaired_by,
+    retrace,
+)
 from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Repaired
 from integrity.errors import Reason
@@ -47,6 +68,16 @@ CHUNK: Final = 2000
 Work = Generator[list[Write], None, list[Effect]]
 
 
+class _Decided(NamedTuple):
+    """What the events of a share come to: the keys that were looked at, their heads, what counts, and what may still
+    happen of what came back from dead letters."""
+
+    read: set[Key]
+    heads: dict[Key, Head]
+    settled: Settled
+    admitted: Admitted
+
+
 class Refused(Exception):
     """An effect on one dependent can never be written."""
 
@@ -68,7 +99,8 @@ class HeldBack(Exception):
 class Enforcement:
     """One batch. `counts` is the progress that counts for it; `starts` are the first offsets that child partitions
     still have: a child below has been deleted by retention, and is not written again. `derived_partitions` is how many
-    partitions each topic of derived events has."""
+    partitions each topic of derived events has. `rows_max` is how many children of one dependent a transaction acts on
+    (None: any number)."""
 
     def __init__(
         self,
@@ -81,8 +113,10 @@ class Enforcement:
         lane: str,
         starts: Mapping[TopicPartition, int],
         derived_partitions: Mapping[str, int],
+        rows_max: int | None = None,
     ) -> None:
         self._state = state
+        self._rows_max = rows_max
         self._rules = rules
         self._batch = batch
         self._counts = counts
@@ -94,20 +128,57 @@ class Enforcement:
         """The dependent of the event's own entity, at whose rows or below it the work is."""
 
     def run(self) -> Work:
-        """Yields records to publish, in order; returns the effects. Raises Refused or HeldBack."""
+        """Yields records to publish, in order; returns the effects. Raises Refused, HeldBack or TooManyRows."""
+        parts = self._parts()
         effects: list[Effect] = []
         for share in shares(self._batch, self._counts, self._rules.keys()):
-            effects += yield from self._share(share)
+            effects += yield from self._share(share, parts)
         yield self._forget([(discard.dependent, discard.event) for discard in self._batch.discards])
-        progress: list[Write] = []
+        changes, progress = self._batch.changes, list[Write]()
         for at, span in self._batch.spans.items():
-            reached = max(span.next, self._counts.get(at, 0))
-            self._state.set_progress(at, reached)
-            progress.append(self.record(records.progress_key(self._lane, at), records.encode(ProgressRecord(reached))))
+            of = self._state.parts(at) if at in self._counts else {}
+            progress.append(self._progress(at, max(span.next, self._counts.get(at, 0)), remaining(of, changes)))
         yield progress
         return effects
 
-    def _share(self, share: Share) -> Work:
+    def part(self) -> Work:
+        """The same for some children of the batch's only event (see `core.parts`); the effects are those of the part.
+        Raises Refused or HeldBack."""
+        assert self._rows_max is not None, "without a bound there are no parts"
+        parts, place = self._parts(), place_of(self._batch)
+        effects: list[Effect] = []
+        left = self._rows_max
+        for share in shares(self._batch, self._counts, self._rules.keys()):
+            decided = self._decide(share)
+            settled = in_part(decided.settled)
+            led_to: dict[Key, HeadUpdate] = {}
+            for rule in self._rules[share.entity]:
+                groups = acting(self._groups(rule, share, decided, settled))
+                if rule.rows is not None or not groups or left <= 0:
+                    continue
+                number = self._number(rule)
+                self._branch = rule.id
+                self._bound(number, rule, groups, share.approved | already(parts, share.changes, rule.id).keys())
+                rows = yield from self.execute(number, rule, groups, left)
+                left -= sum(rows)
+                effects += self._credit(rule, share, decided, groups, rows, {})
+                led_to |= heads_of_part(groups, decided.heads)
+            yield self.heads(share.entity, (), decided.heads, led_to, ())
+        reached = self._counts.get(place, self._batch.spans[place].start)
+        yield [self._progress(place, reached, added(parts, self._batch, effects))]
+        return effects
+
+    def _parts(self) -> Parts:
+        """What parts of events have done already."""
+        return {event: of for at in self._counts for event, of in self._state.parts(at).items()}
+
+    def _progress(self, at: TopicPartition, next_: int, parts: Parts) -> Write:
+        record = ProgressRecord(next_, {event: dict(of) for event, of in parts.items()})
+        self._state.set_progress(at, record)
+        return self.record(records.progress_key(self._lane, at), records.encode(record))
+
+    def _decide(self, share: Share) -> _Decided:
+        """What the events of a share come to. Raises Refused."""
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         spec = rules[0].spec
@@ -125,23 +196,47 @@ class Enforcement:
         admitted = admit(share, settled, policies(rules), pending)
         if isinstance(admitted, Rejected):
             raise Refused(admitted.dependent, admitted.reason, admitted.message)
+        return _Decided(read, heads, settled, admitted)
+
+    def _groups(self, rule: StoreRule, share: Share, decided: _Decided, settled: Settled) -> list[Group]:
+        left_out = share.left_out(rule.id)
+        arrivals = self._arrivals(self._number(rule), share.entity, settled)
+        groups = trace(rule.policy, settled, arrivals, left_out=left_out)
+        return groups + retrace(rule.policy, settled, decided.admitted, left_out=left_out)
+
+    def _credit(
+        self,
+        rule: StoreRule,
+        share: Share,
+        decided: _Decided,
+        groups: Sequence[Group],
+        rows: Sequence[int],
+        done: Mapping[int, int],
+    ) -> list[Effect]:
+        outcomes, left_out, only = decided.settled.outcomes, share.left_out(rule.id), decided.admitted.only
+        return credit(rule.policy, share.changes, outcomes, groups, rows, left_out=left_out, only=only, already=done)
+
+    def _share(self, share: Share, parts: Parts) -> Work:
+        entity, changes = share.entity, share.changes
+        rules = self._rules[entity]
+        decided = self._decide(share)
+        read, heads, settled, admitted = decided
         effects: list[Effect] = []
         descent = Descent(self._rules, exact=False)
         for rule in rules:
             left_out = share.left_out(rule.id)
-            number = self._state.number(rule.id)
-            assert number is not None, "the state knows every rule of the store"
-            groups = trace(rule.policy, settled, self._arrivals(number, entity, settled), left_out=left_out)
-            groups += retrace(rule.policy, settled, admitted, left_out=left_out)
+            groups = self._groups(rule, share, decided, settled)
+            done = already(parts, changes, rule.id)
+            # What has begun is never held: some of its children are gone.
+            approved = share.approved | done.keys()
             self._branch = rule.id
-            self._bound(number, rule, groups, share.approved)
+            self._bound(self._number(rule), rule, groups, approved)
+            self._few_enough(rule, acting(groups))
             firsts = dict(admitted.starts.get(rule.id, ()))
             rows = yield from self._descend(descent.branch(rule, groups, settled, changes, left_out, firsts))
-            if over := descent.held(rule, share.approved):
+            if over := descent.held(rule, approved):
                 raise HeldBack(over)
-            effects += credit(
-                rule.policy, changes, settled.outcomes, groups, rows, left_out=left_out, only=admitted.only
-            )
+            effects += self._credit(rule, share, decided, groups, rows, done)
         effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         yield self.heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
@@ -163,6 +258,13 @@ class Enforcement:
         """Carry out the groups of a dependent that a sweep has found, and all that depends on its children."""
         self._branch = rule.id
         return (yield from self._descend(asks))
+
+    def _few_enough(self, rule: StoreRule, groups: Sequence[Group]) -> None:
+        """Raises TooManyRows. The children of a graph are taken in chunks, but in one transaction."""
+        if self._rows_max is not None and rule.rows is None and groups:
+            parts = [(key_hash(rule.entity, group.key), group.since, group.born) for group in groups]
+            if sum(self._state.choose(self._number(rule), parts, self._rows_max + 1)) > self._rows_max:
+                raise TooManyRows
 
     def _descend(self, asks: Branch) -> Generator[list[Write], None, list[int]]:
         """Carry out the groups of a dependent, and all that depends on its children."""
@@ -256,19 +358,27 @@ class Enforcement:
         }
         return {key: since for key, since in found.items() if since}
 
-    def execute(self, number: int, rule: StoreRule, groups: Sequence[Group]) -> Generator[list[Write], None, list[int]]:
-        """Carry out all groups at once: choose every group's children before any of them changes."""
+    def execute(
+        self, number: int, rule: StoreRule, groups: Sequence[Group], limit: int | None = None
+    ) -> Generator[list[Write], None, list[int]]:
+        """Carry out all groups at once: choose every group's children before any of them changes. With `limit`, no
+        more children than that; what is left stays as it is."""
         if not groups:
             return []
         hashes = [key_hash(rule.entity, group.key) for group in groups]
         parts = [(digest, group.since, group.born) for digest, group in zip(hashes, groups, strict=True)]
-        counts = self._state.choose(number, parts)
-        yield self._leave(number, groups, hashes)
+        counts = self._state.choose(number, parts, limit)
+        if limit is None:
+            yield self._leave(number, groups, hashes)
         after = 0
         while any(counts) and (children := self._state.chosen(after, CHUNK)):
             after = children[-1].number
             writes: list[Write] = []
             for child in children:
+                if limit is not None and groups[child.part].since is not None:
+                    name = records.arrival_key(rule.id, child.at)
+                    self._state.remove_arrival(name)
+                    writes.append(self.record(name, None))
                 writes += self._act(number, rule, groups[child.part], hashes[child.part], child)
             yield writes
         return counts

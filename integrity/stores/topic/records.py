@@ -95,8 +95,11 @@ class FateRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         return Fate(self.version, to, self.event, self.occurred_ms)
 
 
-class ProgressRecord(msgspec.Struct, frozen=True):
+class ProgressRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The next offset of a partition, and what parts of an event have done already."""
+
     next: int
+    parts: dict[str, dict[str, int]] = {}
 
 
 class ArrivalRecord(msgspec.Struct, frozen=True):

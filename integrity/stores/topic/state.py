@@ -21,6 +21,7 @@ from integrity.core.change import EARLIEST, Version
 from integrity.core.fold import Born
 from integrity.core.keys import Key, KeySpec, key_hash
 from integrity.core.ledger import Fate, Head, Pending
+from integrity.core.parts import Parts
 from integrity.stores.topic import records
 from integrity.stores.topic.records import (
     ArrivalRecord,
@@ -30,6 +31,7 @@ from integrity.stores.topic.records import (
     Headers,
     HeadRecord,
     Mark,
+    ProgressRecord,
     ReadRecord,
     RepairRecord,
     SweepRecord,
@@ -57,7 +59,8 @@ CREATE TABLE arrival (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX arrival_hash ON arrival (rule, hash);
 CREATE INDEX arrival_child ON arrival (rule, topic, partition, key);
-CREATE TABLE progress (topic TEXT, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY (topic, partition));
+CREATE TABLE progress (
+    topic TEXT, partition INTEGER, next INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (topic, partition));
 CREATE TABLE exception (
     name BLOB PRIMARY KEY, hash BLOB NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX exception_hash ON exception (hash);
@@ -253,7 +256,7 @@ class State:
             case "progress":
                 lane, topic, partition = rest.split("|")
                 if lane == self._lane and value is not None:
-                    self.set_progress(TopicPartition(topic, int(partition)), records.decode_progress(value).next)
+                    self.set_progress(TopicPartition(topic, int(partition)), records.decode_progress(value))
             case "arrival":
                 self._take_arrival(key, value)
             case "writes":
@@ -336,9 +339,12 @@ class State:
     def row_rule(self, number: int) -> RowRule:
         return self._rules[number]
 
-    def choose(self, rule: int, parts: Sequence[tuple[bytes, Version | None, Born | None]]) -> list[int]:
+    def choose(
+        self, rule: int, parts: Sequence[tuple[bytes, Version | None, Born | None]], limit: int | None = None
+    ) -> list[int]:
         """Keep apart, until the next call, the children of each part: those that reference the key with that hash,
-        are there as plain ones (None) or since that version, and are of that age. How many each part has."""
+        are there as plain ones (None) or since that version, and are of that age; at most `limit` of all. How many
+        each part has."""
         topic = self._rules[rule].rule.dependent.target.name
         any_arrivals = self.arrivals() > 0
         self._db.execute("DELETE FROM chosen")
@@ -346,25 +352,28 @@ class State:
         for part, (digest, since, born) in enumerate(parts):
             aged = "" if born is None else " AND r.born > ? AND r.born <= ?"
             ages = () if born is None else (_micros(born.after_ms), _micros(born.until_ms))
+            left = -1 if limit is None else limit - sum(counts)  # -1: without end
             if since is not None:
                 found = self._db.execute(
                     "INSERT INTO chosen (part, child) SELECT ?, c.id FROM reference r JOIN child c ON c.id = r.child "
                     "JOIN arrival a ON a.rule = r.rule AND a.topic = c.topic AND a.partition = c.partition "
-                    f"AND a.key = c.key AND a.hash = r.hash WHERE r.rule = ? AND r.hash = ? AND a.since = ?{aged}",
-                    (part, rule, digest, records.encode(since), *ages),
+                    "AND a.key = c.key AND a.hash = r.hash WHERE r.rule = ? AND r.hash = ? AND a.since = ?"
+                    f"{aged} LIMIT ?",
+                    (part, rule, digest, records.encode(since), *ages, left),
                 )
             elif any_arrivals:
                 found = self._db.execute(
                     "INSERT INTO chosen (part, child) SELECT ?, c.id FROM reference r JOIN child c ON c.id = r.child "
                     "WHERE r.rule = ? AND r.hash = ? AND NOT EXISTS (SELECT 1 FROM arrival a WHERE a.rule = r.rule "
-                    f"AND a.topic = ? AND a.partition = c.partition AND a.key = c.key AND a.hash = r.hash){aged}",
-                    (part, rule, digest, topic, *ages),
+                    "AND a.topic = ? AND a.partition = c.partition AND a.key = c.key AND a.hash = r.hash)"
+                    f"{aged} LIMIT ?",
+                    (part, rule, digest, topic, *ages, left),
                 )
             else:
                 found = self._db.execute(
                     "INSERT INTO chosen (part, child) SELECT ?, r.child FROM reference r "
-                    f"WHERE r.rule = ? AND r.hash = ?{aged}",
-                    (part, rule, digest, *ages),
+                    f"WHERE r.rule = ? AND r.hash = ?{aged} LIMIT ?",
+                    (part, rule, digest, *ages, left),
                 )
             counts.append(found.rowcount)
         return counts
@@ -497,8 +506,14 @@ class State:
         rows = self._db.execute("SELECT topic, partition, next FROM progress")
         return {TopicPartition(topic, partition): next_ for topic, partition, next_ in rows}
 
-    def set_progress(self, at: TopicPartition, next_offset: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?, ?)", (*at, next_offset))
+    def parts(self, at: TopicPartition) -> Parts:
+        """What parts of an event have done, as it is kept beside the progress."""
+        row = self._db.execute("SELECT data FROM progress WHERE topic = ? AND partition = ?", at).fetchone()
+        return {} if row is None else records.decode_progress(row[0]).parts
+
+    def set_progress(self, at: TopicPartition, progress: ProgressRecord) -> None:
+        row = (*at, progress.next, records.encode(progress))
+        self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?, ?, ?)", row)
 
     def arrivals(self) -> int:
         """How many children count as arrivals."""

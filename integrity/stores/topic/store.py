@@ -25,7 +25,8 @@ from integrity.core.batch import Batch, TopicPartition, standing
 from integrity.core.change import Op
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
-from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Held, Rejected, Retry
+from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Rejected, Retry, TooLarge, Unfinished
+from integrity.core.parts import TooManyRows
 from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
 from integrity.errors import Finding, LedgerError, OperationError, Reason
@@ -47,6 +48,9 @@ from integrity.stores.topic.writer import BATCH_BYTES, Writer
 
 _T = TypeVar("_T")
 
+ROWS_MAX: Final = 50_000
+"""Children of one dependent that a transaction acts on: some seconds. Nobody who reads committed records only may read
+past a transaction that is open."""
 _READ_ON_S: Final = 30.0
 """How often an idle view reads on, so that it misses no null record and mends soon."""
 _VIEW_AGE_MAX_S: Final = 300.0
@@ -65,7 +69,7 @@ class TopicStore:
 
     `client` are connection settings as aiokafka takes them. The view lies in a file below `state_dir` (a directory
     for temporary files when None), which is deleted on close. `timeout_s` bounds a single try of `apply` as its
-    deadline does.
+    deadline does, `rows_max` the children of one dependent that a transaction acts on.
     """
 
     exclusive = True
@@ -81,9 +85,11 @@ class TopicStore:
         timeout_s: float = 30.0,
         state_dir: Path | None = None,
         copies: Mapping[str, Sequence[StoreRule]] = MappingProxyType({}),
+        rows_max: int = ROWS_MAX,
     ) -> None:
         """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
+        self._rows_max = rows_max
         self.repairs = 0
         """Records published again since an owner's write came between look and act."""
         self._client = client
@@ -438,8 +444,19 @@ class TopicStore:
             lane=self._lane,
             starts=self._reader.starts,
             derived_partitions=self._derived_partitions,
+            rows_max=self._rows_max,
         )
-        return Applied(await self._publish(enforcement.run()))
+        try:
+            return Applied(await self._publish(enforcement.run()))
+        except TooManyRows as exc:
+            if self._owned().is_open:
+                await self._give_up(exc)
+                await self._take_over()
+            else:
+                await self._in_thread(state.rollback)
+        if len(batch.changes) > 1:
+            return TooLarge()
+        return Unfinished(sum(effect.rows for effect in await self._publish(enforcement.part())))
 
     async def _sweep(self, sweep: Sweep) -> Swept:
         if self._fenced or self._writer is None:
@@ -475,9 +492,12 @@ class TopicStore:
                 return None
 
         await self._in_thread(state.begin)
-        await writer.begin()
         while (writes := await self._in_thread(step)) is not None:
+            if writes and not writer.is_open:
+                await writer.begin()
             await writer.send(writes)
+        if not writer.is_open:
+            await writer.begin()
         ours = await self._commit(writer)
         await self._in_thread(state.commit)
         if ours:

@@ -32,6 +32,11 @@ class Writer:
         self._sent: list[tuple[TopicPartition, int, str | None, asyncio.Future[Any]]] = []
         self._open = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a transaction is open."""
+        return self._open
+
     async def start(self) -> None:
         """Take over: abort the transaction a former owner left open, and fence it."""
         await self._producer.start()

@@ -22,7 +22,7 @@ from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
 from integrity.service.work import Piece
-from integrity.stores.memory import MemoryStore, Row
+from integrity.stores.memory import ROWS_MAX, MemoryStore, Row
 from integrity.stores.rule import StoreRule
 from integrity.telemetry import BatchSpan, Tracing
 
@@ -46,12 +46,14 @@ def cascade_rule(name: str = "orders") -> StoreRule:
     return StoreRule("customer", dependent, SPEC, Policy(dependent.id, Remove(), Follow(), "cascade", "cascade"))
 
 
-def memory_store(parents: int, rows_each: int = 1, names: Sequence[str] = ("orders",)) -> MemoryStore:
+def memory_store(
+    parents: int, rows_each: int = 1, names: Sequence[str] = ("orders",), rows_max: int = ROWS_MAX
+) -> MemoryStore:
     tables: dict[str, list[Row]] = {
         name: [{"id": f"{key}-{n}", "customer_id": key} for key in range(parents) for n in range(rows_each)]
         for name in names
     }
-    return MemoryStore("memory", {"customer": [cascade_rule(name) for name in names]}, tables)
+    return MemoryStore("memory", {"customer": [cascade_rule(name) for name in names]}, tables, rows_max=rows_max)
 
 
 def deleted(key: int, offset: int, *, partition: int = 0, lsn: int | None = None) -> Record:

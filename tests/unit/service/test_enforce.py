@@ -147,6 +147,15 @@ async def test_a_broken_ledger_dead_letters_nothing_and_goes_on_when_mended() ->
     assert keys_left(store) == set()
 
 
+async def test_an_event_with_many_rows_goes_in_parts_and_is_told_of_once_with_all_its_rows() -> None:
+    store, letters, watch = BentStore(memory_store(3, rows_each=10, rows_max=4)), Letters(), Watched()
+    one = enforcer(store, letters, watch)
+    await one.enforce(piece_of(*(deleted(key, key) for key in range(3))))
+    assert (keys_left(store), letters.published, one.in_parts) == (set(), [], False)
+    assert [effect.rows for effect in watch.effects] == [10, 10, 10]
+    assert {len(batch.changes) for batch in store.calls} == {1, 2, 3}, "the batch was cut"
+
+
 def breaking(dependent: str, times: int) -> Callable[[Batch], Broken | None]:
     """The first `times` batches that ask something of that dependent find its rule broken."""
     left = [times]

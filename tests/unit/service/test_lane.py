@@ -238,3 +238,12 @@ async def test_a_session_that_waits_holds_up_its_own_partitions_only() -> None:
         assert rig.source.committed.get(P0, 0) == 0
         rig.store.bend = lambda batch: None
         await until(lambda: rig.keys_left() == set())
+
+
+async def test_a_stop_does_not_wait_for_the_parts_of_an_event_that_are_left() -> None:
+    """They take as long as they take; what is done of them stays, and the progress is that of before."""
+    rig = Rig(BentStore(memory_store(1, rows_each=2_000, rows_max=1)), ScriptedSource({P0: [deleted(0, 0)]}))
+    async with running(rig, P0):
+        await until(lambda: len(rig.store.store.targets["orders"]) < 1_990)
+    assert 0 < len(rig.store.store.targets["orders"]) < 1_990
+    assert (rig.source.committed.get(P0, 0), rig.watch.effects) == (0, [])

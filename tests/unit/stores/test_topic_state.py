@@ -12,7 +12,7 @@ from integrity.core.change import Version
 from integrity.core.fold import Born
 from integrity.core.keys import KeyType, key_hash
 from integrity.stores.topic import records
-from integrity.stores.topic.records import ChildKey, Mark, ReadRecord, WritesRecord
+from integrity.stores.topic.records import ChildKey, Mark, ProgressRecord, ReadRecord, WritesRecord
 from integrity.stores.topic.state import State
 from tests.unit.stores.test_topic_values import row_rule
 
@@ -163,7 +163,7 @@ def test_rollback_takes_back_what_a_batch_did(state: State) -> None:
     (child,) = state.chosen(0, 10)
     state.remove(child.id)
     state.add_arrival(0, CHILD, "customer", (8,), Version(0, (1,)))
-    state.set_progress(TopicPartition("t", 0), 5)
+    state.set_progress(TopicPartition("t", 0), ProgressRecord(5))
     state.rollback()
     assert chosen(state, OLD) == [b"k"]
     assert state.arrivals() == 0

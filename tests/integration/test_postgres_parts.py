@@ -1,0 +1,94 @@
+"""An event with many rows in a live PostgreSQL: killed between its parts, and one of them refused."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import asyncpg
+import pytest
+
+from integrity.core.batch import DeadLetterMark
+from integrity.core.outcome import Applied, Outcome, Rejected, Unfinished
+from integrity.core.rules.model import Cascade
+from integrity.errors import Reason
+from integrity.ports import Deadline
+from integrity.stores.postgres import PostgresStore
+from tests.contract.world import Events, apply, rule
+from tests.integration.parts_process import deletion
+from tests.integration.pg_shop import fetch, run, store_of
+
+pytestmark = pytest.mark.servers
+
+ROWS, PART = 20_000, 500
+TABLES = (
+    "create table orders (id bigint primary key, customer_id bigint)",
+    "create index on orders (customer_id)",
+    f"insert into orders select n, case when n > {ROWS} then 2 else 1 end from generate_series(1, {ROWS + 10}) n",
+    "analyze orders",
+)
+TOUCHED = (
+    "create table touched (id bigint, at xid8 default pg_current_xact_id())",
+    "create function touch() returns trigger language plpgsql as"
+    " $$ begin insert into touched values (old.id); return old; end $$",
+    "create trigger touch before delete on orders for each row execute function touch()",
+)
+
+
+async def to_the_end(store: PostgresStore) -> Applied:
+    result = await store.apply(deletion().batch(), Deadline.after(60))
+    while isinstance(result, Unfinished):
+        assert result.rows <= PART
+        result = await store.apply(deletion().batch(), Deadline.after(60))
+    assert isinstance(result, Applied), result
+    return result
+
+
+async def test_a_killed_process_is_followed_by_one_that_goes_on_where_it_was(pg_database: str) -> None:
+    """Every row exactly once, no transaction with more than a part, and the whole count is told."""
+    await run(pg_database, *TABLES, *TOUCHED)
+    arguments = (sys.executable, "-m", "tests.integration.parts_process", pg_database, str(PART))
+    victim = await asyncio.create_subprocess_exec(*arguments)
+    watching = await asyncpg.connect(pg_database)
+    async with asyncio.timeout(60):
+        while (gone := await watching.fetchval("select count(*) from touched")) < 4 * PART:
+            assert victim.returncode is None, gone
+    victim.kill()
+    await victim.wait()
+    await watching.close()
+    async with store_of(pg_database, rule(Cascade()), rows_max=PART) as store:
+        [[rows]] = await fetch(pg_database, "select count(*) from orders where customer_id = 1")
+        assert 0 < int(str(rows)) <= ROWS - 4 * PART, "its parts stay done"
+        [effect] = (await to_the_end(store)).effects
+        assert (effect.outcome, effect.rows) == (Outcome.APPLIED, ROWS)
+        [again] = await apply(store, deletion().batch())
+        assert again.outcome is Outcome.DUPLICATE
+    [counted] = await fetch(pg_database, "select count(*), count(distinct id), max(id) from touched")
+    assert counted == (ROWS, ROWS, ROWS)
+    [[largest]] = await fetch(pg_database, "select max(n) from (select count(*) n from touched group by at) s")
+    assert int(str(largest)) <= PART
+    assert await fetch(pg_database, "select count(*) from orders") == [(10,)]
+
+
+async def test_a_part_that_is_refused_leaves_the_others_done_and_a_redrive_does_the_rest(pg_database: str) -> None:
+    await run(
+        pg_database,
+        *TABLES,
+        "create function refuse() returns trigger language plpgsql as"
+        " $$ begin if old.id = 1700 then raise exception 'kept'; end if; return old; end $$",
+        "create trigger refuse before delete on orders for each row execute function refuse()",
+    )
+    async with store_of(pg_database, rule(Cascade()), rows_max=PART) as store:
+        batch = deletion().batch()
+        result = await store.apply(batch, Deadline.after(60))
+        done = 0
+        while isinstance(result, Unfinished):
+            done += result.rows
+            result = await store.apply(batch, Deadline.after(60))
+        assert isinstance(result, Rejected), result
+        mark = DeadLetterMark(Reason.CONSTRAINT_VIOLATION, "letter")
+        events = Events()
+        events.deleted((1,), 10)
+        [effect] = await apply(store, events.batch(exceptions={(0, "customer.orders"): mark}))
+        assert (effect.outcome, effect.rows) == (Outcome.DEAD_LETTERED, done), "what was done is told"
+    assert await fetch(pg_database, "select count(*) from orders") == [(ROWS + 10 - done,)]
