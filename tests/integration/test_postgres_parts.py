@@ -8,13 +8,13 @@ import sys
 import asyncpg
 import pytest
 
-from integrity.core.batch import DeadLetterMark
+from integrity.core.batch import Batch, DeadLetterMark, Redrive, Span, TopicPartition
 from integrity.core.outcome import Applied, Outcome, Rejected, Unfinished
 from integrity.core.rules.model import Cascade
 from integrity.errors import Reason
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
-from tests.contract.world import Events, apply, rule
+from tests.contract.world import AT_MS, Events, apply, rule
 from tests.integration.parts_process import deletion
 from tests.integration.pg_shop import fetch, run, store_of
 
@@ -35,11 +35,11 @@ TOUCHED = (
 )
 
 
-async def to_the_end(store: PostgresStore) -> Applied:
-    result = await store.apply(deletion().batch(), Deadline.after(60))
+async def to_the_end(store: PostgresStore, batch: Batch) -> Applied:
+    result = await store.apply(batch, Deadline.after(60))
     while isinstance(result, Unfinished):
         assert result.rows <= PART
-        result = await store.apply(deletion().batch(), Deadline.after(60))
+        result = await store.apply(batch, Deadline.after(60))
     assert isinstance(result, Applied), result
     return result
 
@@ -59,7 +59,7 @@ async def test_a_killed_process_is_followed_by_one_that_goes_on_where_it_was(pg_
     async with store_of(pg_database, rule(Cascade()), rows_max=PART) as store:
         [[rows]] = await fetch(pg_database, "select count(*) from orders where customer_id = 1")
         assert 0 < int(str(rows)) <= ROWS - 4 * PART, "its parts stay done"
-        [effect] = (await to_the_end(store)).effects
+        [effect] = (await to_the_end(store, deletion().batch())).effects
         assert (effect.outcome, effect.rows) == (Outcome.APPLIED, ROWS)
         [again] = await apply(store, deletion().batch())
         assert again.outcome is Outcome.DUPLICATE
@@ -77,6 +77,7 @@ async def test_a_part_that_is_refused_leaves_the_others_done_and_a_redrive_does_
         "create function refuse() returns trigger language plpgsql as"
         " $$ begin if old.id = 1700 then raise exception 'kept'; end if; return old; end $$",
         "create trigger refuse before delete on orders for each row execute function refuse()",
+        *TOUCHED,
     )
     async with store_of(pg_database, rule(Cascade()), rows_max=PART) as store:
         batch = deletion().batch()
@@ -89,6 +90,13 @@ async def test_a_part_that_is_refused_leaves_the_others_done_and_a_redrive_does_
         mark = DeadLetterMark(Reason.CONSTRAINT_VIOLATION, "letter")
         events = Events()
         events.deleted((1,), 10)
-        [effect] = await apply(store, events.batch(exceptions={(0, "customer.orders"): mark}))
-        assert (effect.outcome, effect.rows) == (Outcome.DEAD_LETTERED, done), "what was done is told"
-    assert await fetch(pg_database, "select count(*) from orders") == [(ROWS + 10 - done,)]
+        left_out = await to_the_end(store, events.batch(exceptions={(0, "customer.orders"): mark}))
+        assert [(e.outcome, e.rows) for e in left_out.effects] == [(Outcome.DEAD_LETTERED, done)], "it is told"
+        await run(pg_database, "drop trigger refuse on orders")
+        again = TopicPartition("integrity.redrive", 0)
+        redrive = Redrive("letter", "customer.orders", again, 0)
+        redriven = Batch(deletion().batch().changes, {again: Span(0, 1)}, AT_MS, redrives={0: redrive})
+        rest = await to_the_end(store, redriven)
+        assert [(e.outcome, e.rows) for e in rest.effects] == [(Outcome.APPLIED, ROWS - done)]
+    assert await fetch(pg_database, "select count(*), count(distinct id) from touched") == [(ROWS, ROWS)]
+    assert await fetch(pg_database, "select parts from integrity.progress") == [(None,), (None,)]
