@@ -1,7 +1,9 @@
 """50,000 deletions of parents with 10 rows each, from Kafka to commit in one process, beside what it is measured by.
 
     make bench
-    make bench ARGS="--parents 10000"
+    make bench ARGS="--parents 10000 --rows 300000"
+
+Then a parent with millions of rows, and parents with four levels of rows (tests/bench/giants.py).
 
 Each way deletes the same rows in a fresh table of the same PostgreSQL, with fsync on. Ratios are what counts. The
 process's memory is its peak resident size. CPU is told per event and part: on a machine that others use too it says
@@ -342,7 +344,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parents", type=int, default=50_000)
     parser.add_argument("--scan-rows", type=int, default=2_000_000)
+    parser.add_argument("--rows", type=int, default=3_000_000, help="rows of the one parent with many")
     arguments = parser.parse_args()
     gc.freeze()
     gc.set_threshold(WAITING_MAX, 10, 10)  # as the service does
-    sys.exit(run_async(main(arguments.parents, arguments.scan_rows)))
+    missed = run_async(main(arguments.parents, arguments.scan_rows))
+    print(flush=True)
+    sizes = ("--rows", str(arguments.rows), "--parents", str(arguments.parents))
+    giants = subprocess.run([sys.executable, "-m", "tests.bench.giants", *sizes], check=False)
+    sys.exit(missed or giants.returncode)

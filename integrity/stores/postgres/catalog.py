@@ -24,6 +24,7 @@ select u.n, c.oid::int8 as oid, s.nspname, c.relname, c.relkind::text as relkind
     pg_catalog.row_security_active(c.oid) as secured,
     pg_catalog.has_schema_privilege(s.oid, 'usage') as usable,
     pg_catalog.has_table_privilege(c.oid, 'delete') as deletable,
+    pg_catalog.has_table_privilege(c.oid, 'select') as readable,
     array(
         select r.ev_type::text || pg_catalog.quote_ident(r.rulename) from pg_catalog.pg_rewrite r
         where r.ev_class = c.oid and c.relkind in ('r', 'p') order by 1
@@ -192,6 +193,7 @@ class _Relation:
     secured: bool
     usable: bool
     deletable: bool
+    readable: bool
     rewrites: list[str]
     """Rewrite rules, each behind the number of its event: 2 is UPDATE, 4 is DELETE."""
     below: list[tuple[int, str, str]] = field(default_factory=list)
@@ -401,6 +403,7 @@ class _Inspection:
             relation.kind == "p",
             own,
             age,
+            relation.readable,
         )
 
     def _below(self, relation: _Relation) -> None:

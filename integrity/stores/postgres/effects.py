@@ -90,7 +90,9 @@ class Table:
     """A dependent as the catalogue has it: names are real, types are checked.
 
     `primary_key` is empty where the table has none; arrivals then cannot be told apart. `partitioned` tells that its
-    rows are those of its partitions. `own` are the codecs of the rows' own key, where something depends on them.
+    rows are those of its partitions. `own` are the codecs of the rows' own key, where something depends on them. Not
+    `in_parts`: the role may read some of its columns only, hence not where a row lies, by which the rows of a part are
+    chosen.
     """
 
     rule: StoreRule
@@ -103,6 +105,7 @@ class Table:
     partitioned: bool
     own: tuple[Codec, ...] = ()
     age: Age | None = None
+    in_parts: bool = True
 
     def ages(self, groups: Sequence[Group]) -> list[list[object]]:
         """The ages of groups, column by column; nothing where the rule does not ask for them."""
@@ -205,6 +208,11 @@ class Effects:
     @property
     def id(self) -> str:
         return self._table.rule.id
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether the rows of an event can be taken in parts."""
+        return self._table.in_parts
 
     async def execute(
         self,

@@ -356,7 +356,7 @@ class PostgresStore:
         led_to: dict[Key, HeadUpdate] = {}
         way = _Way(Descent(self._rules, exact=True), batch, left=self._rows_max)
         for rule in rules:
-            if rule.rows is None and way.left:
+            if rule.rows is None and way.left and self._effects_of(rule).in_parts:
                 acted = await self._act(connection, rule, share, decided, parts, way, at)
                 if isinstance(acted, Held):
                     return acted
@@ -500,9 +500,11 @@ class PostgresStore:
                 return await self._chooser_of(rule).closure(connection, groups, limit)
             case CarryOut(rule, groups):
                 hashes = way.hashes_of(rule, groups)
+                effects = self._effects_of(rule)
                 # The rows of a graph are taken in chunks, but in one transaction.
-                rows_max = None if way.is_deep else self._rows_max if way.left is None else way.left
-                rows = await self._effects_of(rule).execute(
+                whole = way.is_deep or not effects.in_parts
+                rows_max = None if whole else self._rows_max if way.left is None else way.left
+                rows = await effects.execute(
                     connection,
                     groups,
                     hashes or {},

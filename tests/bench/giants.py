@@ -1,0 +1,207 @@
+"""A parent with millions of rows, and parents with four levels of rows, beside what PostgreSQL does by itself.
+
+    python -m tests.bench.giants --rows 300000 --parents 5000
+
+Part of `make bench`. Native is one DELETE statement of the same rows, and ON DELETE CASCADE from one statement; the
+tables are filled anew each time, with fsync on, and both ways take turns. Ends with 1 when a ratio or the memory misses
+what is promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+
+from integrity.cli.base import run_async
+from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.outcome import Applied, Unfinished
+from integrity.core.rules.parse import parse_rules
+from integrity.demo.servers import PostgresServer
+from integrity.ports import Deadline
+from integrity.stores.postgres import PostgresStore
+from integrity.stores.rule import store_rules
+
+ROUNDS = 2
+BATCH = 2000
+GIANT_SHARE_MIN = 0.6
+LEVELS_SHARE_MIN = 0.5
+GROWTH_MB_MAX = 50
+LEVELS = ("orders", "items", "parcels", "scans")
+"""Each depends on the one before it, the first on the parents; two rows of each to a row above."""
+
+GIANT_RULES = {
+    "customer.yaml": """\
+version: 1
+parent: customer
+events: {topic: customers, format: debezium, key: {id: int64}}
+dependents:
+  - {store: shop, table: public.orders, references: {customer_id: id}, on_delete: cascade}
+"""
+}
+
+
+def level_rules() -> dict[str, str]:
+    parents = ("customer", *(name[:-1] for name in LEVELS))
+    found: dict[str, str] = {}
+    for above, name in zip(parents, LEVELS, strict=False):
+        events = "events: {topic: customers, format: debezium, key: {id: int64}}\n" if above == "customer" else ""
+        own = "" if name == LEVELS[-1] else f", entity: {name[:-1]}, key: {{id: int64}}"
+        found[f"{above}.yaml"] = (
+            f"version: 1\nparent: {above}\n{events}dependents:\n"
+            f"  - {{store: shop, table: public.{name}, references: {{{above}_id: id}}, on_delete: cascade{own}}}\n"
+        )
+    return found
+
+
+async def fill_giant(connection: asyncpg.Connection, rows: int) -> None:
+    """One row of ten is somebody else's."""
+    await connection.execute("drop table if exists orders; drop schema if exists integrity cascade")
+    await connection.execute(
+        "create table orders(id bigint generated always as identity primary key, customer_id bigint, note text)"
+    )
+    await connection.execute(
+        "insert into orders(customer_id, note) select case when n % 10 = 0 then n else 1 end, 'n'"
+        f" from generate_series(1, {rows * 10 // 9}) n"
+    )
+    await connection.execute("create index on orders(customer_id)")
+    await _settle(connection, ["orders"])
+
+
+async def fill_levels(connection: asyncpg.Connection, parents: int, *, native: bool) -> None:
+    names = ("customers", *LEVELS)
+    await connection.execute(f"drop table if exists {', '.join(names)} cascade")
+    await connection.execute("drop schema if exists integrity cascade")
+    await connection.execute("create table customers(id bigint primary key)")
+    await connection.execute(f"insert into customers select generate_series(1, {parents})")
+    count = parents
+    for above, name in zip(names, LEVELS, strict=False):
+        column = f"{above[:-1]}_id"
+        await connection.execute(f"create table {name}(id bigint primary key, {column} bigint, note text)")
+        await connection.execute(
+            f"insert into {name} select n, (n + 1) / 2, 'n' from generate_series(1, {2 * count}) n"
+        )
+        count *= 2
+        await connection.execute(f"create index on {name}({column})")
+        if native:
+            await connection.execute(
+                f"alter table {name} add foreign key ({column}) references {above} on delete cascade"
+            )
+    await _settle(connection, names)
+
+
+async def _settle(connection: asyncpg.Connection, names: Sequence[str]) -> None:
+    for name in names:
+        await connection.execute(f"vacuum analyze {name}")
+    await connection.execute("checkpoint")
+
+
+def deletion(key: int, offset: int) -> ParentChange:
+    origin = Origin("customers", 0, offset, 1_795_470_743_000)
+    return ParentChange("customer", Op.DELETED, (key,), None, Version(0, (1000 + offset,)), origin, 1_795_470_743_000)
+
+
+def batch_of(changes: Sequence[ParentChange]) -> Batch:
+    span = Span(changes[0].origin.offset, changes[-1].origin.offset + 1)
+    return Batch(tuple(changes), {TopicPartition("customers", 0): span}, int(time.time() * 1000), "0" * 32)
+
+
+async def open_store(url: str, files: Mapping[str, str]) -> PostgresStore:
+    store = PostgresStore("shop", url, store_rules(parse_rules(dict(files)), "shop"), lane="bench")
+    await store.migrate(Deadline.after(30))
+    assert not [f for f in await store.check(Deadline.after(30)) if f.severity == "error"]
+    return store
+
+
+async def giant_in_parts(url: str, rows: int) -> tuple[float, int, float]:
+    """Seconds, parts, and the longest of them."""
+    store = await open_store(url, GIANT_RULES)
+    batch = batch_of([deletion(1, 0)])
+    began = time.perf_counter()
+    parts, longest_s = 0, 0.0
+    while True:
+        at = time.perf_counter()
+        result = await store.apply(batch, Deadline.after(60))
+        longest_s = max(longest_s, time.perf_counter() - at)
+        parts += 1
+        if isinstance(result, Applied):
+            break
+        assert isinstance(result, Unfinished), result
+    took = time.perf_counter() - began
+    assert [effect.rows for effect in result.effects] == [rows]
+    await store.close()
+    return took, parts, longest_s
+
+
+async def levels_in_batches(url: str, parents: int) -> float:
+    store = await open_store(url, level_rules())
+    changes = [deletion(key, key - 1) for key in range(1, parents + 1)]
+    began = time.perf_counter()
+    for start in range(0, parents, BATCH):
+        result = await store.apply(batch_of(changes[start : start + BATCH]), Deadline.after(60))
+        assert isinstance(result, Applied), result
+    took = time.perf_counter() - began
+    await store.close()
+    return took
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+async def main(rows: int, parents: int) -> int:
+    with PostgresServer(durable=True) as postgres:
+        url = postgres.create_database("giants")
+        connection = await asyncpg.connect(url)
+        native_s = ours_s = 0.0
+        await fill_giant(connection, 10_000)
+        await giant_in_parts(url, await connection.fetchval("select count(*) from orders where customer_id = 1"))
+        before_mb = peak_mb()
+        for _ in range(ROUNDS):
+            await fill_giant(connection, rows)
+            rows = await connection.fetchval("select count(*) from orders where customer_id = 1")
+            began = time.perf_counter()
+            await connection.execute("delete from orders where customer_id = 1")
+            native_s += time.perf_counter() - began
+            await fill_giant(connection, rows)
+            took, parts, longest_s = await giant_in_parts(url, rows)
+            ours_s += took
+            print(f"a parent with {rows:,} rows: {parts} parts, the longest {longest_s:.2f} s")
+        growth_mb = peak_mb() - before_mb
+        giant_share = native_s / ours_s
+        print(f"one DELETE statement             {ROUNDS * rows / native_s:>10,.0f} rows/s")
+        print(
+            f"in parts                         {ROUNDS * rows / ours_s:>10,.0f} rows/s   memory grew {growth_mb:.0f} MB"
+        )
+        native_s = ours_s = 0.0
+        for _ in range(ROUNDS):
+            await fill_levels(connection, parents, native=True)
+            began = time.perf_counter()
+            await connection.execute("delete from customers")
+            native_s += time.perf_counter() - began
+            await fill_levels(connection, parents, native=False)
+            ours_s += await levels_in_batches(url, parents)
+            left = await connection.fetchval(f"select count(*) from {LEVELS[-1]}")
+            assert left == 0, left
+        levels_share = native_s / ours_s
+        await connection.close()
+    print(f"ON DELETE CASCADE, four levels   {ROUNDS * parents / native_s:>10,.0f} parents/s")
+    print(f"four levels in batches of {BATCH:,}  {ROUNDS * parents / ours_s:>10,.0f} parents/s")
+    print(f"\nin parts is {giant_share:.2f} x one DELETE statement (at least {GIANT_SHARE_MIN}),")
+    print(f"memory grew {growth_mb:.0f} MB (below {GROWTH_MB_MAX} MB);")
+    print(f"four levels are {levels_share:.2f} x ON DELETE CASCADE (at least {LEVELS_SHARE_MIN})")
+    met = giant_share >= GIANT_SHARE_MIN and growth_mb < GROWTH_MB_MAX and levels_share >= LEVELS_SHARE_MIN
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=3_000_000, help="rows of the one parent")
+    parser.add_argument("--parents", type=int, default=50_000, help="parents with four levels")
+    arguments = parser.parse_args()
+    sys.exit(run_async(main(arguments.rows, arguments.parents)))
