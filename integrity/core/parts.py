@@ -4,7 +4,8 @@ A part acts on some rows and writes no head and no progress, so that the next tr
 rows that are left. That it stays the same decision rests on two things: a row that comes to a key is an arrival there
 unless the ledger itself, not this very event, says that its time has passed; and a key that rows have come to has a
 head, without which nobody looks for arrivals. What the parts did is added up beside the progress; the last try, which
-finds few enough rows, is a transaction as always and tells of them all.
+finds few enough rows, is a transaction as always and tells of them all. A batch of no partition has no progress: it is
+one transaction, whatever its size.
 """
 
 from __future__ import annotations

@@ -349,7 +349,8 @@ class MemoryStore:
         for rule in rules:
             left_out = share.left_out(rule.id)
             groups = self._groups(state, rule, share, decision, settled)
-            if rule.rows is None and sum(self._count(state, rule, acting(groups))) > self._rows_max:
+            is_bound = rule.rows is None and batch.spans
+            if is_bound and sum(self._count(state, rule, acting(groups))) > self._rows_max:
                 raise TooManyRows
             done = already(parts, changes, rule.id)
             approved = share.approved | done.keys()

@@ -240,7 +240,8 @@ class Attempt:
                 return await enforcer.own_keys(groups, arrivals, limit)
             case CarryOut(_, groups):
                 # The documents of a graph are taken in chunks, but in one transaction.
-                rows_max = self._rows_max if ask.rule is way.top and ask.rule.rows is None else None
+                is_deep = ask.rule is not way.top or ask.rule.rows is not None
+                rows_max = None if is_deep or not self._batch.spans else self._rows_max
                 if ask.rule.dependent.array:
                     rows, came = await self._carry_out_of_lists(ask, way, rows_max, session)
                 else:

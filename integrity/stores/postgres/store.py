@@ -502,7 +502,7 @@ class PostgresStore:
                 hashes = way.hashes_of(rule, groups)
                 effects = self._effects_of(rule)
                 # The rows of a graph are taken in chunks, but in one transaction.
-                whole = way.is_deep or not effects.in_parts
+                whole = way.is_deep or not effects.in_parts or not way.batch.spans
                 rows_max = None if whole else self._rows_max if way.left is None else way.left
                 rows = await effects.execute(
                     connection,

@@ -261,7 +261,7 @@ class Enforcement:
 
     def _few_enough(self, rule: StoreRule, groups: Sequence[Group]) -> None:
         """Raises TooManyRows. The children of a graph are taken in chunks, but in one transaction."""
-        if self._rows_max is not None and rule.rows is None and groups:
+        if self._rows_max is not None and self._batch.spans and rule.rows is None and groups:
             parts = [(key_hash(rule.entity, group.key), group.since, group.born) for group in groups]
             if sum(self._state.choose(self._number(rule), parts, self._rows_max + 1)) > self._rows_max:
                 raise TooManyRows
