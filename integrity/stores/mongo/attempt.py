@@ -39,10 +39,16 @@ class Attempt:
     the dependent itself, where it is further down the graph."""
 
     def __init__(
-        self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], batch: Batch, rows_max: int, *, part: bool
+        self,
+        ledger: Ledger,
+        rules: Mapping[str, Sequence[StoreRule]],
+        batch: Batch,
+        rows_max: int = 0,
+        *,
+        part: bool = False,
     ) -> None:
         """The whole batch, or a `part`: some documents of its only event (see `core.parts`). `rows_max` is how many of
-        one dependent a transaction acts on."""
+        one dependent a transaction acts on; a batch of no partition, as a sweep has it, has no bound."""
         self.dependent: str | None = None
         self.below: str | None = None
         self._ledger = ledger
