@@ -19,7 +19,7 @@ from integrity.core.parts import Parts, acting, added, already, heads_of_part, i
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
 from integrity.stores.mongo.effects import Came, Enforcer
-from integrity.stores.mongo.ledger import Arrival, Ledger, Progress, hashes_of
+from integrity.stores.mongo.ledger import Arrival, Ledger, Progress, hashes_of, offsets
 from integrity.stores.mongo.lists import ListEnforcer
 from integrity.stores.rule import StoreRule, policies
 
@@ -63,7 +63,7 @@ class Attempt:
         for a whole that is too large."""
         batch, ledger = self._batch, self._ledger
         found = await ledger.progress(batch.spans, session)
-        counts = standing(batch, {at: progress.next for at, progress in found.items()})
+        counts = standing(batch, offsets(found))
         if isinstance(counts, str):
             return Diverged(counts)
         self._parts = {event: of for at in counts for event, of in found[at].parts.items()}

@@ -21,7 +21,7 @@ from integrity.ports import Deadline
 from integrity.stores.mongo import setup
 from integrity.stores.mongo.cells import to_value
 from integrity.stores.mongo.effects import Enforcer
-from integrity.stores.mongo.ledger import Document, Ledger, hashes_of
+from integrity.stores.mongo.ledger import Document, Ledger, Progress, hashes_of, offsets
 from integrity.stores.mongo.query import EXACT
 from integrity.stores.mongo.store import MongoStore, commit
 from integrity.stores.mongo.values import Unholdable, to_bson
@@ -79,10 +79,11 @@ class _Attempt:
 
     async def run(self, session: AsyncClientSession) -> Applied | Diverged | Rejected:
         batch, ledger = self._batch, self._ledger
-        counts = standing(batch, await ledger.progress(batch.spans, session))
+        counts = standing(batch, offsets(await ledger.progress(batch.spans, session)))
         if isinstance(counts, str):
             return Diverged(counts)
-        await ledger.write_progress(batch.spans, counts, batch.at_ms, session)
+        reached = {at: Progress(max(span.next, counts.get(at, 0))) for at, span in batch.spans.items()}
+        await ledger.write_progress(reached, batch.at_ms, session)
         effects: list[Effect] = []
         for share in shares(batch, counts, [self._rule.entity]):
             done = await self._copy(share, session)

@@ -97,6 +97,11 @@ class Progress(NamedTuple):
     parts: Parts = MappingProxyType({})
 
 
+def offsets(found: Mapping[TopicPartition, Progress]) -> dict[TopicPartition, int]:
+    """The next offset of each partition."""
+    return {partition: progress.next for partition, progress in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """Reads and writes the ledger of one lane inside a transaction."""

@@ -34,7 +34,7 @@ from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import of_branch
 from integrity.stores.mongo import inspect, setup
 from integrity.stores.mongo.attempt import Attempt
-from integrity.stores.mongo.ledger import Document, Ledger, commands
+from integrity.stores.mongo.ledger import Document, Ledger, commands, offsets
 from integrity.stores.mongo.sweep import Sweeper
 from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
@@ -107,8 +107,7 @@ class MongoStore:
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         """See `Store.progress`."""
         with setup.reach(self._at, self._budget_s(deadline)):
-            found = await self._ledger().progress(partitions)
-            return {partition: progress.next for partition, progress in found.items()}
+            return offsets(await self._ledger().progress(partitions))
 
     async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
         """See `Outbox.waiting`."""

@@ -20,7 +20,7 @@ from integrity.stores.postgres.cells import ToText
 from integrity.stores.postgres.copy_catalog import CopyTable, resolve_copy
 from integrity.stores.postgres.effects import Effects
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
-from integrity.stores.postgres.ledger import Collision, Connection, Ledger, ddl
+from integrity.stores.postgres.ledger import Collision, Connection, Ledger, Progress, ddl, offsets
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.types import Unfit
@@ -79,7 +79,7 @@ class PostgresCopy:
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         try:
             async with self._sessions.connection(deadline) as connection:
-                return await self._ledger.progress(connection, partitions, lock=False)
+                return offsets(await self._ledger.progress(connection, partitions, lock=False))
         except DRIVER_ERRORS as exc:
             raise self._ledger_fault(fault_of(exc), "read") from exc
 
@@ -115,7 +115,7 @@ class PostgresCopy:
             return Broken(None, Reason.SCHEMA_MISMATCH, message)
         await connection.execute("begin isolation level read committed")
         found = await self._ledger.progress(connection, batch.spans.keys(), lock=True)
-        counts = standing(batch, found)
+        counts = standing(batch, offsets(found))
         if isinstance(counts, str):
             await connection.execute("rollback")
             return Diverged(counts)
@@ -126,8 +126,8 @@ class PostgresCopy:
                 await connection.execute("rollback")
                 return done
             effects += done
-        offsets = {partition: max(span.next, counts.get(partition, 0)) for partition, span in batch.spans.items()}
-        await self._ledger.write_progress(connection, offsets, found.keys(), batch.at_ms)
+        reached = {at: Progress(max(span.next, counts.get(at, 0))) for at, span in batch.spans.items()}
+        await self._ledger.write_progress(connection, reached, found.keys(), batch.at_ms)
         at.dependent = self._rule.id  # a deferred constraint tells at the end
         await connection.execute("commit")
         return Applied(effects)

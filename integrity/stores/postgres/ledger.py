@@ -232,6 +232,11 @@ class Progress(NamedTuple):
     parts: Parts = MappingProxyType({})
 
 
+def offsets(found: Mapping[TopicPartition, Progress]) -> dict[TopicPartition, int]:
+    """The next offset of each partition."""
+    return {partition: progress.next for partition, progress in found.items()}
+
+
 @dataclass(slots=True)
 class Heads:
     """What was read of the keys of one entity. `older` counts fates that were not read; `hashes` and `written` are of

@@ -68,7 +68,7 @@ from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
 from integrity.stores.postgres.effects import Effects, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
-from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl
+from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.sweep import Sweeper
@@ -156,8 +156,7 @@ class PostgresStore:
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         try:
             async with self._sessions.connection(deadline) as connection:
-                found = await self._ledger.progress(connection, partitions, lock=False)
-                return {partition: progress.next for partition, progress in found.items()}
+                return offsets(await self._ledger.progress(connection, partitions, lock=False))
         except DRIVER_ERRORS as exc:
             fault = fault_of(exc)
             if fault.kind is Kind.RULE:
@@ -306,7 +305,7 @@ class PostgresStore:
         """The whole batch, or some rows of its only event. Raises TooManyRows for a whole that is too large."""
         await connection.execute("begin isolation level read committed")
         found = await self._ledger.progress(connection, batch.spans.keys(), lock=True)
-        counts = standing(batch, {partition: progress.next for partition, progress in found.items()})
+        counts = standing(batch, offsets(found))
         if isinstance(counts, str):
             await connection.execute("rollback")
             return Diverged(counts)
