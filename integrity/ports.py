@@ -94,15 +94,10 @@ class Inspectable(Protocol):
 
 
 class Examinable(Protocol):
-    """A store that `integrity doctor` looks at, beside `Store.check`. Both calls change nothing, and raise as those of
-    `Inspectable` do."""
+    """A store that `integrity doctor` looks at, beside `Store.check`. Changes nothing; raises as `Inspectable` does."""
 
     async def clock_ms(self, deadline: Deadline) -> int | None:
         """What the server's clock says, in milliseconds since the epoch; None where it has none to ask."""
-        ...
-
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
-        """Which of these keys a row of this dependent's target has as its own; the dependent names its rows."""
         ...
 
 

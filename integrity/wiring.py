@@ -19,7 +19,7 @@ import integrity
 from integrity.core.condition import null_test
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
-from integrity.core.doctor import TopicLook
+from integrity.core.doctor import TopicLook, defaults
 from integrity.core.policy import policy_of
 from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.meaning import copy_hash
@@ -275,8 +275,14 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
                 return Deadline.after(chosen[name].timeout)
             return Deadline.after(TOPICS_TIMEOUT_S)
 
+        parents: dict[str, tuple[Parents, str]] = {}
+        for entity in {default.entity for default in defaults(rules) if default.dependent.store in chosen}:
+            rows, where, _ = _parents(settings, rules, rules.by_entity[entity])
+            stack.push_async_callback(rows.close)
+            parents[entity] = rows, where
         decoders = {parent.entity: decoder_for(parent) for parent in rules.parents}
-        return await examine(rules, stores, _Kafka(settings, rules, chosen), decoders, deadline, copies)
+        kafka = _Kafka(settings, rules, chosen)
+        return await examine(rules, stores, parents, kafka, decoders, deadline, copies)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,35 +154,35 @@ def _event(record: Record) -> _Event | None:
 
 
 class Default(NamedTuple):
-    """A key that a rule leads references to; its parent's rows are those of the dependent `rows`."""
+    """A key that a rule leads references to."""
 
     dependent: Dependent
     key: Key
     entity: str
-    rows: Dependent
 
 
 def defaults(rules: RuleSet) -> list[Default]:
-    """The whole keys of `set_default` whose parent's rows are in a store of the rules."""
+    """The whole keys of `set_default`, of parents that can be looked up: their table is named, or they are the rows of
+    dependents."""
     found: dict[tuple[str, Key], Default] = {}
     for parent in rules.parents:
-        named = rules.named(parent.entity)
-        for dependent in parent.dependents if named else ():
+        is_seen = rules.named(parent.entity) or (parent.events is not None and parent.events.source is not None)
+        for dependent in parent.dependents if is_seen else ():
             policy = policy_of(dependent, parent.key)
             for step in (policy.on_delete, policy.on_update):
                 if isinstance(step, Replace) and len(step.parts) == len(parent.key.fields) and step.refers:
                     parts = dict(step.parts)
                     key = tuple(value for i in range(len(parts)) if (value := parts[i]) is not None)
-                    found.setdefault((dependent.id, key), Default(dependent, key, parent.entity, named[0]))
+                    found.setdefault((dependent.id, key), Default(dependent, key, parent.entity))
     return list(found.values())
 
 
-def of_default(default: Default, present: Collection[Key]) -> list[Finding]:
-    """A default that no row has; `present` are the keys that were found."""
+def of_default(default: Default, present: Collection[Key], where: str) -> list[Finding]:
+    """A default that no row has; `present` are the keys that were found, `where` they were looked for in words."""
     if default.key in present:
         return []
-    dependent, rows = default.dependent, default.rows
-    message = f"{dependent.id}: the default key has no row in {rows.target.name} ({rows.store})"
+    dependent = default.dependent
+    message = f"{dependent.id}: no {default.entity} in {where} has the default key"
     hint = f"Insert that {default.entity}, or name the key of one that is there: rows led to it would refer to nothing."
     return [_at(dependent.place, "default_unreachable", message, hint)]
 

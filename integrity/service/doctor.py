@@ -10,25 +10,22 @@ from typing import Protocol, TypeVar
 
 from integrity.core.decode.record import Decoder
 from integrity.core.doctor import TopicLook, defaults, of_clock, of_default, of_topics
-from integrity.core.keys import Key
 from integrity.core.rules.model import RuleSet
 from integrity.errors import Finding, OperationError, UnfitStoreError
-from integrity.ports import Deadline
+from integrity.ports import Deadline, Parents
 from integrity.service.ask import ask
 
 _Answer = TypeVar("_Answer")
 
 
 class Examined(Protocol):
-    """A store that is looked at. `check` and both others raise OperationError."""
+    """A store that is looked at. Both calls raise OperationError."""
 
     name: str
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]: ...
 
     async def clock_ms(self, deadline: Deadline) -> int | None: ...
-
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]: ...
 
 
 class Checked(Protocol):
@@ -56,6 +53,7 @@ class Examination:
 async def examine(
     rules: RuleSet,
     stores: Mapping[str, Examined],
+    parents: Mapping[str, tuple[Parents, str]],
     broker: Broker,
     decoders: Mapping[str, Decoder],
     deadline: Callable[[str], Deadline],
@@ -63,7 +61,8 @@ async def examine(
 ) -> Examination:
     """Look at these stores and their `copies`, and at the topics of the parents that they follow. Changes nothing.
 
-    `deadline` gives each store's time, by its name, and Kafka's ("kafka")."""
+    `parents` are where the rows of entities with defaults are looked up, also in words. `deadline` gives each store's
+    time, by its name, and Kafka's ("kafka")."""
     findings: list[Finding] = []
     silent: dict[str, OperationError] = {}
 
@@ -91,18 +90,17 @@ async def examine(
     silent |= answers.silent
     for found in answers.found.values():
         findings += found
-    wanted = [each for each in defaults(rules) if each.dependent.store in stores and each.rows.store in stores]
+    wanted = [each for each in defaults(rules) if each.dependent.store in stores]
     for each in wanted:
-        store = each.rows.store
-        if store not in silent:
-            present = await told(store, stores[store].present(each.rows.id, [each.key], deadline(store)))
-            findings += of_default(each, present) if present is not None else ()
-    parents = [parent for parent in rules.parents if any(d.store in stores for d in parent.followers.values())]
-    topics = [topic for parent in parents if parent.events is not None for topic in parent.events.topics]
+        rows, where = parents[each.entity]
+        present = await told(where, rows.present([each.key], deadline(where)))
+        findings += of_default(each, present, where) if present is not None else ()
+    chosen = [parent for parent in rules.parents if any(d.store in stores for d in parent.followers.values())]
+    topics = [topic for parent in chosen if parent.events is not None for topic in parent.events.topics]
     looks = await told("kafka", broker.topics(topics, deadline("kafka")))
     if looks is not None:
         now_ms = round(time.time() * 1000)
-        for parent in parents:
+        for parent in chosen:
             if parent.events is not None:
                 findings += of_topics(parent, looks, decoders[parent.entity], now_ms)
         findings += await told("kafka", broker.privileges(deadline("kafka"))) or ()

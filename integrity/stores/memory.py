@@ -206,12 +206,6 @@ class MemoryStore:
     async def clock_ms(self, deadline: Deadline) -> int | None:
         return None
 
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
-        [named] = [r.dependent for of in self._rules.values() for r in of if r.id == dependent]
-        assert named.key is not None
-        own = {tuple(row[name] for name in named.key.names) for row in self.targets[named.target.name]}
-        return [key for key in keys if key in own]
-
     def _impact(self, rule: StoreRule, question: Question) -> Impact:
         dependent = rule.dependent
         counts: list[int] = []

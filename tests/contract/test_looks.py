@@ -143,13 +143,6 @@ async def test_impact_counts_each_element_of_a_list(harness: Harness) -> None:
     assert (found.counts, len(found.sample)) == ((2, 2, 0), 2)
 
 
-async def test_present_names_the_keys_that_rows_have_as_their_own(harness: Harness) -> None:
-    lines = rule(Cascade(), name="lines", columns=("order_id",), rows="line", own=LINE, recorded=False)
-    store = await harness.open(rules_of(lines), {"lines": [{"id": n, "order_id": n % 2} for n in range(4)]})
-    asked = [(0, 2), (1, 2), (1, 3), (7, 7)]
-    assert await store.present(lines.id, asked, Deadline.after(30)) == [(0, 2), (1, 3)]
-
-
 async def test_clock_of_a_server_is_in_milliseconds(harness: Harness) -> None:
     store = await harness.open(rules_of(rule(Cascade())), orders(1))
     clock_ms = await store.clock_ms(Deadline.after(30))

@@ -114,24 +114,6 @@ async def clock_ms(ledger: Ledger) -> int:
     return _ms(now if now.tzinfo is not None else now.replace(tzinfo=UTC))
 
 
-async def is_present(ledger: Ledger, rule: StoreRule, key: Key) -> bool:
-    """Whether some document has that key as its own."""
-    dependent = rule.dependent
-    assert dependent.key is not None
-    try:
-        parts = [to_bson(kind, part) for kind, part in zip(dependent.key.types, key, strict=True)]
-    except Unholdable:
-        return False
-    chosen = referencing(dependent.key.names, {key: parts})
-    found = ledger.database[dependent.target.name].find(chosen, dict.fromkeys(dependent.key.names, 1), collation=EXACT)
-    own = [path_reader(path) for path in dependent.key.names]
-    # The filter looks into lists as well; a document with one there has no key.
-    async for document in found:
-        if all(own_part(kind, read(document)) is not None for kind, read in zip(dependent.key.types, own, strict=True)):
-            return True
-    return False
-
-
 def _counting(rule: StoreRule, chosen: Filter, parts: Mapping[Key, Sequence[object]]) -> list[Mapping[str, Any]]:
     """The references to each key; of a list each element is one."""
     columns = rule.dependent.columns

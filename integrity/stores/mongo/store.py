@@ -161,12 +161,6 @@ class MongoStore:
         with setup.reach(self._at, self._budget_s(deadline)):
             return await inspect.clock_ms(self._ledger())
 
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
-        """See `Examinable.present`."""
-        [rule] = [rule for of_entity in self._rules.values() for rule in of_entity if rule.id == dependent]
-        with setup.reach(self._at, self._budget_s(deadline)):
-            return [key for key in keys if await inspect.is_present(self._ledger(), rule, key)]
-
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         """See `Sweepable.sweep`."""
         sweeper = Sweeper(self._ledger(), self._rules, sweep)

@@ -127,21 +127,6 @@ async def impact(connection: Connection, table: Table, question: Question) -> Im
     return Impact(table.rule.id, action, tuple(counts), sample, rows >= ROWS_COUNTED_MAX, tuple(own))
 
 
-async def present(connection: Connection, table: Table, keys: Sequence[Key]) -> list[Key]:
-    """The keys that some row has as its own."""
-    assert table.rule.rows is not None
-    places, columns = _bound(table.own, keys)
-    names = [f"o{i}" for i in range(len(columns))]
-    fits = [f"t.{quoted(column)} = k.{name}" for column, name in zip(table.rule.rows.spec.names, names, strict=True)]
-    bound = ", ".join(codec.compared(f"${i}") for i, codec in enumerate(table.own, 1))
-    found = await connection.fetch(
-        f"select k.n from unnest({bound}) with ordinality as k({', '.join(names)}, n)"
-        f" where exists (select from {target_of(table)} t where {' and '.join(fits)})",
-        *columns,
-    )
-    return [keys[places[row[0] - 1]] for row in found]
-
-
 def _bound(codecs: Sequence[Codec], keys: Sequence[Key]) -> tuple[list[int], list[list[object]]]:
     """The places of the keys that some row can refer to, and what their parts are compared with, column by column."""
     places: list[int] = []

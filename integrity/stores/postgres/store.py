@@ -186,14 +186,6 @@ class PostgresStore:
         async with self._asking(deadline, OperationError, "the clock can't be read", "See the privileges.") as found:
             return int(await found.fetchval("select extract(epoch from pg_catalog.clock_timestamp()) * 1000"))
 
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
-        async with self._asking(deadline, OperationError, "a table can't be read", "See the privileges.") as found:
-            [rule] = [rule for of_entity in self._rules.values() for rule in of_entity if rule.id == dependent]
-            resolved = await resolve(found, [with_rows(rule)], self._ledger.schema)
-            if dependent not in resolved.tables:
-                raise UnfitStoreError(resolved.findings)
-            return await inspect.present(found, resolved.tables[dependent], keys)
-
     async def _looked_up(self, connection: Connection, entity: str) -> Sequence[Table]:
         """The tables with dependents of an entity as they are now; what was looked up a moment ago is."""
         at_s, tables = self._looked.get(entity, (0.0, ()))

@@ -30,7 +30,7 @@ from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
 from integrity.stores.topic.records import ReadRecord
 from integrity.stores.topic.scratch import Scratch
 from integrity.stores.topic.state import State
-from integrity.stores.topic.values import NoRow, RowRule, read_row
+from integrity.stores.topic.values import RowRule, read_row
 
 _T = TypeVar("_T")
 
@@ -75,10 +75,6 @@ class Inspector:
         rules = self._rules[question.entity]
         topics = sorted({rule.dependent.target.name for rule in rules})
         return await self._ask(topics, lambda state: [_impact(state, rule, question) for rule in rules], deadline)
-
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
-        [rule] = [rule for of_entity in self._rules.values() for rule in of_entity if rule.id == dependent]
-        return await self._ask([rule.dependent.target.name], lambda state: _present(state, rule, keys), deadline)
 
     async def close(self) -> None:
         self._reader.close()
@@ -205,23 +201,6 @@ def _impact(state: State, rule: StoreRule, question: Question) -> Impact:
             if index < own_max and (row_key := row_rule.own(read_row(value))) is not None:
                 own.append((place, row_key))
     return Impact(rule.id, action, tuple(counts), tuple(sample), own=tuple(own))
-
-
-def _present(state: State, rule: StoreRule, keys: Sequence[Key]) -> list[Key]:
-    """The keys that some child has as its own: all children are read for it."""
-    number = state.number(rule.id)
-    assert number is not None, "the view knows every rule of the store"
-    row_rule, waiting = state.row_rule(number), set(keys)
-    for value in state.values(rule.dependent.target.name):
-        try:
-            own = row_rule.own(read_row(value))
-        except NoRow:
-            continue
-        if own is not None:
-            waiting.discard(own)
-        if not waiting:
-            break
-    return [key for key in keys if key not in waiting]
 
 
 def _shown(key: bytes) -> str:

@@ -403,11 +403,6 @@ class State:
         )
         return int(rows), ((ChildKey(*row), value) for *row, value in found)
 
-    def values(self, topic: str) -> Iterator[bytes]:
-        """The values of all children of a topic, in no order."""
-        for (value,) in self._db.execute("SELECT value FROM child WHERE topic = ?", (topic,)):
-            yield value
-
     def remove(self, child: int) -> None:
         self._db.execute("DELETE FROM reference WHERE child = ?", (child,))
         self._db.execute("DELETE FROM child WHERE id = ?", (child,))

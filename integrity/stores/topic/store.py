@@ -215,9 +215,6 @@ class TopicStore:
     async def clock_ms(self, deadline: Deadline) -> int | None:
         return None
 
-    async def present(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Key]:
-        return await self._inspector.present(dependent, keys, deadline)
-
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         return await self._inspector.impact(question, deadline)
 

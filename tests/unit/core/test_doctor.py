@@ -132,13 +132,16 @@ dependents:
 
 def test_defaults_are_asked_for_where_the_rows_of_their_parent_are() -> None:
     asked = defaults(parse_rules({"category.yaml": CATEGORY}))
-    assert [(each.dependent.id, each.key, each.rows.store) for each in asked] == [
-        ("category.categories", (0,), "a"),
-        ("category.categories", (5,), "a"),
-        ("category.goods", (0,), "a"),
+    assert [(each.dependent.id, each.key) for each in asked] == [
+        ("category.categories", (0,)),
+        ("category.categories", (5,)),
+        ("category.goods", (0,)),
     ]
-    assert defaults(rules_of()) == []
-    [finding] = [finding for each in asked for finding in of_default(each, [(0,)])]
+    unseen = CATEGORY.replace(", entity: category, key: {id: int64}", "")
+    assert defaults(parse_rules({"category.yaml": unseen})) == []
+    named = unseen.replace("key: {id", "source: {store: a, table: categories}, key: {id")
+    assert len(defaults(parse_rules({"category.yaml": named}))) == 3
+    [finding] = [finding for each in asked for finding in of_default(each, [(0,)], "table categories of a")]
     assert (finding.code, finding.line, finding.severity) == ("default_unreachable", 5, "error")
     assert "category.categories" in finding.message
 
