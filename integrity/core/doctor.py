@@ -126,7 +126,7 @@ def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator
         yield _at(parent.place, "kafka_position_only", message, hint, "warning")
     if any(each.op == "t" for each in events):
         message = f"a truncate is among the last records of topic {topic!r}: it changes nothing"
-        hint = "what depended on the rows is still there; delete rows instead, or mend the dependents by hand"
+        hint = "what depended on the rows is still there: integrity scan finds it, integrity scan --repair mends it"
         yield _at(parent.place, "truncate_seen", message, hint, "warning")
     condition = parent.events.deleted_when
     bare = [each for each in events if each.op == "u" and not each.has_before and each.connector == "postgresql"]
