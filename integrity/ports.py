@@ -15,6 +15,7 @@ from integrity.core.outbox import Outgoing
 from integrity.core.outcome import ApplyResult
 from integrity.core.scan import Known, Page
 from integrity.core.sweep import Sweep, SweepResult
+from integrity.core.undo import Portion, UndoResult
 from integrity.errors import Finding
 
 
@@ -151,6 +152,28 @@ class Parents(Protocol):
 
     async def close(self) -> None:
         """Release everything; never waits longer than a few seconds."""
+        ...
+
+
+class Undoable(Protocol):
+    """A store that can put back what events changed, where it kept what rows were. Another process may enforce
+    meanwhile. All calls raise UnreachableError when the server does not answer."""
+
+    name: str
+
+    async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """What would come of a portion. Changes nothing. A row that several of the chosen events changed is compared
+        with what the newest of them made of it, and the others are taken to follow."""
+        ...
+
+    async def put_back(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """Put a portion back in one transaction: what is put back is not kept any more, and the ledger notes that it
+        was undone, so that no sweep does it again. Never raises for what a row did."""
+        ...
+
+    async def forget_kept(self, at_ms: int, rows_max: int, deadline: Deadline) -> int:
+        """Remove at most so many records that have expired by then; how many it were. Nothing is done when another
+        process owns the store. Raises OperationError."""
         ...
 
 

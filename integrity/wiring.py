@@ -25,6 +25,7 @@ from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.meaning import copy_hash
 from integrity.core.rules.model import Copy, Dependent, Parent, RuleSet, Source, TargetKind
 from integrity.core.scan import parents_as_dependent
+from integrity.core.undo import Choice
 from integrity.errors import Finding, OperationError, RulesError, UnreachableError, UsageError
 from integrity.kafka.acls import Need, Operation, Resource, command, lacking
 from integrity.kafka.assignor import SingleOwnerAssignor
@@ -38,9 +39,10 @@ from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, WantedTopic, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.kafka.scans import ScanResult, ScanResults, publish, scans_topic
-from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Parents, Scannable, Store, Sweepable
+from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Parents, Scannable, Store, Sweepable, Undoable
 from integrity.service.doctor import Examination, examine
 from integrity.service.enforce import Enforcer
+from integrity.service.expiry import Expiry
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
 from integrity.service.outbox import OutboxPublisher
@@ -50,6 +52,7 @@ from integrity.service.scan import ParentRows, Subject
 from integrity.service.scan_repair import Repairer
 from integrity.service.supervisor import Member, Supervisor
 from integrity.service.sweep import Sweeper
+from integrity.service.undo import Undoer
 from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
@@ -107,7 +110,7 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
     return []
 
 
-class OpenStore(Store, Inspectable, Sweepable, Examinable, Protocol):
+class OpenStore(Store, Inspectable, Sweepable, Undoable, Examinable, Protocol):
     """What every kind of store can do."""
 
 
@@ -480,7 +483,8 @@ async def service(
                 lane.caught_up,
                 timeout_s=2 * store_settings.timeout,
             )
-            members.append(Member(store, lane, sweeper, outbox=outbox))
+            expiry = Expiry(store, timeout_s=2 * store_settings.timeout)
+            members.append(Member(store, lane, sweeper, outbox=outbox, expiry=expiry))
         for name in rules.stores:
             if name not in stores:  # another process works on it; who asks about a parent asks about all stores
                 stores[name] = store = open_store(name, settings.stores[name], settings, rules)
@@ -533,6 +537,36 @@ async def redriver(
             decoders=_decoders(rules.parents),
             person=person,
         )
+
+
+@asynccontextmanager
+async def undoer(
+    settings: Settings, rules: RuleSet, names: Collection[str], choice: Choice, person: Person
+) -> AsyncIterator[Undoer]:
+    """What puts back what events changed in these stores."""
+    async with AsyncExitStack() as stack:
+        stores: dict[str, Undoable] = {}
+        for name, store_settings in chosen_stores(settings, rules, names).items():
+            stores[name] = store = open_store(name, store_settings, settings, rules)
+            stack.push_async_callback(store.close)
+        audit = _audit(settings, rules, lambda count: log.warning("audit records were dropped", extra={"count": count}))
+        if audit is not None:
+            audit.start()
+            trail = audit
+            stack.push_async_callback(lambda: trail.close(Deadline.after(CONNECT_TIMEOUT_S)))
+        yield Undoer(
+            stores,
+            choice,
+            person,
+            rules=rules,
+            audit=audit,
+            timeout_of=lambda name: _undo_timeout_s(settings.stores[name]),
+        )
+
+
+def _undo_timeout_s(store: StoreSettings) -> float:
+    """A topic is read from its beginning before anything of it is put back."""
+    return VIEW_TIMEOUT_S if store.kind is StoreKind.TOPIC else store.timeout
 
 
 def _audit(settings: Settings, rules: RuleSet, on_dropped: Callable[[int], None]) -> AuditTrail | None:

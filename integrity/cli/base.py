@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,3 +69,21 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def print_json(value: Mapping[str, object]) -> None:
     """One document on standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def since_of(text: str) -> datetime:
+    """What --since says, in UTC: a time, or how long ago. Raises UsageError."""
+    from integrity.settings import duration_s
+
+    at: datetime
+    try:
+        seconds = duration_s(text)
+        at = datetime.now(UTC) - timedelta(seconds=float(seconds))  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        try:
+            at = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            raise click.UsageError(f"--since {text}: neither a time (2026-03-01T12:00:00Z) nor 2h, 30m, 1d.") from None
+        if at.tzinfo is None:
+            raise click.UsageError(f"--since {text}: the time needs a zone, such as Z.") from None
+    return at.astimezone(UTC)

@@ -7,12 +7,11 @@ import getpass
 import json
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from integrity.cli.base import Options, print_json, run_async, start
+from integrity.cli.base import Options, print_json, run_async, since_of, start
 
 if TYPE_CHECKING:
     from integrity.kafka.letters import Filter, Letter, LetterIndex
@@ -306,22 +305,10 @@ def _arguments(ids: tuple[str, ...], reason: str, dependent: str, store: str, si
 
 def _since(text: str) -> str:
     """A time as the letters have it."""
-    from integrity.settings import duration_s
-
     if not text:
         return ""
-    try:
-        seconds = duration_s(text)
-        at = datetime.now(UTC) - timedelta(seconds=float(seconds))  # type: ignore[arg-type]
-    except (ValueError, OverflowError):
-        try:
-            at = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        except ValueError:
-            raise click.UsageError(f"--since {text}: neither a time (2026-03-01T12:00:00Z) nor 2h, 30m, 1d.") from None
-        if at.tzinfo is None:
-            raise click.UsageError(f"--since {text}: the time needs a zone, such as Z.") from None
-    text = at.astimezone(UTC).isoformat(timespec="milliseconds")
-    return f"{text.removesuffix('+00:00')}Z"
+    written = since_of(text).isoformat(timespec="milliseconds")
+    return f"{written.removesuffix('+00:00')}Z"
 
 
 def _require_choice(chosen: Filter, is_all: bool) -> None:

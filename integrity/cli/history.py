@@ -85,6 +85,12 @@ def _lines(store: str, spec: KeySpec, history: KeyHistory | None) -> Iterator[st
             f"  {when(repair.at_ms)}  rows written late  ({repair.dependent}: {repair.action}, {repair.rows}"
             f" row{'' if repair.rows == 1 else 's'}, event {repair.event_id})"
         )
+    for undone in history.undone:
+        note = f": {undone.note}" if undone.note else ""
+        yield (
+            f"  {when(undone.at_ms)}  put back by {undone.actor}{note}  ({undone.dependent}, {undone.rows}"
+            f" row{'' if undone.rows == 1 else 's'}, event {undone.event_id})"
+        )
     for letter in history.left_out:
         yield (
             f"  {when(letter.at_ms)}  dead letter {letter.dead_letter}  ({letter.dependent}, {letter.reason},"

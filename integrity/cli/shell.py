@@ -59,6 +59,11 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "List dead letters, send them back, or give them up.",
         reads_settings=True,
     ),
+    "undo": Entry(
+        "integrity.cli.undo",
+        "Put back what an event changed, where the rules keep what rows were.",
+        reads_settings=True,
+    ),
     "plan": Entry(
         "integrity.cli.plan",
         "Show what a deletion or key change would do to the dependents in all stores, and change nothing.",
@@ -89,7 +94,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 
 _LATER: Final = frozenset(
     (
-        *("grants", "undo", "status", "pause", "resume"),
+        *("grants", "status", "pause", "resume"),
         *("init", "diff", "config", "explain", "bundle", "completion", "top"),
     )
 )

@@ -252,6 +252,24 @@ class Born(NamedTuple):
         return self.after_ms is None or micros > self.after_ms * 1000
 
 
+class Turn(NamedTuple):
+    """What one event makes of the rows of a group: their reference becomes `after`, or they are marked (`marks`), or
+    (neither) removed. Of these rows the store keeps what they were, for `integrity undo`.
+
+    `event` is the record behind it, an event of `key` of `entity`; `key_hash` is that of the key they refer to before.
+    """
+
+    event: str
+    version: Version
+    entity: str
+    key: str
+    key_hash: bytes
+    action: str
+    before: Key
+    after: Values | None
+    marks: bool = False
+
+
 class Group(NamedTuple):
     """The rows that hold `key` when the batch begins, those there `since` (an arrival), or the plain ones (None).
 
@@ -266,6 +284,8 @@ class Group(NamedTuple):
     born: Born | None = None
     """Only the rows of that age; None: of any."""
     counting: tuple[int, ...] = ()
+    trail: tuple[Turn, ...] = ()
+    """What happens to its rows, step by step, where that is kept."""
 
     def is_younger(self, fate: Fate) -> bool:
         """Whether its rows are too young for a fate on their way."""
@@ -326,7 +346,7 @@ def trace(
         head = heads.get(key)
         if plainly_removed and head is None and fates[0].to is None:
             # What `_follow` finds: the key's first fate is all that the ledger and the batch have of its rows.
-            groups.append(new_tuple(Group, (key, None, (fates[0].change,), _REMOVED, None, ())))
+            groups.append(new_tuple(Group, (key, None, (fates[0].change,), _REMOVED, None, (), ())))
             continue
         seen = head.seen if head is not None and head.seen else EARLIEST
         if policy.by_age:
@@ -335,7 +355,7 @@ def trace(
             continue
         plain = _follow(policy, settled, key, seen, left_out)
         if plain is not None:
-            groups.append(new_tuple(Group, (key, None, *plain)))
+            groups.append(new_tuple(Group, (key, None, *plain, ())))
         if arrivals:
             for since in arrivals.get(key, ()):
                 arrived = _follow(policy, settled, key, since, left_out)

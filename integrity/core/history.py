@@ -12,6 +12,7 @@ from typing import NamedTuple
 from integrity.core.change import Version
 from integrity.core.keys import Key
 from integrity.core.ledger import Done, Fate, LastRecord
+from integrity.core.undo import Undone
 
 SAMPLE_ROWS_MAX = 5
 """How many rows a sample names."""
@@ -69,6 +70,7 @@ class KeyHistory:
     came_from: tuple[CameFrom, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     repairs: tuple[Repair, ...] = ()
+    undone: tuple[Undone, ...] = ()
 
     @property
     def lives_again(self) -> bool:

@@ -27,6 +27,8 @@ class Outcome(StrEnum):
     RESTRICTED = "restricted"
     """The rule says `restrict`, and rows refer to the key all the same: nothing is written, `rows` says how many."""
     DEAD_LETTERED = "dead_lettered"
+    UNDONE = "undone"
+    """Somebody put back by hand what the event had changed."""
     REPAIRED = "repaired"
     """Rows that were written late went the way of an event that was enforced before."""
 

@@ -79,7 +79,8 @@ class AuditRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class ByHand(NamedTuple):
-    """What a person did to a dead letter: `retried` or `discarded`."""
+    """What a person did to a dead letter (`retried` or `discarded`), or to what an event had changed (`undone`). Of a
+    dead letter the key and version are not known."""
 
     id: str
     entity: str
@@ -92,6 +93,10 @@ class ByHand(NamedTuple):
     at_ms: int
     actor: str
     note: str
+    key: Key | None = None
+    version: Version | None = None
+    action: str | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +279,7 @@ class AuditTrail:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
 
-_Described = tuple[msgspec.Raw | UnsetType, str | UnsetType, str | None, bytes]
+_Described = tuple[msgspec.Raw | UnsetType | None, str | UnsetType | None, str | None, bytes]
 """Of one change: its key or the key's HMAC, its version, and the hash of its key."""
 
 
@@ -364,31 +369,39 @@ class AuditEncoder:
             yield self._outgoing(self._digest(record.key or b""), value, letter.failed_at_ms, partitions)
 
     def by_hand(self, done: Sequence[ByHand], partitions: int) -> Iterator[OutgoingRecord]:
-        """One record for each letter; of its event only the place is known."""
-        for id_, entity, dependent, store, topic, partition, offset, outcome, at_ms, actor, note in done:
+        """One record for each."""
+        for each in done:
+            described = self._unknown(each) if each.key is None else self._describe(each.entity, each.key, each.version)
+            key_text, key_hmac, told, digest = described
             value = AuditRecord(
-                id_,
-                rfc3339(at_ms),
-                entity,
+                each.id,
+                rfc3339(each.at_ms),
+                each.entity,
                 None,
-                None if self._hmac_key is None else UNSET,
-                UNSET if self._hmac_key is None else None,
-                None,
-                topic,
-                partition,
-                offset,
-                dependent,
-                store,
-                None,
-                outcome,
-                0,
+                key_text,
+                key_hmac,
+                told,
+                each.topic,
+                each.partition,
+                each.offset,
+                each.dependent,
+                each.store,
+                each.action,
+                each.outcome,
+                each.rows,
                 0.0,
                 "",
                 self._rules,
-                actor,
-                note or UNSET,
+                each.actor,
+                each.note or UNSET,
             )
-            yield self._outgoing(self._digest(id_.encode()), value, at_ms, partitions)
+            yield self._outgoing(digest, value, each.at_ms, partitions)
+
+    def _unknown(self, each: ByHand) -> _Described:
+        """What stands in place of a key that is not known."""
+        told = None if each.version is None else each.version.text
+        key_text, key_hmac = (None, UNSET) if self._hmac_key is None else (UNSET, None)
+        return key_text, key_hmac, told, self._digest(each.id.encode())
 
     def _describe(self, entity: str, key: Key, version: Version | None) -> _Described:
         text = self._key_text(self._names[entity], key)

@@ -116,6 +116,17 @@ def ledger_document(spec: KeySpec, history: KeyHistory | None) -> Document:
             }
             for each in history.repairs
         ],
+        "undone": [
+            {
+                "dependent": each.dependent,
+                "rows": each.rows,
+                "event": each.event_id,
+                "at": rfc3339(each.at_ms),
+                "actor": each.actor,
+                "note": each.note,
+            }
+            for each in history.undone
+        ],
         "dead_letters": [_left_out(each) for each in history.left_out],
     }
 

@@ -12,6 +12,7 @@ from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, OperationError, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline, Store
 from integrity.service.collector import collect_rarely
+from integrity.service.expiry import Expiry
 from integrity.service.lane import Lane
 from integrity.service.outbox import OutboxPublisher
 from integrity.service.sweep import Sweeper
@@ -54,6 +55,7 @@ class Member:
     fit: bool = False
     trouble: str = ""
     outbox: OutboxPublisher | None = None
+    expiry: Expiry | None = None
     copy: str = ""
 
     @property
@@ -165,6 +167,8 @@ class Supervisor:
             beside: list[asyncio.Task[None]] = []
             if member.sweeper is not None:
                 beside.append(tasks.create_task(member.sweeper.run(stop), name=f"{member.store.name}: sweeps"))
+            if member.expiry is not None:
+                beside.append(tasks.create_task(member.expiry.run(stop), name=f"{member.store.name}: expiry"))
             if member.outbox is not None:
                 beside.append(tasks.create_task(member.outbox.run(), name=f"{member.store.name}: outbox"))
             await member.lane.run(stop, to_end=to_end)

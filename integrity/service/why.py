@@ -10,6 +10,7 @@ from integrity.core.history import Enforced, KeyHistory, next_fate
 from integrity.core.key_text import key_text
 from integrity.core.keys import Key
 from integrity.core.rules.model import Dependent
+from integrity.core.undo import root_event
 from integrity.service.ask import version_text, when
 
 STEPS_MAX: Final = 100
@@ -101,7 +102,12 @@ def _done(dependent: Dependent, step: Step) -> str:
         for each in step.history.repairs
         if each.dependent == dependent.id and each.event_id == step.enforced.fate.event_id
     ]
-    return "".join([_enforced(dependent, step), *late])
+    undone = [
+        f"; at {when(each.at_ms)} {each.actor} put back {_rows(each.rows, dependent)}"
+        for each in step.history.undone
+        if each.dependent == dependent.id and each.event_id == root_event(step.enforced.fate.event_id)
+    ]
+    return "".join([_enforced(dependent, step), *late, *undone])
 
 
 def _enforced(dependent: Dependent, step: Step) -> str:

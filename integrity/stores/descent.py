@@ -34,10 +34,11 @@ from integrity.core.derive import (
     trace_derived,
 )
 from integrity.core.fold import Counted, Group, Remove, Removed, Settled
-from integrity.core.keys import Key
+from integrity.core.keys import Key, canonical
 from integrity.core.ledger import Done, Fate
 from integrity.core.outcome import ApplyResult, Broken, Effect, Held, Outcome, Rejected
 from integrity.core.sweep import Below
+from integrity.core.undo import Cause, root_event, trail
 from integrity.stores.rule import StoreRule
 
 
@@ -123,6 +124,24 @@ _REMOVED: Final = Removed()
 _NO_FIRSTS: Final[Mapping[Key, Fate]] = MappingProxyType({})
 
 
+def with_trails(
+    rule: StoreRule,
+    groups: Sequence[Group],
+    settled: Settled,
+    left_out: IsLeftOut | None,
+    firsts: Mapping[Key, Fate],
+) -> Sequence[Group]:
+    """The groups of a dependent of the events' own entity, with what happens to them where that is kept.
+    `Descent.branch` does it for those that it is given."""
+    if rule.dependent.undo_ms is None:
+        return groups
+    found: list[Group] = []
+    for group in groups:
+        stages = journey(rule.policy, settled, group, left_out=left_out, first=firsts.get(group.key))
+        found.append(group._replace(trail=trail(rule.policy, rule.entity, group, stages, {})))
+    return found
+
+
 class Descent:
     """The way down from the dependents of one entity, for one part of a batch.
 
@@ -136,6 +155,9 @@ class Descent:
         self._chunk = chunk
         self._open: set[tuple[str, Key]] = set()
         self._changes: Sequence[ParentChange] = ()
+        self._keeps = any(rule.dependent.undo_ms is not None for found in rules.values() for rule in found)
+        self._causes: dict[str, Cause] = {}
+        """The events behind what happens further down; filled where something is kept of it."""
         self.counted: dict[tuple[int, str], int] = {}
         """(change, dependent below) -> rows."""
         self._acted_on: dict[tuple[int, str], int] = {}
@@ -157,12 +179,15 @@ class Descent:
             return []
         stages = (
             None
-            if rule.rows is None
+            if rule.rows is None and rule.dependent.undo_ms is None
             else [
                 journey(rule.policy, settled, group, left_out=left_out, first=firsts.get(group.key)) for group in groups
             ]
         )
         self._changes = changes
+        if self._keeps and stages is not None:
+            self._note(rule, groups, stages)
+            groups = self._kept(rule, groups, stages)
         stack: list[Way] = [self._reference(rule, groups, stages, range(len(changes)))]
         answer: Any = None
         while True:
@@ -179,6 +204,24 @@ class Descent:
                 answer = None
             else:
                 answer = yield asked
+
+    def _note(self, rule: StoreRule, groups: Sequence[Group], stages: Sequence[Sequence[Stage]]) -> None:
+        """Remember whose the events of these journeys are."""
+        for group, of_group in zip(groups, stages, strict=True):
+            key = group.key
+            for fate, _, values in of_group:
+                self._causes[root_event(fate.event_id)] = (rule.entity, canonical(key))
+                if values is not None and None not in values:
+                    key = values  # type: ignore[assignment]
+
+    def _kept(self, rule: StoreRule, groups: Sequence[Group], stages: Sequence[Sequence[Stage]]) -> Sequence[Group]:
+        """The groups with their trails, where the rule keeps what its rows were."""
+        if rule.dependent.undo_ms is None:
+            return groups
+        return [
+            group._replace(trail=trail(rule.policy, rule.entity, group, of_group, self._causes))
+            for group, of_group in zip(groups, stages, strict=True)
+        ]
 
     def effects(
         self,
@@ -351,6 +394,7 @@ class Descent:
         names = {(rows.entity, own) for _, own in pairs}
         place = {key: index for index, key in enumerate(dict.fromkeys((*tops, *(own for _, own in pairs))))}
         every = [Group(key, None, (), _REMOVED) for key in place]
+        every = list(self._kept(rule, every, [(behind[key],) for key in place]))
         done: dict[int, dict[str, Done]] = {}
         self._open |= names
         if pairs:
@@ -427,7 +471,10 @@ class Descent:
             groups = trace_derived(each.policy, settled)
             if not groups:
                 continue
-            stages = None if each.rows is None else [journey(each.policy, settled, group) for group in groups]
+            stages = None
+            if each.rows is not None or each.dependent.undo_ms is not None:
+                stages = [journey(each.policy, settled, group) for group in groups]
+                groups = list(self._kept(each, groups, stages))
             if not rows.recorded:
                 # The rows' own events may be on their way: what came last is what is there now.
                 newest: Mapping[Key, Version] = yield Newest(each, [group.key for group in groups])

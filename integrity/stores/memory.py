@@ -15,13 +15,25 @@ from uuid import UUID
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
-from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
+from integrity.core.fold import (
+    Counted,
+    Group,
+    Marked,
+    Referencing,
+    Removed,
+    Settled,
+    Turn,
+    credit,
+    lookups,
+    settle,
+    trace,
+)
 from integrity.core.gate import held
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Question, Repair
 from integrity.core.keys import Key, KeyType, canonical, key_hash
 from integrity.core.ledger import Fate, Head, HeadUpdate, Pending, done_by_fate, heads_to_write
 from integrity.core.outbox import Outgoing, outgoing
-from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected, TooLarge, Unfinished
+from integrity.core.outcome import Applied, ApplyResult, Diverged, Effect, Held, Rejected, Retry, TooLarge, Unfinished
 from integrity.core.parts import (
     Parts,
     TooManyRows,
@@ -48,6 +60,20 @@ from integrity.core.sweep import (
     repairs,
     repairs_below,
 )
+from integrity.core.undo import (
+    Kept,
+    Looked,
+    Names,
+    Portion,
+    Slot,
+    Undone,
+    UndoResult,
+    Verdict,
+    list_states,
+    not_done_yet,
+    not_undone,
+    undone_names,
+)
 from integrity.errors import Finding
 from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import (
@@ -61,6 +87,7 @@ from integrity.stores.descent import (
     Newest,
     Record,
     RemoveChosen,
+    with_trails,
 )
 from integrity.stores.lists import parts_of, places_of
 from integrity.stores.rule import StoreRule, policies
@@ -70,6 +97,18 @@ Row = dict[str, object]
 ROWS_MAX: Final = 100_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Kept(NamedTuple):
+    """A row as it was: all of it, or (where it stays) the columns that were set, and what they were set to."""
+
+    turn: Turn
+    dependent: str
+    id: object
+    at_ms: int
+    expires_ms: int
+    before: Row
+    after: Row | None
 
 
 @dataclass
@@ -92,6 +131,12 @@ class _State:
     """How many records have ever been in the outbox."""
     parts: dict[TopicPartition, Parts] = field(default_factory=dict)
     """What parts of events have done, beside the progress."""
+    kept: dict[int, _Kept] = field(default_factory=dict)
+    """What rows were before events changed them, in the order in which that happened."""
+    undone: dict[tuple[Names, int], Undone] = field(default_factory=dict)
+    """What was put back, and when."""
+    numbered: int = 0
+    """How many records have ever been kept."""
 
     def draft(self) -> _State:
         """A copy to change, in which an arrival is still the very row of its target."""
@@ -113,6 +158,9 @@ class _State:
             dict(self.outbox),
             self.sent,
             dict(self.parts),
+            dict(self.kept),
+            dict(self.undone),
+            self.numbered,
         )
 
 
@@ -198,6 +246,7 @@ class MemoryStore:
                 if (of, known) == (entity, key)
             ),
             tuple(state.repairs.get((entity, key), ())),
+            tuple(undone for ((of, _, _), _), undone in state.undone.items() if of == key_hash(entity, key)),
         )
 
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
@@ -261,6 +310,9 @@ class MemoryStore:
             for dependent in each.done
             if of == entity
         }
+        known_of = {key_hash(entity, known): known for known in heads}
+        undone = {(known_of[of], event, dependent) for (of, dependent, event), _ in state.undone if of in known_of}
+        acted = not_undone(acted, undone)
         repaired: list[Repaired] = []
         changes, batch = causes(entity, heads, [key]), Batch((), {}, sweep.at_ms)
         descent = Descent(self._rules, exact=False, chunk=self._chunk)
@@ -274,6 +326,87 @@ class MemoryStore:
         repaired += repairs_below(changes, heads, descent.went_along())
         _add_repairs(state, repaired, sweep.at_ms)
         return repaired
+
+    async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        draft = self._state.draft()
+        numbers, more = _page(draft, portion)
+        if unfinished := _unfinished(draft, numbers):
+            return unfinished
+        newest = {(each.dependent, each.id): n for n, each in draft.kept.items() if _is_chosen(portion, each)}
+        found = [(n, draft.kept[n]) for n in numbers]
+        follows = {n for n, each in found if newest[each.dependent, each.id] != n}
+        rows = [_told(each, Verdict.PUT_BACK if n in follows else self._put_back(draft, each)) for n, each in found]
+        return Looked(tuple(rows), more)
+
+    async def put_back(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        draft = self._state.draft()
+        numbers, more = _page(draft, portion)
+        if unfinished := _unfinished(draft, numbers):
+            return unfinished
+        rows: list[Kept] = []
+        for number in numbers:
+            each, turn = draft.kept[number], draft.kept[number].turn
+            verdict = self._put_back(draft, each)
+            rows.append(_told(each, verdict))
+            if verdict is not Verdict.PUT_BACK:
+                continue
+            del draft.kept[number]
+            for name in undone_names(turn.entity, turn.key, turn.key_hash, each.dependent, turn.event):
+                before = draft.undone.get((name, portion.at_ms))
+                count = 1 if before is None else before.rows + 1
+                undone = Undone(each.dependent, turn.event, count, portion.at_ms, portion.actor, portion.note)
+                draft.undone[name, portion.at_ms] = undone
+        self._state = draft
+        return Looked(tuple(rows), more)
+
+    async def forget_kept(self, at_ms: int, rows_max: int, deadline: Deadline) -> int:
+        gone = [number for number, each in self._state.kept.items() if each.expires_ms <= at_ms][:rows_max]
+        for number in gone:
+            del self._state.kept[number]
+        return len(gone)
+
+    def _put_back(self, state: _State, each: _Kept) -> Verdict:
+        rule = next((rule for of in self._rules.values() for rule in of if rule.id == each.dependent), None)
+        if rule is None:
+            return Verdict.REFUSED
+        table = state.targets[rule.dependent.target.name]
+        row = next((row for row in table if row["id"] == each.id), None)
+        if each.after is None:
+            if row is not None:
+                return Verdict.EXISTS
+            table.append(dict(each.before))
+            return Verdict.PUT_BACK
+        if row is None:
+            return Verdict.GONE
+        if any(row[column] != value for column, value in each.after.items()):
+            return Verdict.CHANGED
+        row.update(each.before)
+        return Verdict.PUT_BACK
+
+    def _keep(
+        self, state: _State, rule: StoreRule, turn: Turn, row: Row, before: Row, after: Row | None, at_ms: int
+    ) -> None:
+        """Keep what a row was before an event."""
+        assert rule.dependent.undo_ms is not None
+        expires_ms = at_ms + rule.dependent.undo_ms
+        state.kept[state.numbered] = _Kept(turn, rule.id, row["id"], at_ms, expires_ms, before, after)
+        state.numbered += 1
+
+    def _keep_all(self, state: _State, rule: StoreRule, group: Group, rows: Sequence[Row], at_ms: int) -> None:
+        """Keep what the rows of a group are before anything happens to them."""
+        columns = rule.dependent.columns
+        for turn in group.trail:
+            reference = dict(zip(columns, turn.before, strict=True))
+            for row in rows:
+                if turn.marks:
+                    assert isinstance(rule.dependent.on_delete, Tombstone) and isinstance(group.end, Marked)
+                    marks = mark_values(rule.dependent.on_delete, group.end.fate, at_ms)
+                    self._keep(state, rule, turn, row, {column: row[column] for column in marks}, marks, at_ms)
+                elif turn.after is None:
+                    self._keep(state, rule, turn, row, {**row, **reference}, None, at_ms)
+                else:
+                    after: Row = dict(zip(columns, turn.after, strict=True))
+                    self._keep(state, rule, turn, row, dict(reference), after, at_ms)
 
     async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
         found = sorted(self._state.outbox.items(), key=lambda item: (item[1].version, item[0]))
@@ -322,6 +455,8 @@ class MemoryStore:
             approved = share.approved | done.keys()
             if over := held(rule.id, rule.dependent.max_rows, groups, self._count(draft, rule, groups), approved):
                 return over
+            firsts = dict(decision.admitted.starts.get(rule.id, ()))
+            groups = list(with_trails(rule, groups, decision.settled, share.left_out(rule.id), firsts))
             rows = self._execute(draft, rule, groups, batch.at_ms, left)
             left -= sum(rows)
             effects += self._credit(rule, share, decision, groups, rows, {})
@@ -420,7 +555,7 @@ class MemoryStore:
     def _count(self, state: _State, rule: StoreRule, groups: Sequence[Group]) -> list[int]:
         """How many rows each group has."""
         if rule.dependent.array:
-            return self._execute_lists(state.draft(), rule, groups)
+            return self._execute_lists(state.draft(), rule, groups, 0)
         table = state.targets[rule.dependent.target.name]
         return [len(self._rows_of(state, rule, table, group)) for group in groups]
 
@@ -444,6 +579,8 @@ class MemoryStore:
             case RemoveChosen(rule, groups, chosen):
                 wanted = {own for _, own in chosen}
                 going = [(index, row) for index, row, own in self._named(state, rule, groups) if own in wanted]
+                for index, row in going:
+                    self._keep_all(state, rule, groups[index], [row], batch.at_ms)
                 gone = {id(row) for _, row in going}
                 table = state.targets[rule.dependent.target.name]
                 table[:] = [row for row in table if id(row) not in gone]
@@ -484,7 +621,7 @@ class MemoryStore:
         dependent = rule.dependent
         table = state.targets[dependent.target.name]
         if dependent.array:
-            return self._execute_lists(state, rule, groups, limit)
+            return self._execute_lists(state, rule, groups, at_ms, limit)
         chosen = [self._rows_of(state, rule, table, group) for group in groups]
         left_over: set[int] = set()
         if limit is not None:
@@ -495,6 +632,7 @@ class MemoryStore:
         gone: set[int] = set()
         for group, rows in zip(groups, chosen, strict=True):
             end = group.end
+            self._keep_all(state, rule, group, rows, at_ms)
             if group.since is not None:
                 before = state.arrivals[rule.id, group.key]
                 state.arrivals[rule.id, group.key] = [a for a in before if a[0] != group.since or id(a[1]) in left_over]
@@ -520,7 +658,7 @@ class MemoryStore:
         return [len(rows) for rows in chosen]
 
     def _execute_lists(
-        self, state: _State, rule: StoreRule, groups: Sequence[Group], limit: int | None = None
+        self, state: _State, rule: StoreRule, groups: Sequence[Group], at_ms: int, limit: int | None = None
     ) -> list[int]:
         """The same where the reference is a list: each element is a reference of its own, and the rows stay. A row is
         done as a whole."""
@@ -543,6 +681,12 @@ class MemoryStore:
                 state.arrivals[rule.id, key] = [a for a in of_key if a[0] not in sinces or a[1] is not row]
             came = {key: [since for since, arrived in of_key if arrived is row] for key, of_key in before.items()}
             parts = parts_of([(element,) for element in elements], places, came)
+            slots = [
+                Slot(element, () if part is None else groups[part].trail)
+                for element, part in zip(elements, parts, strict=True)
+            ]
+            for turn, was, became in list_states(slots, lambda _, value: value):
+                self._keep(state, rule, turn, row, {column: was}, {column: became}, at_ms)
             left: list[object] = []
             for element, part in zip(elements, parts, strict=True):
                 end = None if part is None else groups[part].end
@@ -572,6 +716,36 @@ class MemoryStore:
             and arrived.get(id(row)) == group.since
             and (as_of is None or group.holds(_micros(row[as_of])))
         ]
+
+
+def _page(state: _State, portion: Portion) -> tuple[list[int], int | None]:
+    """The records of a portion, newest first, and where the next one begins."""
+    chosen = [n for n in reversed(state.kept) if _is_chosen(portion, state.kept[n])]
+    rest = [n for n in chosen if portion.before is None or n < int(portion.before)]
+    numbers = rest[: portion.rows_max]
+    return numbers, numbers[-1] if len(rest) > len(numbers) else None
+
+
+def _unfinished(state: _State, numbers: Iterable[int]) -> Retry | None:
+    events = {event for parts in state.parts.values() for event in parts}
+    found = (state.kept[number].turn.event for number in numbers)
+    return next((not_done_yet(event) for event in found if event in events), None)
+
+
+def _is_chosen(portion: Portion, each: _Kept) -> bool:
+    choice = portion.choice
+    return (
+        each.expires_ms > portion.at_ms
+        and choice.event in (None, each.turn.event)
+        and (choice.since_ms is None or each.at_ms >= choice.since_ms)
+        and (not choice.dependents or each.dependent in choice.dependents)
+    )
+
+
+def _told(each: _Kept, verdict: Verdict) -> Kept:
+    turn = each.turn
+    row = canonical((each.id,)) if isinstance(each.id, int | str) else str(each.id)
+    return Kept(each.dependent, turn.event, turn.version, turn.entity, turn.key, turn.action, row, verdict)
 
 
 def mark_values(action: Tombstone, fate: Fate, at_ms: int) -> Row:

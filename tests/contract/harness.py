@@ -31,6 +31,8 @@ class Feature(Enum):
     """A reference may be a list of keys."""
     OUTBOX = "outbox"
     """Derived events wait in the store (a topic store publishes them with its effects)."""
+    NAMED = "named"
+    """`id` is what identifies a row (a document has an `_id` beside it)."""
     SHARED = "shared"
     """Two processes may apply at once (not an exclusive store)."""
 

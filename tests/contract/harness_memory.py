@@ -13,7 +13,7 @@ from integrity.stores.memory import ROWS_MAX, MemoryScanner, MemoryStore, Row
 from tests.contract.harness import Feature, Rules, targets_of, whole
 
 # Not SHARED: two processes never have one memory.
-FEATURES = frozenset({Feature.OUTBOX, Feature.MARKS, Feature.ARRAYS})
+FEATURES = frozenset({Feature.OUTBOX, Feature.MARKS, Feature.ARRAYS, Feature.NAMED})
 
 
 class MemoryHarness:

@@ -19,7 +19,7 @@ from integrity.stores.postgres.store import ROWS_MAX
 from integrity.stores.rule import StoreRule
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 
-FEATURES = frozenset({Feature.OUTBOX, Feature.MARKS, Feature.SHARED})
+FEATURES = frozenset({Feature.OUTBOX, Feature.MARKS, Feature.NAMED, Feature.SHARED})
 
 TYPES: Mapping[KeyType, str] = {
     KeyType.INT32: "integer",

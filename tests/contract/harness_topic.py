@@ -32,7 +32,7 @@ from integrity.stores.topic.store import ROWS_MAX
 from tests.contract.harness import Feature, Rules, retarget, targets_of, whole
 from tests.integration.topic_shop import read_all
 
-FEATURES: frozenset[Feature] = frozenset()
+FEATURES = frozenset({Feature.NAMED})
 PARTITIONS = 2
 LANE = "integrity.store"
 SOURCE = TopicPartition("shop.public.customers", 0)

@@ -56,6 +56,7 @@ def rule(
     match: Match = Match.SIMPLE,
     as_of: str | None = None,
     several_topics: bool = False,
+    undo_ms: int | None = None,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them.
 
@@ -76,6 +77,7 @@ def rule(
         key=None if rows is None else own,
         match=match,
         as_of=as_of,
+        undo_ms=undo_ms,
     )
     found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded, published=published)
     return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found, several_topics)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
+from integrity.core.duration import duration_s
 from integrity.core.keys import KeySpec
 from integrity.core.rules import names
 from integrity.core.rules.actions import Reference, is_event_value, read_action, report_immutable, report_mixed
@@ -17,9 +18,11 @@ from integrity.core.rules.model import (
     Action,
     Cascade,
     Dependent,
+    Ignore,
     Literal,
     Match,
     Place,
+    Restrict,
     Target,
     TargetKind,
     Tombstone,
@@ -107,6 +110,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
     match = _match(report, fields)
     as_of = _as_of(report, fields, kind, tuple(references or ()))
     on_delete, on_update = _actions(report, fields, mapping, kind, references or {}, key, match)
+    undo_ms = _undo(report, fields, on_delete, on_update)
     array = _array(report, fields, kind, references or {}, where or {}, on_delete)
     rows_entity, rows_key = _rows(report, fields, kind)
     rows_spec: KeySpec | None = None
@@ -148,6 +152,7 @@ def read_dependent(report: Report, node: Node, entity: str | None, key: KeyDraft
             key=rows_spec,
             match=match,
             as_of=as_of,
+            undo_ms=undo_ms,
         )
     return DependentDraft(
         name=name,
@@ -399,6 +404,22 @@ def _as_of(report: Report, fields: Fields, kind: TargetKind | None, columns: tup
         message = f"the field {shown(pair[1])} lies in {shown(pair[0])}: one is of references, one is as_of"
         report.add(FindingCode.OVERLAPPING_FIELDS, message, text)
     return text.value
+
+
+def _undo(report: Report, fields: Fields, on_delete: Action | None, on_update: Action | None) -> int | None:
+    """How long it is kept, in milliseconds, or None where none is written or a fault was reported."""
+    text = text_of(report, "undo", fields["undo"][1]) if "undo" in fields else None
+    if text is None:
+        return None
+    seconds = duration_s(text.value)
+    if seconds is None or not names.UNDO_MIN_S <= seconds <= names.UNDO_MAX_S:
+        message = f"undo must be a duration from 1m to 3650d, not {shown(text.value)}"
+        report.add(FindingCode.UNKNOWN_VALUE, message, text, "Write 30d, for example.")
+        return None
+    if isinstance(on_delete, Restrict | Ignore) and isinstance(on_update, Restrict | Ignore):
+        message = "undo keeps nothing where neither on_delete nor on_update changes a row"
+        report.add(FindingCode.NOTHING_TO_UNDO, message, fields["undo"][0], "Leave undo out.")
+    return round(seconds * 1000)
 
 
 def _actions(

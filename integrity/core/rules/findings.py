@@ -70,6 +70,7 @@ class FindingCode(StrEnum):
     LITERAL_TYPE = "literal_type"
     IMMUTABLE_ID = "immutable_id"
     BAD_ARRAY = "bad_array"
+    NOTHING_TO_UNDO = "nothing_to_undo"
     KEY_COLUMN = "key_column"
     KEY_CLASH = "key_clash"
     NEEDS_EVENTS = "needs_events"

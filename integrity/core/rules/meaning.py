@@ -90,6 +90,7 @@ def _dependent(dependent: Dependent) -> Mapping[str, object]:
         | ({"array": True} if dependent.array else {})
         | ({} if dependent.match is Match.SIMPLE else {"match": dependent.match})
         | ({} if dependent.as_of is None else {"as_of": dependent.as_of})
+        | ({} if dependent.undo_ms is None else {"undo": dependent.undo_ms})
     )
 
 

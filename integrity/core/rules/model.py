@@ -149,6 +149,8 @@ class Dependent:
     key: KeySpec | None = None
     match: Match = Match.SIMPLE
     as_of: str | None = None
+    undo_ms: int | None = None
+    """How long it is kept what rows were before an event changed them, in milliseconds; None: it is not kept."""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ _TOPIC = {"type": "string", "pattern": names.TOPIC_PATTERN, "maxLength": names.T
 _STORE: Schema = {"type": "string", "pattern": names.STORE_PATTERN, "maxLength": names.NAME_CHARACTERS_MAX}
 _TABLE: Schema = {"type": "string", "pattern": '^[^".;]+(\\.[^".;]+)?$'}
 _COLLECTION: Schema = {"type": "string", "pattern": r"^(?!system\.)[^$]+$"}
+_DURATION: Schema = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d)$"}
 _BARE_MAPPING = {"type": "object", "maxProperties": 0}
 
 
@@ -71,12 +72,11 @@ def rules_schema() -> Schema:
 
 
 def _sweeps() -> Schema:
-    age = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d)$"}
     return {
         "type": "array",
         "maxItems": names.SWEEPS_MAX,
         "uniqueItems": True,
-        "items": age,
+        "items": _DURATION,
         "default": ["1m", "10m", "1h"],
     }
 
@@ -172,6 +172,7 @@ def _dependent() -> Schema:
             "on_delete": _actions(ON_DELETE),
             "on_update": _actions(ON_UPDATE) | {"default": "cascade"},
             "max_rows": {"type": "integer", "minimum": 1},
+            "undo": _DURATION,
             "entity": {"type": "string", "pattern": names.ENTITY_PATTERN, "maxLength": names.NAME_CHARACTERS_MAX},
             "key": _key(),
         },

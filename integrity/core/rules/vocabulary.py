@@ -66,10 +66,11 @@ DEPENDENT_FIELDS: Mapping[str, str] = {
     "on_delete": "What happens to the dependents when their parent is deleted.",
     "on_update": "What happens to the dependents when their parent's key changes. The default is cascade: they follow.",
     "max_rows": "At most so many rows for one event; above it the event is held: nothing changes until it is approved.",
+    "undo": "Keep what rows were before an event changed them, that long: 30d. integrity undo puts them back.",
     "entity": "What the rows are: the file with this name as parent goes on with what depends on them.",
     "key": "The columns that name one of these rows, in order, each with its type: {id: int64}. Goes with entity.",
 }
-DEPENDENT_LATER = ("undo",)
+DEPENDENT_LATER: tuple[str, ...] = ()
 
 COPY_FIELDS: Mapping[str, str] = {
     "name": "The name of this copy, unique in the file. The default is the table, collection or topic name.",

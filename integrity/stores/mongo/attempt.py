@@ -17,7 +17,18 @@ from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected, Unfinished
 from integrity.core.parts import Parts, acting, added, already, heads_of_part, in_part, place_of, remaining
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
-from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
+from integrity.stores.descent import (
+    Ask,
+    Branch,
+    CarryOut,
+    Choose,
+    Closure,
+    Descent,
+    Newest,
+    Record,
+    RemoveChosen,
+    with_trails,
+)
 from integrity.stores.mongo.effects import Came, Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, Progress, hashes_of, offsets
 from integrity.stores.mongo.lists import ListEnforcer
@@ -113,6 +124,8 @@ class Attempt:
                 enforcer = of(ledger, rule, session, batch.at_ms)
                 if over := await enforcer.held(groups, mine, approved):
                     return over
+                firsts = dict(decided.admitted.starts.get(rule.id, ()))
+                groups = list(with_trails(rule, groups, settled, share.left_out(rule.id), firsts))
                 acted = await enforcer.carry_out(groups, mine, rows_max=left, in_part=True)
                 if isinstance(acted, Held):
                     return acted

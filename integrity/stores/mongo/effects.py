@@ -24,6 +24,7 @@ from integrity.core.rules.model import Tombstone
 from integrity.stores.memory import mark_values
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
 from integrity.stores.mongo.query import EXACT, Filter, path_reader, reader, referencing, within_reach
+from integrity.stores.mongo.undo import Keeper
 from integrity.stores.mongo.values import CODECS, Unholdable, from_bson, in_the_type_of, micros_of, own_part, to_bson
 from integrity.stores.mongo.verdict import CountMismatch
 from integrity.stores.rule import StoreRule
@@ -92,6 +93,7 @@ class Enforcer:
         self._session = session
         self._at_ms = at_ms
         self._collection: AsyncCollection[Document] = ledger.database[rule.dependent.target.name]
+        self._keeper = Keeper(ledger, rule, session, at_ms)
 
     async def carry_out(
         self,
@@ -109,6 +111,7 @@ class Enforcer:
         came: list[Came] = []
         for group, documents in zip(groups, chosen, strict=True):
             end = group.end
+            await self._keeper.keep(group, [document.id for document in documents])
             match end:
                 case Removed():
                     removed += [document.id for document in documents]
@@ -188,6 +191,7 @@ class Enforcer:
                     if place is not None and (place, key) in wanted:
                         rows[place] += 1
                         removed.append(document.id)
+                        await self._keeper.keep(groups[place], [document.id])
         await self._remove(removed)
         return rows
 

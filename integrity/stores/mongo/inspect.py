@@ -21,6 +21,7 @@ from integrity.core.history import (
 )
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.outcome import Outcome
+from integrity.core.undo import Undone
 from integrity.errors import LedgerError
 from integrity.stores.mongo.ledger import LEDGER_ID, Document, Ledger, UnreadableLedger, fate_of, last_of, version_of
 from integrity.stores.mongo.query import EXACT, Filter, path_reader, referencing, within_reach
@@ -62,6 +63,10 @@ async def history(ledger: Ledger, spec: KeySpec, entity: str, key: Key) -> KeyHi
         Repair(each["dependent"], each["action"], int(each["rows"]), each["event"], _ms(each["at"]))
         async for each in ledger.collection("repairs").find({"key_hash": of, "entity": entity})
     ]
+    undone = [
+        Undone(each["dependent"], each["event"], each["rows"], each["at_ms"], each["actor"], each["note"])
+        async for each in ledger.collection("undone").find({"key_hash": of})
+    ]
     return KeyHistory(
         version_of(head["seen"]),
         last_of(head["last"]),
@@ -69,6 +74,7 @@ async def history(ledger: Ledger, spec: KeySpec, entity: str, key: Key) -> KeyHi
         tuple(sorted(came_from, key=lambda each: each.version)),
         tuple(sorted(left_out, key=lambda each: (each.at_ms, each.dependent))),
         tuple(sorted(repairs, key=lambda each: (each.at_ms, each.dependent))),
+        tuple(sorted(undone, key=lambda each: (each.at_ms, each.dependent))),
     )
 
 

@@ -7,6 +7,8 @@
 `<schema>.exceptions`  a document an effect left out: its `_id` is its dead letter's
 `<schema>.sweeps`      a document a lane and sweep: the last key that it has looked at
 `<schema>.repairs`     a document a key and dependent whose rows were written late, and treated as a fate said
+`<schema>.undo`        a document a document and event that changed it: what it was before, where the rule says undo
+`<schema>.undone`      a document a key, dependent and event of which somebody put back what it had changed
 `<schema>.outbox`      a document a derived event that waits to be published
 `<schema>.copied`      a document a copy and key: the newest version that was done, deletions too
 `<schema>.meta`        the ledger's version, and the probe of `check`
@@ -55,6 +57,8 @@ COLLECTIONS: Final = (
     "sweeps",
     "repairs",
     "copied",
+    "undo",
+    "undone",
     "meta",
 )
 INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
@@ -65,6 +69,11 @@ INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
     ("exceptions", ("key_hash",), None),
     ("repairs", ("key_hash",), None),
     ("outbox", ("version",), None),
+    ("undo", ("event", "_id"), None),
+    ("undo", ("dependent", "id"), None),
+    ("undo", ("dependent", "at_ms"), None),
+    ("undo", ("expires_ms",), None),
+    ("undone", ("key_hash",), None),
 )
 """Collection, fields, and of which documents only."""
 LEDGER_ID: Final = "ledger"
@@ -191,7 +200,7 @@ class Ledger:
                 {"_id": self._copied_id(hashed)},
                 {
                     "$set": {
-                        "version": _array(known[key].version),
+                        "version": array_of(known[key].version),
                         "alive": known[key].alive,
                         "behind": known[key].behind,
                         "last": _last(known[key].last),
@@ -252,7 +261,7 @@ class Ledger:
                 "_id": hash_of[key],
                 "entity": entity,
                 "key": canonical(key)[:_DISPLAY_CHARACTERS_MAX],
-                "seen": _array(update.seen),
+                "seen": array_of(update.seen),
                 "last": _last(update.last),
                 "writes": 1,
             }
@@ -293,11 +302,11 @@ class Ledger:
                 )
         documents = [
             {
-                "_id": {"key": hash_of[key], "version": _array(fate.version)},
+                "_id": {"key": hash_of[key], "version": array_of(fate.version)},
                 "key_hash": hash_of[key],
                 "entity": entity,
                 "key": canonical(key)[:_DISPLAY_CHARACTERS_MAX],
-                "version": _array(fate.version),
+                "version": array_of(fate.version),
                 "to": None if fate.to is None else canonical(fate.to),
                 "event": fate.event_id,
                 "occurred_ms": _whole(fate.occurred_ms),
@@ -353,7 +362,7 @@ class Ledger:
     ) -> None:
         """`came`: the key's hash, since when, and the `_id` of the document."""
         documents: list[Document] = [
-            {"dependent": dependent, "key_hash": of, "since": _array(since), "id": document}
+            {"dependent": dependent, "key_hash": of, "since": array_of(since), "id": document}
             for of, since, document in came
         ]
         if documents:
@@ -389,7 +398,7 @@ class Ledger:
             values = {
                 "entity": entity,
                 "key_hash": hash_of[change.key],
-                "version": _array(version),
+                "version": array_of(version),
                 "event": change.origin.event_id,
                 "dependent": dependent,
                 "reason": mark.reason.value,
@@ -404,7 +413,7 @@ class Ledger:
     ) -> None:
         """Add what redrives did to the fates of their events, in place of what stood there."""
         for key, fate, done in found:
-            name = {"_id": {"key": hash_of[key], "version": _array(fate.version)}}
+            name = {"_id": {"key": hash_of[key], "version": array_of(fate.version)}}
             fates = self.collection("fates")
             await fates.update_one(name, {"$pull": {"effects": {"dependent": {"$in": list(done)}}}}, session=session)
             effects = [
@@ -473,7 +482,7 @@ def _parts_of(documents: Iterable[Document]) -> Parts:
 
 
 def _changed(update: HeadUpdate) -> Document:
-    return {"seen": _array(update.seen)} | ({"last": _last(update.last)} if update.last else {})
+    return {"seen": array_of(update.seen)} | ({"last": _last(update.last)} if update.last else {})
 
 
 def fate_of(document: Document, spec: KeySpec) -> Fate:
@@ -497,7 +506,8 @@ def _last(last: LastRecord | None) -> Document | None:
     return None if last is None else last._asdict()
 
 
-def _array(version: Version | None) -> list[int | str] | None:
+def array_of(version: Version | None) -> list[int | str] | None:
+    """A version as the ledger keeps it."""
     return None if version is None else [_whole(part) for part in (version.epoch, *version.position)]
 
 

@@ -21,10 +21,12 @@ from integrity.core.gate import held
 from integrity.core.keys import Key
 from integrity.core.outcome import Held
 from integrity.core.parts import TooManyRows
+from integrity.core.undo import Slot, list_states
 from integrity.stores.lists import parts_of, places_of
 from integrity.stores.mongo.effects import READ_DOCUMENTS, Acted, Came, ended_of, holding, token
 from integrity.stores.mongo.ledger import Arrival, Document, Ledger, chunks
 from integrity.stores.mongo.query import EXACT, reader
+from integrity.stores.mongo.undo import Keeper
 from integrity.stores.mongo.values import CODECS, Unholdable, element_key, in_the_type_of
 from integrity.stores.mongo.verdict import CountMismatch
 from integrity.stores.rule import StoreRule
@@ -51,6 +53,7 @@ class ListEnforcer:
         [self._kind] = rule.spec.types
         self._collection = ledger.database[rule.dependent.target.name]
         self._raw = self._collection.with_options(codec_options=_RAW)
+        self._keeper = Keeper(ledger, rule, session, at_ms)
 
     async def carry_out(
         self,
@@ -102,6 +105,12 @@ class ListEnforcer:
                 continue
             if bson.encode(_decoded(document.raw), codec_options=CODECS) != document.raw:
                 raise Unholdable("The list holds a value that this program could not write back as it is.")
+            if self._rule.dependent.undo_ms is not None:
+                slots = [
+                    Slot(element, () if place is None else groups[place].trail)
+                    for element, place in zip(document.elements, places, strict=True)
+                ]
+                await self._keeper.keep_list(document.id, self._column, list_states(slots, self._in_its_type))
             writes.append(UpdateOne({"_id": document.id}, {"$set": {self._column: left}}))
             acted.add(token(document.id))
             if in_part and rows_max is not None and acting >= rows_max:
@@ -112,6 +121,7 @@ class ListEnforcer:
             return over
         if rows_max is not None and not in_part and acting > rows_max:
             raise TooManyRows
+        await self._keeper.flush()
         await self._write(writes)
         return Acted(counts, came, ended_of(groups, arrivals, acted) if in_part else [])
 
@@ -150,6 +160,9 @@ class ListEnforcer:
             found = parts_of(keys, places, came_to.get(of, {}))
             if any(place is not None for place in found):
                 yield document, found
+
+    def _in_its_type(self, element: object, value: object) -> object:
+        return in_the_type_of(element, self._kind, value)  # type: ignore[arg-type]
 
     async def _documents(self, keys: Sequence[Key]) -> AsyncIterator[_Chosen]:
         read = reader(self._column)

@@ -29,6 +29,7 @@ from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry, TooLarge, Unfinished
 from integrity.core.parts import TooManyRows
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
+from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import of_branch
@@ -36,6 +37,7 @@ from integrity.stores.mongo import inspect, setup
 from integrity.stores.mongo.attempt import Attempt
 from integrity.stores.mongo.ledger import Document, Ledger, commands, offsets
 from integrity.stores.mongo.sweep import Sweeper
+from integrity.stores.mongo.undo import Undoer, forget
 from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
 from integrity.stores.rule import StoreRule, merged
@@ -183,6 +185,30 @@ class MongoStore:
             answer = of_branch(verdict_of(exc, sweeper.dependent), sweeper.below)
             assert isinstance(answer, Retry | Rejected | Broken), "an error is no success"
             return answer
+
+    async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """See `Undoable.kept`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await Undoer(self._ledger(), self._rules, portion).look()
+
+    async def put_back(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """See `Undoable.put_back`."""
+        undoer = Undoer(self._ledger(), self._rules, portion)
+        try:
+            async with self._transaction(deadline) as session:
+                found = await undoer.put_back(session)
+                if isinstance(found, Looked):
+                    await commit(session, deadline)
+                return found
+        except CAUSES as exc:
+            answer = verdict_of(exc, undoer.dependent)
+            assert isinstance(answer, Retry | Rejected | Broken), "an error is no success"
+            return answer
+
+    async def forget_kept(self, at_ms: int, rows_max: int, deadline: Deadline) -> int:
+        """See `Undoable.forget_kept`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await forget(self._ledger(), at_ms, rows_max)
 
     async def close(self) -> None:
         """Close all connections."""

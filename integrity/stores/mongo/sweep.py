@@ -29,6 +29,7 @@ from integrity.core.sweep import (
     repairs,
     repairs_below,
 )
+from integrity.core.undo import not_undone
 from integrity.stores.descent import Descent
 from integrity.stores.mongo.attempt import Attempt
 from integrity.stores.mongo.effects import holding
@@ -219,17 +220,20 @@ class Sweeper:
         return found
 
     async def _acted(self, hash_of: Mapping[Key, bytes], session: AsyncClientSession) -> Acted:
-        """What was enforced on which dependent."""
+        """What was enforced on which dependent, and was not undone."""
         key_of = {of: key for key, of in hash_of.items()}
         fates = self._ledger.collection("fates").find(
             {"key_hash": {"$in": list(key_of)}}, {"key_hash": 1, "event": 1, "effects": 1}, session=session
         )
-        return {
+        noted = self._ledger.collection("undone").find({"key_hash": {"$in": list(key_of)}}, session=session)
+        undone = {(key_of[bytes(each["key_hash"])], each["event"], each["dependent"]) async for each in noted}
+        acted = {
             (key_of[bytes(fate["key_hash"])], fate["event"], effect["dependent"])
             async for fate in fates
             for effect in fate["effects"]
             if effect["outcome"] in (Outcome.APPLIED.value, Outcome.RESTRICTED.value)
         }
+        return not_undone(acted, undone)
 
 
 def _is_holdable(rule: StoreRule, key: Key) -> bool:

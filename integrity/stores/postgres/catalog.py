@@ -25,6 +25,7 @@ select u.n, c.oid::int8 as oid, s.nspname, c.relname, c.relkind::text as relkind
     pg_catalog.has_schema_privilege(s.oid, 'usage') as usable,
     pg_catalog.has_table_privilege(c.oid, 'delete') as deletable,
     pg_catalog.has_table_privilege(c.oid, 'select') as readable,
+    pg_catalog.has_table_privilege(c.oid, 'insert') as insertable,
     array(
         select r.ev_type::text || pg_catalog.quote_ident(r.rulename) from pg_catalog.pg_rewrite r
         where r.ev_class = c.oid and c.relkind in ('r', 'p') order by 1
@@ -90,6 +91,7 @@ select a.attrelid::int8 as oid, a.attname, a.attnum, b.typname, b.enum_oid, b.mo
         ''
     ) as not_null,
     a.attgenerated <> '' or a.attidentity = 'a' as generated, a.attgenerated::text = 'v' as virtual,
+    a.attgenerated <> '' as computed,
     case when n.nspname = 'pg_catalog' then pg_catalog.format_type(y.oid, -1) else f.name end as type,
     case when n.nspname = 'pg_catalog' then pg_catalog.format_type(y.oid, a.atttypmod) else f.name end as full_type,
     case when not pg_catalog.has_schema_privilege(n.oid, 'usage') then n.nspname end as closed,
@@ -170,6 +172,7 @@ class _Column:
     not_null: str
     generated: bool
     virtual: bool
+    computed: bool
     type: str
     full_type: str
     closed: str | None
@@ -194,6 +197,7 @@ class _Relation:
     usable: bool
     deletable: bool
     readable: bool
+    insertable: bool
     rewrites: list[str]
     """Rewrite rules, each behind the number of its event: 2 is UPDATE, 4 is DELETE."""
     below: list[tuple[int, str, str]] = field(default_factory=list)
@@ -404,6 +408,7 @@ class _Inspection:
             own,
             age,
             relation.readable,
+            {name: (column.type, column.computed) for name, column in relation.columns.items()},
         )
 
     def _below(self, relation: _Relation) -> None:
@@ -691,13 +696,17 @@ class _Inspection:
         return None
 
     def _primary_key(self, relation: _Relation) -> tuple[str, ...]:
-        if not may_arrive(self._rule):
+        keeps = self._rule.dependent.undo_ms is not None
+        if not may_arrive(self._rule) and not keeps:
             return ()
         if not relation.primary_key:
+            why, instead = "key changes need to tell rows apart", "on_update: ignore"
+            if keeps:
+                why, instead = "undo needs to find a row again", "leave undo out"
             self.add(
                 "primary_key_missing",
-                f"{relation.quoted} has no primary key, which key changes need to tell rows apart",
-                f"ALTER TABLE {relation.quoted} ADD PRIMARY KEY (...); or on_update: ignore.",
+                f"{relation.quoted} has no primary key, which {why}",
+                f"ALTER TABLE {relation.quoted} ADD PRIMARY KEY (...); or {instead}.",
             )
         name_of = {column.number: name for name, column in relation.columns.items()}
         return tuple(name_of[number] for number in relation.primary_key)
@@ -743,6 +752,13 @@ class _Inspection:
                 write = [dependent.columns[0]]
         if "DELETE" in self._statements and not relation.deletable:
             self._lacks("DELETE", relation.quoted, relation.quoted)
+        if dependent.undo_ms is not None and "DELETE" in self._statements:
+            # The whole row is kept, and put back by the same role.
+            read += [name for name, column in relation.columns.items() if not column.computed]
+            if not relation.insertable:
+                self._lacks("INSERT", relation.quoted, relation.quoted)
+        elif dependent.undo_ms is not None:
+            read += write
         for privilege, names in (("SELECT", read), ("UPDATE", write)):
             lacking = [
                 name

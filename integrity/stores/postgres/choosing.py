@@ -12,6 +12,7 @@ from typing import Final
 from integrity.core.fold import Group
 from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.stores.postgres.effects import PLAIN, Table, reach, since_condition, target_of
+from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Connection, array_text
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH, Codec, cast, scalar
@@ -22,9 +23,10 @@ _LIMIT_MAX: Final = 2**62
 class Chooser:
     """The statements of one dependent whose rows are an entity."""
 
-    def __init__(self, table: Table, arrivals_table: str) -> None:
+    def __init__(self, table: Table, arrivals_table: str, keeper: Keeper | None = None) -> None:
         assert table.rule.rows is not None
         self._table = table
+        self._keeper = keeper
         self._rows = table.rule.rows
         self._arrivals_table = arrivals_table
         self._choose = {split: self._choose_sql(split) for split in (False, True)}
@@ -76,7 +78,7 @@ class Chooser:
         return [(key[:width], key[width:]) for key in keys]
 
     async def remove(
-        self, connection: Connection, groups: Sequence[Group], chosen: Sequence[tuple[int, Key]]
+        self, connection: Connection, groups: Sequence[Group], chosen: Sequence[tuple[int, Key]], at_ms: int
     ) -> list[int]:
         """Remove the rows that were chosen; the rows of each group."""
         columns: list[list[object]] = [
@@ -86,7 +88,12 @@ class Chooser:
         columns += [[codec.match(own[i]) for _, own in chosen] for i, codec in enumerate(self._table.own)]
         _, conditions = reach(self._table, 0)
         rows = [0] * len(groups)
-        for index, count in await connection.fetch(self._remove, *columns, [index for index, _ in chosen], *conditions):
+        numbers = [index for index, _ in chosen]
+        kept: list[object] = []
+        if self._keeper is not None:
+            acted_on = [(index, groups[index]) for index in dict.fromkeys(numbers)]
+            kept = self._keeper.arguments(acted_on, at_ms, removes=True)
+        for index, count in await connection.fetch(self._remove, *columns, numbers, *conditions, *kept):
             rows[index] = count
         return rows
 
@@ -152,10 +159,17 @@ class Chooser:
         arrays.append(("g", cast("int4[]")))
         fits = [f"t.{quoted(column)} = k.m{i}" for i, column in enumerate(table.rule.dependent.columns)]
         fits += [f"t.{quoted(column)} = k.o{i}" for i, column in enumerate(self._rows.spec.names)]
-        fits += reach(table, len(arrays))[0]
+        within, values = reach(table, len(arrays))
+        fits += within
+        returned, kept = "k.g as n", ""
+        if self._keeper is not None:
+            base = len(arrays) + len(values)
+            # In the order in which they were chosen, the last first: what was chosen from the top down is put back so.
+            returned += self._keeper.returned(base, removes=True, order="k.n")
+            kept = self._keeper.insert(base, removes=True)
         return (
             f"with acted as (delete from {target_of(table)} t using {_unnested(arrays)}"
-            f" where {' and '.join(fits)} returning k.g) select g, count(*) from acted group by g"
+            f" where {' and '.join(fits)} returning {returned}){kept} select n, count(*) from acted group by n"
         )
 
 

@@ -8,10 +8,10 @@ every row is chosen by the reference it had before, so swaps and chains need no 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from integrity.core.fold import (
     Count,
@@ -35,6 +35,9 @@ from integrity.stores.postgres.ledger import Connection, array_text
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH, Codec, cast
 from integrity.stores.rule import StoreRule
+
+if TYPE_CHECKING:
+    from integrity.stores.postgres.keeping import Keeper
 
 PLAIN: Final = "{}"
 """The `since` of rows that are no arrivals: an empty array, which no version is."""
@@ -106,6 +109,8 @@ class Table:
     own: tuple[Codec, ...] = ()
     age: Age | None = None
     in_parts: bool = True
+    columns: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    """Every column: its type as casts name it, and whether it is computed from others."""
 
     def ages(self, groups: Sequence[Group]) -> list[list[object]]:
         """The ages of groups, column by column; nothing where the rule does not ask for them."""
@@ -193,10 +198,11 @@ class Bound(Enum):
 
 
 class Effects:
-    """The statements of one dependent."""
+    """The statements of one dependent. `keeper`: it is kept what the rows were."""
 
-    def __init__(self, table: Table, arrivals_table: str) -> None:
+    def __init__(self, table: Table, arrivals_table: str, keeper: Keeper | None = None) -> None:
         self._table = table
+        self._keeper = keeper
         self._arrivals_table = arrivals_table
         self._positions = changed_positions(table.rule)
         self._width = len(table.codecs)
@@ -318,8 +324,9 @@ class Effects:
         bound: Bound,
         limit: int | None,
     ) -> Sequence[tuple[int, int]]:
-        if self._width > 1 or split or self._table.age is not None:
-            return await self._run(connection, "remove", split, False, columns, bound, limit)
+        if self._width > 1 or split or self._table.age is not None or self._keeper is not None:
+            kept = self._kept(groups, at_ms, removes=True)
+            return await self._run(connection, "remove", split, False, columns, bound, limit, kept)
         if bound is Bound.SOME and len(columns[0]) == 1:
             # One key's rows, and many: naming each to count it would cost a third of the time.
             _, conditions = reach(self._table, 0)
@@ -345,7 +352,8 @@ class Effects:
         if moved:
             columns += self._assigned([end.key for end in ends])
         columns += [[get(end.fate, at_ms) for end in ends] for _, (_, get) in self._marks]
-        return await self._run(connection, "mark", split, moved, columns, bound, limit)
+        kept = self._kept(groups, at_ms, removes=False)
+        return await self._run(connection, "mark", split, moved, columns, bound, limit, kept)
 
     async def _refer(
         self,
@@ -363,7 +371,12 @@ class Effects:
         if arriving:
             columns.append([self._arrival_hash(end) for end in ends])
             columns.append([None if end.arrival is None else array_text(end.arrival) for end in ends])
-        return await self._run(connection, "refer", split, arriving, columns, bound, limit)
+        kept = self._kept(groups, at_ms, removes=False)
+        return await self._run(connection, "refer", split, arriving, columns, bound, limit, kept)
+
+    def _kept(self, groups: Sequence[Group], at_ms: int, *, removes: bool) -> list[object]:
+        """The last arguments of a statement: what is to be kept of the rows of these groups."""
+        return [] if self._keeper is None else self._keeper.arguments(enumerate(groups, 1), at_ms, removes=removes)
 
     def _arrival_hash(self, end: Referencing) -> bytes | None:
         if end.arrival is None:
@@ -405,6 +418,7 @@ class Effects:
         columns: list[list[object]],
         bound: Bound,
         limit: int | None,
+        last: Sequence[object] = (),
     ) -> Sequence[tuple[Any, int]]:
         sql = self._texts.get((kind, split, extra, bound))
         if sql is None:
@@ -413,7 +427,7 @@ class Effects:
         literals = [setting.value for setting in self._table.settings if _is_literal(setting)] if kind == "mark" else []
         names = [self.id] if split or (kind == "refer" and extra) else []
         limits = [limit] if kind == "count" or bound is not Bound.NOT else []
-        found = await connection.fetchrow(sql, *columns, *conditions, *literals, *names, *limits)
+        found = await connection.fetchrow(sql, *columns, *conditions, *literals, *names, *limits, *last)
         if bound is Bound.WHOLE and found is not None and found[2] == limit:
             raise TooManyRows
         if found is None or found[0] is None:
@@ -495,6 +509,15 @@ class Effects:
                 pass
             case _:
                 assert_never(bound)
+        if self._keeper is not None:
+            removes = kind == "remove"
+            base = count + named + (bound is not Bound.NOT)
+            returned += self._keeper.returned(base, removes=removes, order="0")
+            kept += self._keeper.insert(base, removes=removes)
+            if not removes:
+                before, same = self._keeper.before()
+                keys = f"{keys}, {before}"
+                fits.append(same)
         if listed:
             act = f"delete from {target} t"
         elif kind == "remove":

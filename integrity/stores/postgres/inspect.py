@@ -20,6 +20,7 @@ from integrity.core.history import (
     Repair,
 )
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
+from integrity.core.undo import Undone
 from integrity.stores.postgres.choosing import own_columns
 from integrity.stores.postgres.effects import Table, reach, target_of
 from integrity.stores.postgres.ledger import Connection, fate_of, record_of
@@ -67,6 +68,11 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
             f"select dependent, action, rows, event, at from {at}.repairs where key_hash = $1 order by at, dependent",
             hashed,
         )
+        undone = await connection.fetch(
+            f"select dependent, event, rows, at_ms, actor, note from {at}.undone where key_hash = $1"
+            " order by at_ms, dependent",
+            hashed,
+        )
     seen, last, alive, *newest = head
     told = seen or newest[0]
     rows: list[Sequence[Any]] = [*map(tuple, older), newest]
@@ -85,6 +91,7 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
             Repair(dependent, action, count, event, _ms(repaired_at))
             for dependent, action, count, event, repaired_at in repairs
         ),
+        tuple(Undone(*row) for row in undone),
     )
 
 

@@ -166,6 +166,49 @@ create table if not exists {schema}.repairs (
 comment on table {schema}.repairs is
     'Rows that were written late and went the way of a fate that had been enforced before.';
 
+create table if not exists {schema}.undo (
+    id bigint generated always as identity primary key,
+    event text not null,
+    version text not null,
+    entity text not null,
+    key text not null,
+    dependent text not null,
+    key_hash bytea not null,
+    action text not null,
+    "row" jsonb not null,
+    was jsonb not null,
+    image jsonb not null,
+    after jsonb,
+    at_ms bigint not null,
+    expires_ms bigint not null
+);
+create index if not exists undo_event on {schema}.undo (event, id);
+create index if not exists undo_dependent on {schema}.undo (dependent, id);
+create index if not exists undo_was on {schema}.undo using hash (was);
+create index if not exists undo_expires_ms on {schema}.undo (expires_ms);
+comment on table {schema}.undo is
+    'What rows were before an event changed them, where the rule says undo: one record a row and event.';
+comment on column {schema}.undo.event is 'The record behind it, topic/partition/offset; version, entity and key too.';
+comment on column {schema}.undo.key_hash is 'The key that the row referred to.';
+comment on column {schema}.undo."row" is 'The primary key of the row after the event, each value as text.';
+comment on column {schema}.undo.was is 'The primary key of the row before the event.';
+comment on column {schema}.undo.image is 'Columns before the event: all of a row that went, else those that were set.';
+comment on column {schema}.undo.after is 'What they were set to; null: the row went.';
+comment on column {schema}.undo.expires_ms is 'Until when it is kept, in milliseconds since 1970.';
+
+create table if not exists {schema}.undone (
+    key_hash bytea not null,
+    dependent text not null,
+    event text not null,
+    at_ms bigint not null,
+    rows bigint not null,
+    actor text not null,
+    note text not null,
+    primary key (key_hash, dependent, event, at_ms)
+);
+comment on table {schema}.undone is
+    'What was put back by hand, under the key of the event and the key that the rows refer to.';
+
 create table if not exists {schema}.outbox (
     id bigint generated always as identity primary key,
     entity text not null,
@@ -205,7 +248,20 @@ def ddl(schema: str) -> str:
     return _DDL.format(schema=quoted(schema), schema_text=text, version=LEDGER_VERSION)
 
 
-TABLES: Final = ("meta", "progress", "keys", "fates", "arrivals", "exceptions", "outbox", "sweeps", "repairs", "copied")
+TABLES: Final = (
+    "meta",
+    "progress",
+    "keys",
+    "fates",
+    "arrivals",
+    "exceptions",
+    "outbox",
+    "sweeps",
+    "repairs",
+    "copied",
+    "undo",
+    "undone",
+)
 PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "meta": ("SELECT",),
     "progress": ("SELECT", "INSERT", "UPDATE"),
@@ -217,6 +273,8 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "sweeps": ("SELECT", "INSERT", "UPDATE"),
     "repairs": ("SELECT", "INSERT", "UPDATE"),
     "copied": ("SELECT", "INSERT", "UPDATE"),
+    "undo": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "undone": ("SELECT", "INSERT", "UPDATE"),
 }
 """What the service needs of each table."""
 
@@ -255,6 +313,7 @@ class Ledger:
         self.schema = schema
         self._lane = lane
         self.arrivals_table = quoted(schema, "arrivals")
+        self.undo_table = quoted(schema, "undo")
         at = quoted(schema)
         self.version_sql = f"select version from {at}.meta"
         self._progress_sql = (

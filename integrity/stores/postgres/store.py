@@ -49,6 +49,7 @@ from integrity.core.parts import (
 )
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
+from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
 from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import (
@@ -68,11 +69,13 @@ from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
 from integrity.stores.postgres.effects import Effects, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
+from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
 from integrity.stores.postgres.sweep import Sweeper
 from integrity.stores.postgres.types import Unfit
+from integrity.stores.postgres.undo import Undoer
 from integrity.stores.rule import StoreRule, merged, policies, with_rows
 
 ROWS_MAX: Final = 100_000
@@ -230,6 +233,40 @@ class PostgresStore:
             answer = of_branch(result_of(fault, at.dependent), at.below)
         assert isinstance(answer, Retry | Rejected | Broken), "a fault is no success"
         return answer
+
+    async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """See `Undoable.kept`."""
+        async with self._asking(deadline, LedgerError, "what was kept can't be read", "Run `integrity migrate`.") as on:
+            resolved = await resolve(on, self._all_rules, self._ledger.schema)
+            async with on.transaction(isolation="repeatable_read", readonly=True):
+                return await Undoer(self._ledger.schema, resolved.tables).look(on, portion)
+
+    async def put_back(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """See `Undoable.put_back`."""
+        at = _Place()
+        try:
+            async with self._aside.connection(deadline) as connection:
+                at.connection = connection
+                resolved = await resolve(connection, self._all_rules, self._ledger.schema)
+                await connection.execute("begin isolation level read committed")
+                undoer = Undoer(self._ledger.schema, resolved.tables, at.on_dependent)
+                found = await undoer.put_back(connection, portion)
+                await connection.execute("commit" if isinstance(found, Looked) else "rollback")
+                return found
+        except DRIVER_ERRORS as exc:
+            fault = fault_of(exc, closed=_is_closed(at.connection))
+            if fault.kind is Kind.SERVER:
+                await self._aside.expire()
+            answer = result_of(fault, at.dependent)
+            assert isinstance(answer, Retry | Rejected | Broken), "a fault is no success"
+            return answer
+
+    async def forget_kept(self, at_ms: int, rows_max: int, deadline: Deadline) -> int:
+        """See `Undoable.forget_kept`."""
+        async with self._asking(
+            deadline, LedgerError, "what was kept can't be removed", "Run `integrity migrate`."
+        ) as on:
+            return await Undoer(self._ledger.schema, {}).forget(on, at_ms, rows_max)
 
     @asynccontextmanager
     async def _asking(
@@ -508,7 +545,7 @@ class PostgresStore:
                     way.left = max(0, way.left - sum(rows))
                 return rows
             case RemoveChosen(rule, groups, chosen):
-                return await self._chooser_of(rule).remove(connection, groups, chosen)
+                return await self._chooser_of(rule).remove(connection, groups, chosen, way.batch.at_ms)
             case Newest(rule, keys):
                 hashed = {key: key_hash(rule.entity, key) for key in keys}
                 arrivals = await self._ledger.read_arrivals(connection, keys, hashed, [rule.id])
@@ -587,15 +624,25 @@ class PostgresStore:
         )
 
     @property
+    def _all_rules(self) -> list[StoreRule]:
+        return [rule for of_entity in self._rules.values() for rule in of_entity]
+
+    @property
     def _schema(self) -> str:
         return quoted(self._ledger.schema)
 
     async def _resolve(self, connection: Connection) -> list[Finding]:
-        rules = [rule for of_entity in self._rules.values() for rule in of_entity]
-        resolved = await resolve(connection, rules, self._ledger.schema)
+        resolved = await resolve(connection, self._all_rules, self._ledger.schema)
         at = self._ledger.arrivals_table
-        self._effects = {id: Effects(table, at) for id, table in resolved.tables.items()}
-        self._choosers = {id: Chooser(table, at) for id, table in resolved.tables.items() if table.rule.rows}
+        keepers = {
+            id: Keeper(table, self._ledger.undo_table)
+            for id, table in resolved.tables.items()
+            if table.rule.dependent.undo_ms is not None
+        }
+        self._effects = {id: Effects(table, at, keepers.get(id)) for id, table in resolved.tables.items()}
+        self._choosers = {
+            id: Chooser(table, at, keepers.get(id)) for id, table in resolved.tables.items() if table.rule.rows
+        }
         return resolved.findings
 
     def _effects_of(self, rule: StoreRule) -> Effects:

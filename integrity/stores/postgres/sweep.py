@@ -24,6 +24,7 @@ from integrity.core.sweep import (
     repairs,
     repairs_below,
 )
+from integrity.core.undo import not_undone
 from integrity.stores.descent import Branch, Descent
 from integrity.stores.postgres.effects import Effects
 from integrity.stores.postgres.ledger import Connection, Heads, Ledger
@@ -87,6 +88,7 @@ class Sweeper:
             " where key_hash = any($1::bytea[]) and fate is not null"
             f" union all select key_hash, event, rows::text from {at}.fates where key_hash = any($1::bytea[])"
         )
+        self._undone_sql = f"select key_hash, event, dependent from {at}.undone where key_hash = any($1::bytea[])"
 
     async def run(
         self,
@@ -211,14 +213,16 @@ class Sweeper:
         return found
 
     async def _acted(self, connection: Connection, read: Heads, known: set[Key]) -> Acted:
-        """What was enforced on which dependent."""
+        """What was enforced on which dependent, and was not undone."""
         key_of = {read.hashes[key]: key for key in known}
-        return {
+        undone = {(key_of[of], *rest) for of, *rest in await connection.fetch(self._undone_sql, list(key_of))}
+        acted = {
             (key_of[hashed], event, dependent)
             for hashed, event, rows in await connection.fetch(self._acted_sql, list(key_of))
             if rows is not None
             for dependent in json.loads(rows)
         }
+        return not_undone(acted, undone)
 
 
 def _is_newest(fate: str, seen: str | None) -> bool:

@@ -47,7 +47,18 @@ from integrity.core.redrive import (
 from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Repaired
 from integrity.errors import Reason
-from integrity.stores.descent import Ask, Branch, CarryOut, Choose, Closure, Descent, Newest, Record, RemoveChosen
+from integrity.stores.descent import (
+    Ask,
+    Branch,
+    CarryOut,
+    Choose,
+    Closure,
+    Descent,
+    Newest,
+    Record,
+    RemoveChosen,
+    with_trails,
+)
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
 from integrity.stores.topic.records import (
@@ -60,6 +71,7 @@ from integrity.stores.topic.records import (
     Write,
 )
 from integrity.stores.topic.state import Child, State
+from integrity.stores.topic.undo import images
 from integrity.stores.topic.values import Unwritable, read_row
 
 CHUNK: Final = 2000
@@ -159,6 +171,8 @@ class Enforcement:
                 number = self._number(rule)
                 self._branch = rule.id
                 self._bound(number, rule, groups, share.approved | already(parts, share.changes, rule.id).keys())
+                firsts = dict(decided.admitted.starts.get(rule.id, ()))
+                groups = list(with_trails(rule, groups, settled, share.left_out(rule.id), firsts))
                 rows = yield from self.execute(number, rule, groups, left)
                 left -= sum(rows)
                 effects += self._credit(rule, share, decided, groups, rows, {})
@@ -399,19 +413,19 @@ class Enforcement:
         headers = records.marked(child.headers, Mark(child.offset, rule.id, digest.hex(), group.born))
         match group.end:
             case Removed() | Marked():
+                kept = self._keep(number, rule, group, child)
                 self._state.remove(child.id)
-                return [Write(at, child.at.key, None, headers, self._branch)]
+                return [*kept, Write(at, child.at.key, None, headers, self._branch)]
             case Referencing(values, arrival):
                 if child.offset < self._starts.get(at, 0):
                     self._state.remove(child.id)
                     return []
                 row = self._state.row_rule(number)
+                writes = self._keep(number, rule, group, child)
                 try:
                     value = row.rewritten(child.value, read_row(child.value), group.key, values)
                 except Unwritable as exc:
-                    where = "" if rule.id == self._branch else f"{rule.id}, which depends on these rows: "
-                    raise Refused(self._branch, exc.reason, where + exc.message) from exc
-                writes: list[Write] = []
+                    raise self._refused(rule, exc) from exc
                 if value != child.value:
                     self._state.rewrite(child, value, headers)
                     writes.append(Write(at, child.at.key, value, headers, self._branch))
@@ -423,6 +437,20 @@ class Enforcement:
                 return []
             case _:
                 assert_never(group.end)
+
+    def _keep(self, number: int, rule: StoreRule, group: Group, child: Child) -> list[Write]:
+        """Keep what a child is before it changes, where the rule says so."""
+        row, at_ms = self._state.row_rule(number), self._batch.at_ms
+        try:
+            found = [self._state.keep(image) for image in images(rule, row, group, child, at_ms)]
+        except Unwritable as exc:
+            raise self._refused(rule, exc) from exc
+        # A record too large for the ledger is the fault of this dependent, not the ledger's.
+        return [self.record(key, value)._replace(dependent=self._branch) for key, value in found]
+
+    def _refused(self, rule: StoreRule, exc: Unwritable) -> Refused:
+        where = "" if rule.id == self._branch else f"{rule.id}, which depends on these rows: "
+        return Refused(self._branch, exc.reason, where + exc.message)
 
     def heads(
         self,

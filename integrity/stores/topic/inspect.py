@@ -10,7 +10,6 @@ import logging
 import sqlite3
 import time
 import uuid
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -20,9 +19,11 @@ import msgspec
 from integrity.core.batch import TopicPartition
 from integrity.core.history import SAMPLE_ROWS_MAX, CameFrom, Enforced, Impact, KeyHistory, LeftOut, Question, Repair
 from integrity.core.keys import Key, canonical, key_hash
+from integrity.core.undo import Undone
 from integrity.errors import LedgerError, OperationError, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.rule import StoreRule, with_rows
+from integrity.stores.topic import records
 from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.faults import CLIENT_ERRORS
 from integrity.stores.topic.fitness import unreachable
@@ -69,12 +70,12 @@ class Inspector:
         self._told_at_s = 0.0
 
     async def history(self, entity: str, key: Key, deadline: Deadline) -> KeyHistory | None:
-        return await self._ask([self._ledger.topic], lambda state: self._history(state, entity, key), deadline)
+        return await self.ask([self._ledger.topic], lambda state: self._history(state, entity, key), deadline)
 
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         rules = self._rules[question.entity]
         topics = sorted({rule.dependent.target.name for rule in rules})
-        return await self._ask(topics, lambda state: [_impact(state, rule, question) for rule in rules], deadline)
+        return await self.ask(topics, lambda state: [_impact(state, rule, question) for rule in rules], deadline)
 
     async def close(self) -> None:
         self._reader.close()
@@ -85,7 +86,8 @@ class Inspector:
         if self._scratch is not None:
             self._scratch.close()
 
-    async def _ask(self, topics: Sequence[str], question: Callable[[State], _T], deadline: Deadline) -> _T:
+    async def ask(self, topics: Sequence[str], question: Callable[[State], _T], deadline: Deadline) -> _T:
+        """Put a question to a view that has read these topics to their end."""
         taken = self._reader.taken
         try:
             async with asyncio.timeout(deadline.remaining_s()), self._lock:
@@ -167,6 +169,10 @@ class Inspector:
         repaired = [
             Repair(each.dependent, each.action, each.rows, each.event, each.at_ms) for each in state.repairs(digest)
         ]
+        undone = [
+            Undone(each.dependent, each.event, each.rows, each.at_ms, each.actor, each.note)
+            for each in state.undone(digest)
+        ]
         return KeyHistory(
             head.seen,
             head.last,
@@ -179,6 +185,7 @@ class Inspector:
             tuple(sorted(came_from, key=lambda each: each.version)),
             tuple(sorted(left_out, key=lambda each: (each.at_ms, each.dependent))),
             tuple(sorted(repaired, key=lambda each: (each.at_ms, each.dependent))),
+            tuple(sorted(undone, key=lambda each: (each.at_ms, each.dependent))),
         )
 
 
@@ -197,15 +204,7 @@ def _impact(state: State, rule: StoreRule, question: Question) -> Impact:
         counts.append(rows)
         for index, (child, value) in enumerate(children):
             if index < sampled:
-                sample.append({"partition": child.partition, "key": _shown(child.key)})
+                sample.append({"partition": child.partition, "key": records.shown(child.key)})
             if index < own_max and (row_key := row_rule.own(read_row(value))) is not None:
                 own.append((place, row_key))
     return Impact(rule.id, action, tuple(counts), tuple(sample), own=tuple(own))
-
-
-def _shown(key: bytes) -> str:
-    """A record's key as text; what is no text as base64."""
-    try:
-        return key.decode()
-    except UnicodeDecodeError:
-        return b64encode(key).decode()

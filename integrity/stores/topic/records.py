@@ -2,7 +2,8 @@
 
 The ledger is a compacted topic beside the children. Its records are JSON, named by what they say: `head|<hash>`,
 `fate|<hash>|<version>`, `progress|<lane>|<topic>|<partition>`, `arrival|<dependent>|<topic>|<partition>|<hash>`,
-`exception|<dependent>|<event>`, `sweep|<lane>|<age>`, `repair|<hash>|<dependent>|<time>`, `writes|<topic>|<partition>`.
+`exception|<dependent>|<event>`, `sweep|<lane>|<age>`, `repair|<hash>|<dependent>|<time>`, `writes|<topic>|<partition>`,
+`undone|<hash>|<dependent>|<event>|<time>`; and `undo|<number>`, in MessagePack, since it holds a child's bytes.
 """
 
 from __future__ import annotations
@@ -152,6 +153,36 @@ class RepairRecord(msgspec.Struct, frozen=True):
     at_ms: int
 
 
+class UndoRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A child as it was before an event, and what that made of it (None: it went). `at` is the hash of the key that it
+    referred to; `entity` and `key` are the event's."""
+
+    event: str
+    version: Version
+    entity: str
+    key: str
+    dependent: str
+    at: bytes
+    action: str
+    child: ChildKey
+    before: bytes | None
+    headers: Headers
+    after: bytes | None
+    at_ms: int
+    expires_ms: int
+
+
+class UndoneRecord(msgspec.Struct, frozen=True):
+    """What somebody put back of what an event had changed."""
+
+    dependent: str
+    event: str
+    rows: int
+    at_ms: int
+    actor: str
+    note: str
+
+
 class WritesRecord(msgspec.Struct, frozen=True):
     """The offsets, first and last, of what the newest transaction that wrote to a child partition wrote there."""
 
@@ -166,6 +197,9 @@ decode_arrival = msgspec.json.Decoder(ArrivalRecord).decode
 decode_exception = msgspec.json.Decoder(ExceptionRecord).decode
 decode_sweep = msgspec.json.Decoder(SweepRecord).decode
 decode_repair = msgspec.json.Decoder(RepairRecord).decode
+pack = msgspec.msgpack.Encoder().encode
+decode_undo = msgspec.msgpack.Decoder(UndoRecord).decode
+decode_undone = msgspec.json.Decoder(UndoneRecord).decode
 decode_writes = msgspec.json.Decoder(WritesRecord).decode
 decode_version = msgspec.json.Decoder(Version).decode
 _decode_mark = msgspec.json.Decoder(Mark).decode
@@ -200,6 +234,14 @@ def repair_key(key_hash: bytes, dependent: str, at_ms: int) -> bytes:
     return f"repair|{key_hash.hex()}|{dependent}|{at_ms}".encode()
 
 
+def undo_key(number: int) -> bytes:
+    return f"undo|{number}".encode()
+
+
+def undone_key(key_hash: bytes, dependent: str, event: str, at_ms: int) -> bytes:
+    return f"undone|{key_hash.hex()}|{dependent}|{event}|{at_ms}".encode()
+
+
 def writes_key(at: TopicPartition) -> bytes:
     return f"writes|{at.topic}|{at.partition}".encode()
 
@@ -211,6 +253,14 @@ def version_text(version: Version) -> str:
 def clear_key(text: str) -> str:
     """A key's text, cut to what a ledger shows."""
     return text if len(text) <= _KEY_TEXT_MAX else text[:_KEY_TEXT_MAX] + "…"
+
+
+def shown(key: bytes) -> str:
+    """A record's key as text; what is no text as base64."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return b64encode(key).decode()
 
 
 def marked(headers: Headers, mark: Mark) -> Headers:

@@ -22,6 +22,7 @@ from integrity.core.fold import Born
 from integrity.core.keys import Key, KeySpec, key_hash
 from integrity.core.ledger import Fate, Head, Pending
 from integrity.core.parts import Parts
+from integrity.core.undo import Portion
 from integrity.stores.topic import records
 from integrity.stores.topic.records import (
     ArrivalRecord,
@@ -35,6 +36,8 @@ from integrity.stores.topic.records import (
     ReadRecord,
     RepairRecord,
     SweepRecord,
+    UndoneRecord,
+    UndoRecord,
 )
 from integrity.stores.topic.values import NoRow, RowRule, Unwritable, read_row
 
@@ -54,6 +57,15 @@ CREATE INDEX fate_moved_to ON fate (moved_to) WHERE moved_to IS NOT NULL;
 CREATE TABLE sweep (age_ms INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, hash BLOB NOT NULL);
 CREATE TABLE repair (name BLOB PRIMARY KEY, hash BLOB NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX repair_hash ON repair (hash);
+CREATE TABLE undo (
+    number INTEGER PRIMARY KEY, event TEXT NOT NULL, dependent TEXT NOT NULL, at_ms INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL,
+    data BLOB NOT NULL);
+CREATE INDEX undo_event ON undo (event);
+CREATE INDEX undo_child ON undo (topic, partition, key);
+CREATE INDEX undo_expires ON undo (expires_ms);
+CREATE TABLE undone (name BLOB PRIMARY KEY, hash BLOB NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX undone_hash ON undone (hash);
 CREATE TABLE arrival (
     name BLOB PRIMARY KEY, rule INTEGER NOT NULL, hash BLOB NOT NULL, since BLOB NOT NULL,
     topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
@@ -69,7 +81,10 @@ CREATE TABLE grave (
     PRIMARY KEY (topic, partition, key)) WITHOUT ROWID;
 CREATE TEMP TABLE chosen (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, child INTEGER NOT NULL);
 """
-_TABLES: Final = ("child", "reference", "head", "fate", "arrival", "exception", "sweep", "repair", "progress", "grave")
+_TABLES: Final = (
+    *("child", "reference", "head", "fate", "arrival", "exception", "sweep", "repair", "progress", "grave"),
+    *("undo", "undone"),
+)
 _INT64_MIN: Final = -(2**63)
 # It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
 _PRAGMAS: Final = (
@@ -271,6 +286,10 @@ class State:
                     self.set_swept(int(age_ms), records.decode_sweep(value))
             case "repair":
                 self._take_repair(key, bytes.fromhex(rest.partition("|")[0]), value)
+            case "undo":
+                self.put_kept(int(rest), value)
+            case "undone":
+                self._take_undone(key, bytes.fromhex(rest.partition("|")[0]), value)
             case _:
                 pass  # of a newer program
 
@@ -287,6 +306,12 @@ class State:
             self._db.execute("DELETE FROM repair WHERE name = ?", (name,))
         else:
             self._db.execute("INSERT OR REPLACE INTO repair VALUES (?, ?, ?)", (name, key_hash, value))
+
+    def _take_undone(self, name: bytes, key_hash: bytes, value: bytes | None) -> None:
+        if value is None:
+            self._db.execute("DELETE FROM undone WHERE name = ?", (name,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO undone VALUES (?, ?, ?)", (name, key_hash, value))
 
     def _put_head(self, key_hash: bytes, value: bytes | None) -> None:
         if value is None:
@@ -535,6 +560,63 @@ class State:
     def remove_arrival(self, name: bytes) -> None:
         self._db.execute("DELETE FROM arrival WHERE name = ?", (name,))
 
+    # --- what children were
+
+    def keep(self, record: UndoRecord) -> tuple[bytes, bytes]:
+        """Keep what a child was, as the newest; the record of it, key and value."""
+        number = int(self._db.execute("SELECT coalesce(max(number), 0) + 1 FROM undo").fetchone()[0])
+        data = records.pack(record)
+        self.put_kept(number, data)
+        return records.undo_key(number), data
+
+    def put_kept(self, number: int, data: bytes | None) -> None:
+        """Note what was kept under that number; None: it is not kept any more."""
+        if data is None:
+            self._db.execute("DELETE FROM undo WHERE number = ?", (number,))
+            return
+        record = records.decode_undo(data)
+        row = (number, record.event, record.dependent, record.at_ms, record.expires_ms, *record.child, data)
+        self._db.execute("INSERT OR REPLACE INTO undo VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def kept(self, portion: Portion, limit: int) -> list[tuple[int, UndoRecord]]:
+        """What was kept and is chosen, the newest first."""
+        where, values = _chosen(portion)
+        if portion.before is not None:
+            where, values = f"{where} AND number < ?", [*values, int(portion.before)]
+        found = self._db.execute(
+            f"SELECT number, data FROM undo WHERE {where} ORDER BY number DESC LIMIT ?", (*values, limit)
+        )
+        return [(number, records.decode_undo(data)) for number, data in found]
+
+    def is_followed(self, number: int, record: UndoRecord, portion: Portion) -> bool:
+        """Whether something newer is chosen that was kept of the same child, by the same rule."""
+        where, values = _chosen(portion)
+        found = self._db.execute(
+            "SELECT 1 FROM undo WHERE topic = ? AND partition = ? AND key = ? AND dependent = ? AND number > ?"
+            f" AND {where} LIMIT 1",
+            (*record.child, record.dependent, number, *values),
+        )
+        return found.fetchone() is not None
+
+    def expired(self, at_ms: int, limit: int) -> list[int]:
+        """The numbers of some of what has expired."""
+        found = self._db.execute(
+            "SELECT number FROM undo WHERE expires_ms <= ? ORDER BY expires_ms LIMIT ?", (at_ms, limit)
+        )
+        return [number for (number,) in found]
+
+    def undone(self, key_hash: bytes) -> list[UndoneRecord]:
+        """What was put back of what events had changed: of events of a key, or of rows that referred to it."""
+        found = self._db.execute("SELECT data FROM undone WHERE hash = ?", (key_hash,))
+        return [records.decode_undone(data) for (data,) in found]
+
+    def value(self, child: ChildKey) -> bytes | None:
+        """The value of a child; None where there is none."""
+        row = self._db.execute(
+            "SELECT value FROM child WHERE topic = ? AND partition = ? AND key = ?", child
+        ).fetchone()
+        return None if row is None else bytes(row[0])
+
     # --- what an owner wrote between look and act
 
     def mends(self) -> Iterator[tuple[ChildKey, Overtaken, bytes | None]]:
@@ -562,6 +644,23 @@ class State:
             with contextlib.suppress(Unwritable):
                 value = self._rules[rule].transplanted(value, ours)
         return value
+
+
+def _chosen(portion: Portion) -> tuple[str, list[object]]:
+    """The condition of a choice, and its values."""
+    choice = portion.choice
+    conditions = ["expires_ms > ?"]
+    found: list[object] = [portion.at_ms]
+    if choice.event is not None:
+        conditions.append("event = ?")
+        found.append(choice.event)
+    if choice.since_ms is not None:
+        conditions.append("at_ms >= ?")
+        found.append(choice.since_ms)
+    if choice.dependents:
+        conditions.append(f"dependent IN ({', '.join('?' for _ in choice.dependents)})")
+        found += sorted(choice.dependents)
+    return " AND ".join(conditions), found
 
 
 def _micros(ms: int | None) -> int:

@@ -29,10 +29,11 @@ from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Rejec
 from integrity.core.parts import TooManyRows
 from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
+from integrity.core.undo import Portion, UndoResult
 from integrity.errors import Finding, LedgerError, OperationError, Reason
 from integrity.ports import Deadline
 from integrity.stores.rule import StoreRule, merged
-from integrity.stores.topic import records
+from integrity.stores.topic import records, undo
 from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.enforce import Enforcement, HeldBack, Refused
 from integrity.stores.topic.faults import CLIENT_ERRORS, Unsent, meaning
@@ -119,6 +120,8 @@ class TopicStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"view-{name}")
         self._lock = asyncio.Lock()
         self._writer: Writer | None = None
+        self._undo_writer: Writer | None = None
+        self._undo_lock = asyncio.Lock()
         self._fenced = False
         self._skipped_told = 0
         self._batch_bytes = BATCH_BYTES
@@ -218,7 +221,72 @@ class TopicStore:
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         return await self._inspector.impact(question, deadline)
 
+    async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """See `Undoable.kept`."""
+        return await self._inspector.ask(
+            [*self._children, self._ledger.topic], lambda s: undo.look(s, portion), deadline
+        )
+
+    async def put_back(self, portion: Portion, deadline: Deadline) -> UndoResult:
+        """See `Undoable.put_back`. Takes nothing over from the process that works on the store."""
+        async with self._undo_lock:
+            topics = [*self._children, self._ledger.topic]
+            found = await self._inspector.ask(topics, lambda s: undo.put_back(s, portion, self._ledger), deadline)
+            if not found.writes:
+                return found.looked
+            try:
+                async with asyncio.timeout(deadline.remaining_s()):
+                    if self._undo_writer is None:
+                        writer = Writer(self._client, f"{self._lane}.{self.name}.undo", batch_bytes=self._batch_bytes)
+                        self._undo_writer = writer
+                        await writer.start()
+                    await self._undo_writer.begin()
+                    await self._undo_writer.send(found.writes)
+                    await self._undo_writer.delivered()
+                    await self._undo_writer.commit()
+            except (Unsent, *CLIENT_ERRORS) as exc:
+                self._discard_undo_writer()
+                answer = meaning(exc)
+                if isinstance(answer, Diverged):
+                    return Retry("Another undo of this store has begun.")
+                assert isinstance(answer, Retry | Rejected | Broken), "an error is no success"
+                return answer
+            return found.looked
+
+    async def forget_kept(self, at_ms: int, rows_max: int, deadline: Deadline) -> int:
+        """See `Undoable.forget_kept`."""
+        result = await self._tried(lambda: self._forget_kept(at_ms, rows_max), deadline)
+        match result:
+            case int():
+                return result
+            case Retry(message) | Rejected(message=message) | Broken(message=message):
+                raise OperationError(f"Store {self.name}: what has expired could not be removed. {message}")
+            case _:
+                return 0  # fenced: the process that owns the store now does it
+
+    async def _forget_kept(self, at_ms: int, rows_max: int) -> int:
+        if self._fenced or self._writer is None:
+            return 0
+        state = self._opened()
+        numbers = await self._in_thread(lambda: state.expired(at_ms, rows_max))
+        if not numbers:
+            return 0
+
+        def work() -> Generator[list[Write], None, int]:
+            for number in numbers:
+                state.put_kept(number, None)
+            yield [Write(self._ledger, records.undo_key(number), None, (), None) for number in numbers]
+            return len(numbers)
+
+        return await self._publish(work())
+
+    def _discard_undo_writer(self) -> None:
+        if self._undo_writer is not None:
+            self._closer.stop(self._undo_writer.discard(), "stop the producer")
+            self._undo_writer = None
+
     async def close(self) -> None:
+        self._discard_undo_writer()
         await self._inspector.close()
         if self._attendant is not None:
             self._attendant.cancel()

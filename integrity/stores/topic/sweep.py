@@ -19,6 +19,7 @@ from integrity.core.sweep import (
     repairs,
     repairs_below,
 )
+from integrity.core.undo import not_undone
 from integrity.stores.descent import Descent
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
@@ -101,6 +102,14 @@ class SweepWork:
             for fate in self._state.fates(key_hash(entity, key))
             for dependent in fate.rows
         }
+        acted = not_undone(
+            acted,
+            {
+                (key, undone.event, undone.dependent)
+                for key in known
+                for undone in self._state.undone(key_hash(entity, key))
+            },
+        )
         repaired: list[Repaired] = []
         changes, descent = causes(entity, heads, own), Descent(self._rules, exact=False)
         for rule in rules:

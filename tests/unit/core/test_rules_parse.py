@@ -255,9 +255,24 @@ def test_as_of_that_cannot_say_when_a_row_came_to_be_is_refused(dependent: str, 
     assert _codes(_file(f"{dependent}, {CASCADE}")) == [code]
 
 
-LATER_DEPENDENT = [
-    "undo: 30d",
-]
+@pytest.mark.parametrize(("written", "ms"), [("30d", 30 * 86_400_000), ("1m", 60_000), ("1.5h", 5_400_000)])
+def test_undo_says_how_long_it_is_kept_what_rows_were(written: str, ms: int) -> None:
+    assert _only(f"{TABLE}, {CASCADE}, undo: {written}").undo_ms == ms
+    assert _only(f"{TABLE}, {CASCADE}").undo_ms is None
+    assert _only(f"{TABLE}, on_delete: restrict, undo: {written}").undo_ms == ms, "key changes are kept"
+
+
+@pytest.mark.parametrize("written", ["59s", "3651d", "soon", "'5'"])
+def test_undo_that_is_no_such_duration_is_refused(written: str) -> None:
+    assert _codes(_file(f"{TABLE}, {CASCADE}, undo: {written}")) == [FindingCode.UNKNOWN_VALUE]
+
+
+@pytest.mark.parametrize("action", ["restrict", "ignore"])
+def test_undo_of_a_rule_that_changes_nothing_is_refused(action: str) -> None:
+    dependent = f"{TABLE}, on_delete: {action}, on_update: {action}, undo: 30d"
+    assert _codes(_file(dependent)) == [FindingCode.NOTHING_TO_UNDO]
+
+
 LATER_EVENTS = [
     "pattern: x",
     "tenant: {header: X}",
@@ -267,11 +282,6 @@ LATER_EVENTS = [
     "pair_by: x",
     "key_from: x",
 ]
-
-
-@pytest.mark.parametrize("field", LATER_DEPENDENT)
-def test_dependent_field_of_a_later_version_is_refused(field: str) -> None:
-    assert _codes(_file(f"{TABLE}, {CASCADE}, {field}")) == [FindingCode.NOT_SUPPORTED_YET]
 
 
 @pytest.mark.parametrize("field", LATER_EVENTS)
@@ -717,6 +727,7 @@ def test_hash_ignores_comments_layout_order_and_file_names() -> None:
         ("cascade", "restrict"),
         ("cascade", "cascade, match: full"),
         ("cascade", "cascade, as_of: created_at"),
+        ("cascade", "cascade, undo: 30d"),
         ("cascade", "cascade, where: {a: 1}"),
         ("cascade", "cascade, name: other"),
         ("int64", "int32"),
