@@ -270,9 +270,6 @@ class Descent:
         rows = rule.rows
         if rows is None or stages is None:
             return (yield CarryOut(rule, groups))
-        idle = [index for index, group in enumerate(groups) if isinstance(group.end, Counted)]
-        if idle:
-            return (yield self._apart(rule, groups, stages, roots, idle))
         if rows.shared and any(stage.values is not None for of_group in stages for stage in of_group):
             return (yield self._moving(rule, rows, groups, stages, roots))
         at_once = all(isinstance(group.end, Removed) and group.born is None for group in groups)
@@ -282,25 +279,6 @@ class Descent:
             if pairs is not None:
                 return (yield self._closing(rule, rows, groups, tops, pairs, roots))
         return (yield self._removing(rule, rows, groups, stages, roots))
-
-    def _apart(
-        self,
-        rule: StoreRule,
-        groups: Sequence[Group],
-        stages: Sequence[Sequence[Stage]],
-        roots: Sequence[int],
-        idle: Sequence[int],
-    ) -> Way:
-        """Rows that are only counted first, then the others: nothing follows for what depends on the former."""
-        counts = [0] * len(groups)
-        acting = [index for index, group in enumerate(groups) if not isinstance(group.end, Counted)]
-        for index, count in zip(idle, (yield CarryOut(rule, [groups[i] for i in idle])), strict=True):
-            counts[index] = count
-        if acting:
-            found = yield self._reference(rule, [groups[i] for i in acting], [stages[i] for i in acting], roots)
-            for index, count in zip(acting, found, strict=True):
-                counts[index] = count
-        return counts
 
     def _removing(
         self,
@@ -425,7 +403,9 @@ class Descent:
         roots: Sequence[int],
     ) -> Way:
         """Own keys change: every row is chosen before any changes, so that swaps and chains need no order."""
-        chosen: list[tuple[int, Key]] = yield Choose(rule, groups, None)
+        acting = [index for index, group in enumerate(groups) if not isinstance(group.end, Counted)]
+        found: list[tuple[int, Key]] = yield Choose(rule, [groups[index] for index in acting], None)
+        chosen = [(acting[place], key) for place, key in found]
         fresh = [(group, key) for group, key in chosen if (rows.entity, key) not in self._open]
         derived = derive(rows, stages, fresh, roots)
         from_below = all(isinstance(groups[index].end, Removed) for index, _ in fresh)

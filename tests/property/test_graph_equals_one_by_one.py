@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
@@ -24,6 +25,7 @@ from integrity.stores import descent
 from integrity.stores.memory import MemoryStore, Row, mark_values
 from integrity.stores.rule import StoreRule, rows
 from tests.property.histories import random_history
+from tests.property.test_ages_and_counts import born
 from tests.property.test_fold_equals_one_by_one import differences
 
 PLACE = Place("test.yaml", 1, 1)
@@ -56,8 +58,14 @@ def random_world(rng: random.Random, roots: Sequence[Key]) -> World:
             own = (*columns, "id") if rng.random() < 0.5 and len(columns) < 3 else ("id",)
             goes_on = level < LEVELS and rng.random() < 0.85
             rule = random_rule(rng, entity, name, columns, own if goes_on else None)
-            found = [
-                {"id": next(ids), **dict(zip(columns, key, strict=True)), "deleted_at": None, "deleted_by": None}
+            found: list[Row] = [
+                {
+                    "id": next(ids),
+                    **dict(zip(columns, key, strict=True)),
+                    "deleted_at": None,
+                    "deleted_by": None,
+                    "born_at": born(rng, 25),
+                }
                 for key in parents
                 for _ in range(rng.choice((0, 1, 1, 2)) if level < 3 else rng.choice((0, 1)))
             ]
@@ -84,7 +92,8 @@ def random_rule(
         on_delete = Remove() if isinstance(on_delete, Replace) and not on_delete.refers else on_delete
         on_update = Follow() if isinstance(on_update, Replace) and not on_update.refers else on_update
     spec = KeySpec(tuple((f"k{i}", KeyType.INT64) for i in range(len(columns))))
-    return made(entity, name, spec, columns, own, on_delete, on_update)
+    as_of = "born_at" if rng.random() < 0.2 else None
+    return made(entity, name, spec, columns, own, on_delete, on_update, as_of=as_of)
 
 
 def made(
@@ -96,6 +105,7 @@ def made(
     on_delete: Step,
     on_update: Step,
     rows_entity: str | None = None,
+    as_of: str | None = None,
 ) -> StoreRule:
     key = None if own is None else KeySpec(tuple((column, KeyType.INT64) for column in own))
     dependent = Dependent(
@@ -110,8 +120,16 @@ def made(
         place=PLACE,
         entity=None if own is None else rows_entity or name,
         key=key,
+        as_of=as_of,
     )
-    policy = Policy(dependent.id, on_delete, on_update, type(on_delete).__name__, type(on_update).__name__)
+    policy = Policy(
+        dependent.id,
+        on_delete,
+        on_update,
+        type(on_delete).__name__,
+        type(on_update).__name__,
+        by_age=as_of is not None,
+    )
     found: Rows | None = None
     if dependent.entity is not None and key is not None:
         found = rows(dependent.entity, key, columns, recorded=True)
@@ -129,7 +147,7 @@ def happens(world: World, entity: str, key: Key, to: Key | None, fate: Fate) -> 
             table = world.tables[rule.dependent.name]
             for row in list(table):
                 marked = isinstance(policy.on_delete, Mark) and row["deleted_at"] is not None
-                if tuple(row[c] for c in columns) != key or marked:
+                if tuple(row[c] for c in columns) != key or marked or _is_younger(rule, row, fate):
                     continue
                 own = rule.dependent.key
                 before = None if own is None else tuple(row[c] for c in own.names)
@@ -146,6 +164,16 @@ def happens(world: World, entity: str, key: Key, to: Key | None, fate: Fate) -> 
                     after = None if own is None else tuple(row[c] for c in own.names)
                 if before != after and rule.dependent.entity is not None:
                     stack.append((rule.dependent.entity, before, after))  # type: ignore[arg-type]
+
+
+def _is_younger(rule: StoreRule, row: Row, fate: Fate) -> bool:
+    """Whether the rule asks for the age, and the row is younger than the event, or does not say."""
+    if rule.dependent.as_of is None:
+        return False
+    at = row[rule.dependent.as_of]
+    return not isinstance(at, datetime) or at > datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+        milliseconds=fate.occurred_ms
+    )
 
 
 def run(seed: int, *, width: int, steps: int, keys: int, world: World | None = None) -> tuple[World, MemoryStore]:
