@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, assert_never
 
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import OperationFailure
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.derive import Happened, Rows, keys_of, numbered
@@ -18,6 +19,7 @@ from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected, Un
 from integrity.core.parts import Parts, acting, added, already, heads_of_part, in_part, place_of, remaining
 from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
 from integrity.stores.descent import (
+    CLOSURE_MAX,
     Ask,
     Branch,
     CarryOut,
@@ -32,8 +34,12 @@ from integrity.stores.descent import (
 from integrity.stores.mongo.effects import Came, Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, Progress, hashes_of, offsets
 from integrity.stores.mongo.lists import ListEnforcer
+from integrity.stores.mongo.verdict import NoLookAhead
 from integrity.stores.rule import StoreRule, policies
 
+LEVELS_AHEAD: Final = 200
+AHEAD_MAX: Final = 2_000
+"""Levels and documents that are looked at in one query, whole documents in the server's memory."""
 RECORDED_MAX: Final = 5_000
 """Keys of documents whose fates wait to be written together."""
 
@@ -45,6 +51,13 @@ class Late(NamedTuple):
     came: list[Came]
 
 
+@dataclass(slots=True)
+class LooksAhead:
+    """Whether the server takes queries for many levels at once; until it refuses one."""
+
+    on: bool = True
+
+
 class Attempt:
     """`dependent` is the branch whose operation runs, or ran when an error came; None while the ledger's do. `below` is
     the dependent itself, where it is further down the graph."""
@@ -54,12 +67,14 @@ class Attempt:
         ledger: Ledger,
         rules: Mapping[str, Sequence[StoreRule]],
         batch: Batch,
+        looks_ahead: LooksAhead,
         rows_max: int = 0,
         *,
         part: bool = False,
     ) -> None:
         """The whole batch, or a `part`: some documents of its only event (see `core.parts`). `rows_max` is how many of
         one dependent a transaction acts on; a batch of no partition, as a sweep has it, has no bound."""
+        self._looks_ahead = looks_ahead
         self.dependent: str | None = None
         self.below: str | None = None
         self._ledger = ledger
@@ -192,6 +207,11 @@ class Attempt:
             return decided
         hash_of, heads, settled, admitted, arrivals = decided
         writes = heads_to_write(hash_of, {change.key for change in changes}, heads, settled.updates)
+        # Without a fate nothing rests on the heads that were read only. They are written before the effects: whoever
+        # comes second collides here, and has not done the work in vain.
+        decides = any(update.fates for update in writes.values()) or bool(share.redrives) or bool(admitted.again)
+        touched = heads.keys() - writes.keys() if decides else set()
+        await self._ledger.write_heads(share.entity, hash_of, heads, writes, touched, session)
         effects: list[Effect] = []
         way = _Way(Descent(self._rules, exact=False))
         ended = [a.id for key, of_key in arrivals.items() for a in of_key if _is_passed(a, writes.get(key))]
@@ -220,7 +240,7 @@ class Attempt:
         effects += way.descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         await self._write_down(way, session)
         await self._ledger.remove_arrivals([*ended, *way.ended], session)
-        await self._record(share, admitted, hash_of, heads, writes, effects, session)
+        await self._record(share, admitted, hash_of, writes, effects, session)
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
 
     async def late(self, descent: Descent, rule: StoreRule, asks: Branch, session: AsyncClientSession) -> Late:
@@ -251,11 +271,15 @@ class Attempt:
             if sum(map(len, way.happened.values())) >= RECORDED_MAX:
                 await self._write_down(way, session)
             return None
+        if not isinstance(ask, Choose):
+            way.ahead.clear()
         self.below = ask.rule.id
         enforcer = Enforcer(self._ledger, ask.rule, session, self._batch.at_ms)
         arrivals = way.arrivals.setdefault(ask.rule.id, {})
         match ask:
             case Choose(_, groups, limit):
+                if self._goes_down_a_line(ask) and not arrivals:
+                    return await self._from_ahead(ask, way, enforcer)
                 return await enforcer.own_keys(groups, arrivals, limit)
             case CarryOut(_, groups):
                 # The documents of a graph are taken in chunks, but in one transaction.
@@ -282,6 +306,36 @@ class Attempt:
                 raise AssertionError("only an exact store is asked for it")
             case _:
                 assert_never(ask)
+
+    def _goes_down_a_line(self, ask: Choose) -> bool:
+        """Documents of one collection that refer to one another may be a long chain, a query for each of which would
+        outlast every transaction. Where a level is one document, many levels are looked at in one query."""
+        rows, groups = ask.rule.rows, ask.groups
+        return (
+            self._looks_ahead.on
+            and rows is not None
+            and rows.entity == ask.rule.entity
+            and len(rows.spec.names) == len(ask.rule.dependent.columns) == 1
+            and ask.limit == CLOSURE_MAX
+            and len(groups) == 1
+            and (groups[0].since, groups[0].born) == (None, None)
+        )
+
+    async def _from_ahead(self, ask: Choose, way: _Way, enforcer: Enforcer) -> list[tuple[int, Key]]:
+        [group] = ask.groups
+        if group.key not in way.ahead:
+            try:
+                ahead = await enforcer.lines_below(group.key, LEVELS_AHEAD, AHEAD_MAX)
+            except OperationFailure as exc:
+                if exc.has_error_label("TransientTransactionError"):
+                    raise
+                # Too much for the server's memory, or a collection that it does not look through: level by level then.
+                self._looks_ahead.on = False
+                raise NoLookAhead from exc
+            if ahead is None:
+                return await enforcer.own_keys(ask.groups, {}, ask.limit)
+            way.ahead = ahead
+        return [(0, own) for own in way.ahead[group.key]]
 
     async def _carry_out_of_lists(
         self, ask: CarryOut, way: _Way, rows_max: int | None, session: AsyncClientSession
@@ -323,16 +377,11 @@ class Attempt:
         share: Share,
         admitted: Admitted,
         hash_of: Mapping[Key, bytes],
-        heads: Mapping[Key, Head],
         writes: Mapping[Key, HeadUpdate],
         effects: Sequence[Effect],
         session: AsyncClientSession,
     ) -> None:
         ledger = self._ledger
-        # Without a fate nothing rests on the heads that were read only.
-        decides = any(update.fates for update in writes.values()) or bool(share.redrives) or bool(admitted.again)
-        touched = heads.keys() - writes.keys() if decides else set()
-        await ledger.write_heads(share.entity, hash_of, heads, writes, touched, session)
         await ledger.write_fates(share.entity, hash_of, writes, effects, self._batch, session)
         await ledger.add_done(made_up_for(admitted, effects), hash_of, session)
         repaired = repaired_by(share.entity, admitted, effects)
@@ -364,6 +413,8 @@ class _Way:
     happened: dict[Rows, list[Happened]] = field(default_factory=dict)
     top: StoreRule | None = None
     approved: Collection[int] = ()
+    ahead: dict[Key, list[Key]] = field(default_factory=dict)
+    """What refers to keys further down a line of documents that refer to one another."""
     held: Held | None = None
     """Set when the dependent at the top of the way has too many rows: nothing is to be committed then."""
 

@@ -37,6 +37,10 @@ READ_DOCUMENTS = 10_000
 """Documents that are read at a time."""
 
 
+_DEPTH = "integrity_depth"
+"""A field that no document of a user has."""
+
+
 class _Chosen(NamedTuple):
     """A document: its `_id`, its reference as it is stored, when it came to be, in microseconds (where that matters),
     and (where more was asked for) all that was read of it."""
@@ -170,6 +174,43 @@ class Enforcer:
             if limit is not None and len(found) >= limit:
                 break
         return found[:limit]
+
+    async def lines_below(self, start: Key, levels: int, limit: int) -> dict[Key, list[Key]] | None:
+        """The documents that refer to `start`, those that refer to those, and so on, in one query: of keys up to so
+        many levels down, the own keys of the documents that refer to each. None when there are more than `limit`. For
+        a reference and an own key of one part each."""
+        of_rows = self._rule.rows
+        assert of_rows is not None
+        [column], [kind] = self._rule.dependent.columns, self._rule.spec.types
+        [(own_path, own_kind)] = of_rows.spec.fields
+        reference, own = reader(f"n.{column}"), path_reader(f"n.{own_path}")
+        look: Document = {
+            "from": self._collection.name,
+            "startWith": {"$literal": to_bson(kind, start[0])},
+            "connectFromField": own_path,
+            "connectToField": column,
+            "restrictSearchWithMatch": {"$and": within_reach(self._rule.dependent)},
+            "maxDepth": levels,
+            "depthField": _DEPTH,
+            "as": "n",
+        }
+        # Any document carries the query; nothing of it is read.
+        stages: list[Document] = [{"$limit": 1}, {"$project": {"_id": 1}}, {"$graphLookup": look}, {"$unwind": "$n"}]
+        wanted = dict.fromkeys((f"n.{column}", f"n.{own_path}", f"n.{_DEPTH}"), 1)
+        cursor = await self._collection.aggregate(
+            [*stages, {"$project": wanted}, {"$limit": limit + 1}], session=self._session, collation=EXACT
+        )
+        found: dict[Key, list[Key]] = {start: []}
+        count = 0
+        while documents := await cursor.to_list(READ_DOCUMENTS):
+            for document in documents:
+                key = own_part(own_kind, own(document))
+                if key is not None:
+                    found.setdefault((from_bson(kind, reference(document)),), []).append((key,))
+                    if document["n"][_DEPTH] < levels:
+                        found.setdefault((key,), [])
+                count += 1
+        return None if count > limit else found
 
     async def remove_chosen(
         self, groups: Sequence[Group], arrivals: Mapping[Key, Sequence[Arrival]], chosen: Sequence[tuple[int, Key]]

@@ -34,7 +34,7 @@ from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import of_branch
 from integrity.stores.mongo import inspect, setup
-from integrity.stores.mongo.attempt import Attempt
+from integrity.stores.mongo.attempt import Attempt, LooksAhead
 from integrity.stores.mongo.ledger import Document, Ledger, commands, offsets
 from integrity.stores.mongo.sweep import Sweeper
 from integrity.stores.mongo.undo import Undoer, forget
@@ -91,6 +91,7 @@ class MongoStore:
         self._database_name = database_of(name, url)
         self._at = f"MongoDB at {hosts_of(url)} (store {name})"
         self._client: AsyncMongoClient[Document] | None = None
+        self._looks_ahead = LooksAhead()
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]:
         """See `Store.check`: transactions that hold, collections, indexes, the ledger's version."""
@@ -138,7 +139,7 @@ class MongoStore:
         return result
 
     async def _try(self, batch: Batch, deadline: Deadline, *, part: bool) -> ApplyResult:
-        attempt = Attempt(self._ledger(), self._rules, batch, self._rows_max, part=part)
+        attempt = Attempt(self._ledger(), self._rules, batch, self._looks_ahead, self._rows_max, part=part)
         try:
             async with self._transaction(deadline) as session:
                 result = await attempt.run(session)

@@ -31,7 +31,7 @@ from integrity.core.sweep import (
 )
 from integrity.core.undo import not_undone
 from integrity.stores.descent import Descent
-from integrity.stores.mongo.attempt import Attempt
+from integrity.stores.mongo.attempt import Attempt, LooksAhead
 from integrity.stores.mongo.effects import holding
 from integrity.stores.mongo.ledger import Document, Ledger, hashes_of, time_of, version_of
 from integrity.stores.mongo.query import EXACT
@@ -187,7 +187,7 @@ class Sweeper:
         acted = await self._acted(hash_of, session)
         repaired: list[Repaired] = []
         changes, descent = causes(entity, heads, gone), Descent(self._rules, exact=False)
-        self._attempt = attempt = Attempt(ledger, self._rules, Batch((), {}, sweep.at_ms))
+        self._attempt = attempt = Attempt(ledger, self._rules, Batch((), {}, sweep.at_ms), LooksAhead(on=False))
         for rule in rules:
             keys = [key for key in late.get(rule.id, ()) if key in gone]
             groups, settled, firsts = late_rows(rule.policy, heads, keys, acted, changes)

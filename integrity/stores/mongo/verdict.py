@@ -69,7 +69,11 @@ class CountMismatch(Exception):
     """A statement found other documents than those chosen in the same snapshot by their `_id`."""
 
 
-CAUSES: Final = (PyMongoError, BSONError, OverflowError, Unholdable, UnreadableLedger, CountMismatch)
+class NoLookAhead(Exception):
+    """The server refused a query for many levels of the graph at once; it is not asked for that again."""
+
+
+CAUSES: Final = (PyMongoError, BSONError, OverflowError, Unholdable, UnreadableLedger, CountMismatch, NoLookAhead)
 """Whatever an event, a document or a server can cause; anything else is a fault of this program."""
 
 
@@ -88,6 +92,8 @@ def verdict_of(exc: BaseException, dependent: str | None) -> ApplyResult:
         case CountMismatch():
             assert dependent is not None
             return Rejected(dependent, Reason.STORE_REJECTED, "MongoDB did not find a chosen document by its _id.")
+        case NoLookAhead():
+            return Retry("MongoDB refused a query for many levels of the graph: it is asked for one after the other.")
         case ConnectionFailure():
             return Retry(f"MongoDB does not answer ({type(exc).__name__}).{_unknown(exc)}", unreachable=True)
         case OperationFailure():
