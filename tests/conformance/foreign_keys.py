@@ -22,7 +22,7 @@ from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange, Version
 from integrity.core.keys import FieldHint, Key, KeySpec, KeyType, gate
 from integrity.core.outcome import Applied, Rejected
-from integrity.core.rules.model import Action, Cascade, Ignore, Literal, Nullify, SetDefault
+from integrity.core.rules.model import Action, Cascade, Ignore, Literal, Match, Nullify, SetDefault
 from integrity.errors import Reason
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
@@ -35,7 +35,8 @@ Row = tuple[str, Mapping[str, object]]
 
 @dataclass(frozen=True)
 class Reference:
-    """A foreign key. `defaults` are those of the columns, for SET DEFAULT. `more` stands behind the constraint."""
+    """A foreign key. `defaults` are those of the columns, for SET DEFAULT. `full`: MATCH FULL. `more` stands behind the
+    constraint."""
 
     columns: tuple[str, ...]
     on_delete: str = "no action"
@@ -45,13 +46,15 @@ class Reference:
     child: str = "child"
     parent: str = "parent"
     defaults: Mapping[str, Literal] = field(default_factory=dict)
+    full: bool = False
     more: str = ""
 
     @property
     def native(self) -> str:
         return (
             f"alter table {self.child} add foreign key ({', '.join(self.columns)}) references {self.parent}"
-            f" ({', '.join(self.fields)}) on delete {self.on_delete} on update {self.on_update} {self.more}"
+            f" ({', '.join(self.fields)}){' match full' * self.full}"
+            f" on delete {self.on_delete} on update {self.on_update} {self.more}"
         )
 
     def action(self, words: str) -> Action:
@@ -182,6 +185,7 @@ def _rule(reference: Reference, schema: str) -> StoreRule:
         spec=KeySpec(tuple(zip(map(_bare, reference.fields), reference.types, strict=True))),
         columns=tuple(map(_bare, reference.columns)),
         entity=f"{schema}_{reference.parent}_{'_'.join(reference.fields)}",
+        match=Match.FULL if reference.full else Match.SIMPLE,
     )
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from integrity.core.keys import KeyType
+from integrity.core.rules.findings import FindingCode
 from integrity.demo.servers import PostgresServer
-from integrity.errors import Reason
+from integrity.errors import Reason, RulesError
 from integrity.ports import Deadline
+from integrity.rules_files import load_rules
 from integrity.stores.postgres import PostgresStore
 from tests.conformance.foreign_keys import Case, Pace, Reference, Refused, Row, native, ours
 
@@ -86,6 +89,21 @@ def simple(on_delete: str, on_update: str = "cascade", **more: object) -> Case:
 def composite(on_delete: str, on_update: str = "cascade") -> Case:
     reference = Reference(("x", "y"), on_delete, on_update, ("a", "b"), KEYS, defaults={"x": "d", "y": 0})
     return Case(COMPOSITE, (reference,), COMPOSITE_ROWS, COMPOSITE_STEPS)
+
+
+# MATCH FULL: a row is null in all of the reference, and needs no parent, or in none of it.
+FULL_ROWS = """
+    insert into child values (1, 'a', 1), (2, 'a', 2), (3, 'b', 1), (4, 'b', 2), (7, null, null), (8, 'd', 1),
+        (9, 'a', 1), (10, 'b', 0), (11, null, null), (12, 'd', 2);
+"""
+
+
+def full(on_delete: str, on_update: str = "cascade", *, default: tuple[str | None, int | None] = ("d", 0)) -> Case:
+    reference = Reference(
+        ("x", "y"), on_delete, on_update, ("a", "b"), KEYS, defaults=dict(zip("xy", default, strict=True)), full=True
+    )
+    tables = COMPOSITE if default[0] else COMPOSITE.replace(" default 'd'", "").replace(" default 0", "")
+    return Case(tables, (reference,), FULL_ROWS, COMPOSITE_STEPS)
 
 
 def types(parent: str, child: str, kind: KeyType, keys: str, refer: str, *steps: str, before: str = "") -> Case:
@@ -239,6 +257,40 @@ SAME: Mapping[str, Case] = {
         COMPOSITE,
         (Reference(("y", "x"), "cascade", fields=("b", "a"), types=(KeyType.INT64, KeyType.STRING)),),
         COMPOSITE_ROWS,
+        COMPOSITE_STEPS,
+    ),
+    # --- several columns, MATCH FULL ----------------------------------------------------------------------------
+    "full cascade": full("cascade"),
+    "full set null": full("set null"),
+    "full set default": full("set default"),
+    "full set default that is null": full("set default", default=(None, None)),
+    "full on update set null": full("cascade", "set null"),
+    "full on update set default": full("set null", "set default"),
+    "full with every column in the list": full("set null (y, x)"),
+    "full of one column": simple("set null", full=True),
+    "full, deferrable initially deferred": replace(
+        full("cascade"), references=(replace(full("cascade").references[0], more="deferrable initially deferred"),)
+    ),
+    "full that refers to its own table": Case(
+        """create table node (a text, b bigint, x text, y bigint, primary key (a, b))""",
+        (Reference(("x", "y"), "cascade", "cascade", ("a", "b"), KEYS, child="node", parent="node", full=True),),
+        """insert into node values ('r', 0, null, null), ('r', 1, 'r', 0), ('r', 2, 'r', 1), ('s', 0, 's', 0),
+               ('s', 1, 's', 0), ('t', 0, 'r', 2)""",
+        (
+            "update node set b = 10 where a = 'r' and b = 1",
+            "update node set a = 'q' where a = 's' and b = 0",
+            "delete from node where a = 'r' and b = 10",
+        ),
+        compared=("node",),
+    ),
+    "full beside simple in one row": Case(
+        COMPOSITE.replace("y bigint default 0", "y bigint default 0, v text, w bigint"),
+        (
+            Reference(("x", "y"), "set null", "cascade", ("a", "b"), KEYS, full=True),
+            Reference(("v", "w"), "set null (w)", "cascade", ("a", "b"), KEYS),
+        ),
+        """insert into child values (1, 'a', 1, 'a', 1), (2, 'a', 2, 'b', 1), (3, null, null, 'a', 2),
+               (4, 'b', 1, 'z', null), (5, 'b', 2, null, 99), (6, 'd', 0, 'b', 2)""",
         COMPOSITE_STEPS,
     ),
     # --- several references -------------------------------------------------------------------------------------
@@ -495,6 +547,22 @@ DIFFERENT: Mapping[str, Difference] = {
         Refused("23503"),
         {1: 2, 2: 2},
     ),
+    "a reference that is null in part under MATCH FULL": Difference(
+        "No constraint keeps such a row out of a dependents' store. It refers to nothing: no event reaches it.",
+        Case(
+            "create table parent (a bigint, b bigint, primary key (a, b));"
+            " create table child (id bigint primary key, x bigint, parent_id bigint)",
+            (
+                Reference(
+                    ("x", "parent_id"), "cascade", "cascade", ("a", "b"), (KeyType.INT64, KeyType.INT64), full=True
+                ),
+            ),
+            "insert into parent values (1, 1), (2, 2); insert into child values (1, 1, 1), (2, null, 1), (3, 2, null)",
+            ("delete from parent where a = 1", "update parent set b = 3 where a = 2"),
+        ),
+        Refused("23503"),
+        {2: 1, 3: None},
+    ),
     "a key beyond the dependents' column": Difference(
         "It cannot be refused: a dead letter, and the rows stay.",
         types("int8", "int4", KeyType.INT64, "1, 2", "1, 2", "update parent set id = 4294967296 where id = 2"),
@@ -557,6 +625,24 @@ async def test_store_differs_from_the_native_constraint_where_it_has_to(url: str
         assert references(await ours(url, difference.case, pace)) == difference.ours, pace
 
 
+async def test_action_on_a_part_of_a_full_reference_is_refused_before_anything_is_done(
+    url: str, tmp_path: Path
+) -> None:
+    """PostgreSQL takes such a constraint, and refuses the deletion: null and not null are not to be mixed."""
+    assert await native(url, full("set null (y)")) == Refused("23503")
+    rule = """
+version: 1
+parent: parent
+events: {topic: parents, format: debezium, key: {a: string, b: int64}}
+dependents:
+  - {store: store, table: child, references: {x: a, "y": b}, match: full, on_delete: {nullify: {columns: ["y"]}}}
+"""
+    (tmp_path / "parent.yaml").write_text(rule)
+    with pytest.raises(RulesError) as refused:
+        load_rules(tmp_path)
+    assert [finding.code for finding in refused.value.findings] == [FindingCode.MIXED_REFERENCE]
+
+
 def references(found: dict[str, list[Row]] | Refused) -> Mapping[int, object] | Refused:
     if isinstance(found, Refused):
         return found
@@ -572,6 +658,7 @@ async def test_the_comparison_bites(url: str, pace: Pace) -> None:
         ("set default", simple("set default", defaults={"parent_id": 3})),
         ("on update set null", simple("cascade")),
         ("composite set null of one column", composite("set null (x)")),
+        ("full set null", composite("set null (x)")),
         (
             "partitions by another column",
             replace(SAME["partitions by another column"], references=(Reference(("id",)),)),
