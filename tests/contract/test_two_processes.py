@@ -6,21 +6,26 @@ import asyncio
 import random
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import count, cycle, product
 
 import pytest
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.change import ParentChange
-from integrity.core.keys import Key
+from integrity.core.keys import Key, KeySpec, KeyType
+from integrity.core.ledger import Fate
 from integrity.core.outcome import Applied, Effect, Retry
-from integrity.core.rules.model import Cascade
+from integrity.core.rules.model import Cascade, Nullify, SetDefault
 from integrity.ports import Deadline, Store
 from integrity.stores.memory import Row
+from tests.contract.graph_rules import items, parts
+from tests.contract.graph_rules import orders as orders_of
 from tests.contract.harness import Feature, Harness
 from tests.contract.test_histories import rules
 from tests.contract.world import AT_MS, Events, orders, rule, rules_of
-from tests.property.histories import TOPIC, random_history
+from tests.property.histories import TOPIC, History, random_history
 from tests.property.test_fold_equals_one_by_one import differences, initial_rows, one_by_one
+from tests.property.test_graph_equals_one_by_one import World, happens
 
 pytestmark = pytest.mark.needs(Feature.SHARED)
 ROUNDS = 15
@@ -103,6 +108,14 @@ async def test_random_history_shared_by_three_processes_ends_where_one_event_at_
     expected = deepcopy(rows)
     one_by_one(history.truth, chosen, expected)
     stores = [await harness.open(rules_of(*chosen), rows), await harness.another(), await harness.another()]
+    await shared(history, stores, rng)
+    names = ["id", "c0", "deleted_at", "deleted_by"]
+    found = {name: [{c: row[c] for c in names} for row in await harness.rows(name)] for name in expected}
+    assert differences(expected, found) == []
+
+
+async def shared(history: History, stores: Sequence[Store], rng: random.Random) -> None:
+    """Each partition goes to one of the stores, in batches of its own; all at once."""
 
     async def deliver(store: Store, partition: int, records: Sequence[ParentChange]) -> None:
         at = 0
@@ -112,9 +125,60 @@ async def test_random_history_shared_by_three_processes_ends_where_one_event_at_
             await insist(store, Batch(taken, {TopicPartition(TOPIC, partition): span}, at_ms=AT_MS))
             at = span.next
 
-    await asyncio.gather(
-        *(deliver(store, p, records) for p, (store, records) in enumerate(zip(stores, history.partitions, strict=True)))
-    )
-    names = ["id", "c0", "deleted_at", "deleted_by"]
-    found = {name: [{c: row[c] for c in names} for row in await harness.rows(name)] for name in expected}
-    assert differences(expected, found) == []
+    places = zip(range(len(history.partitions)), history.partitions, cycle(stores), strict=False)
+    await asyncio.gather(*(deliver(store, p, records) for p, records, store in places))
+
+
+AT = ("customer_no", "line_no")
+CUSTOMERS_LINE = KeySpec((("customer_id", KeyType.INT64), ("id", KeyType.INT64)))
+
+
+def graph() -> World:
+    """Orders with items and notes, and lines whose key holds the customer's, with stops and seals."""
+    world = World()
+    for each in (
+        orders_of(),
+        items(rows="item"),
+        parts(Nullify(("item_id",))),
+        rule(SetDefault({"order_id": 0}), name="bills", columns=("order_id",), entity="order"),
+        rule(Cascade(), name="lines", rows="line", own=CUSTOMERS_LINE),
+        rule(Cascade(), name="stops", spec=CUSTOMERS_LINE, columns=AT, entity="line"),
+        rule(Nullify(("line_no",)), name="seals", spec=CUSTOMERS_LINE, columns=AT, entity="line"),
+    ):
+        world.add(each, [])
+    return world
+
+
+@pytest.mark.parametrize("seed", range(2100, 2106))
+async def test_random_history_of_a_graph_shared_by_two_processes_ends_where_one_event_at_a_time_ends(
+    harness: Harness, seed: int
+) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    pool: list[Key] = [(number,) for number in range(rng.randint(3, 6))]
+    history = random_history(rng, keys=pool, steps=30)
+    world, ids = graph(), count(1)
+    tables = world.tables
+    for key in (key for (key,) in pool for _ in range(rng.randint(1, 3))):
+        tables["orders"].append({"id": next(ids), "customer_id": key})
+        tables["lines"].append({"id": next(ids), "customer_id": key})
+    for above, names in {"orders": ("items", "bills"), "lines": ("stops", "seals")}.items():
+        for row, name in product(tables[above], names):
+            at = {"customer_no": row["customer_id"], "line_no": row["id"]}
+            tables[name].append({"id": next(ids), **({"order_id": row["id"]} if above == "orders" else at)})
+    tables["parts"] = [{"id": next(ids), "item_id": row["id"]} for row in tables["items"]]
+    stores = [await harness.open(world.rules, deepcopy(tables)), await harness.another()]
+    await shared(history, stores, rng)
+    for change in history.truth:
+        assert change.version is not None
+        fate = Fate(change.version, change.to, change.origin.event_id, change.occurred_ms)
+        happens(world, change.entity, change.key, change.to, fate)
+    columns = {"orders": ("customer_id",), "items": ("order_id",), "bills": ("order_id",), "parts": ("item_id",)}
+    found = {
+        name: [
+            {c: row[c] for c in ("id", *columns.get(name, ("customer_id",) if name == "lines" else AT))}
+            for row in await harness.rows(name)
+        ]
+        for name in tables
+    }
+    assert differences(tables, found) == []
