@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from integrity.core.batch import Span, TopicPartition
+from integrity.core.keys import key_hash
 from integrity.core.outcome import Applied, Broken, Outcome, Retry
 from integrity.core.retry import Backoff
 from integrity.core.rules.model import Cascade, Nullify, Place
@@ -236,6 +237,28 @@ async def test_cancelled_batch_leaves_nothing_and_frees_its_locks_at_once(pg_dat
         assert await fetch(pg_database, "select * from notes") == [(1, 1)]
         assert isinstance(await store.apply(batch, Deadline.after(20)), Applied)
     await other.close()
+
+
+async def test_keys_are_locked_in_one_order_whosever_event_it_is(pg_database: str) -> None:
+    """Else a key change from a to b and one from b to a would wait for each other."""
+    low, high = sorted([(1,), (2,)], key=lambda key: key_hash("customer", key))
+    await run(pg_database, *SHOP)
+    events = Events()
+    for at, key in enumerate((low, high), 1):
+        events.deleted(key, at)
+    async with store_of(pg_database, rule(Cascade()), lock_timeout_s=HANGS_S) as store:
+        await apply(store, events.batch())
+        events.moved(high, low, 10)
+        connection = await asyncpg.connect(pg_database)
+        lock = "select from integrity.keys where key_hash = $1 for update nowait"
+        async with asyncio.timeout(HANGS_S):
+            async with connection.transaction():
+                await connection.execute(lock, key_hash("customer", low))
+                waiting = asyncio.create_task(apply(store, events.batch()))
+                await until_waiting(pg_database)
+                await connection.execute(lock, key_hash("customer", high))  # it is not locked yet
+            await waiting
+        await connection.close()
 
 
 async def test_answer_to_commit_lost_on_the_way_is_found_done_by_the_next_attempt(pg_database: str) -> None:

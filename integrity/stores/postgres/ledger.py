@@ -341,6 +341,15 @@ class Ledger:
         # exclude such an event, but not one another.
         self._heads_own_sql = f"{heads} for update"
         self._heads_reached_sql = f"{heads} for key share"
+        # Row by row in the order of the hashes: two transactions that lead rows to one another's keys would wait for
+        # each other if each locked its own keys first.
+        columns = "k.key_hash, k.seen, k.last, k.last_alive, k.fate, k.moved_to, k.event, k.occurred_ms, k.older_fates"
+        one = f"select {columns} from {at}.keys k where k.key_hash = u.key_hash"
+        self._heads_both_sql = (
+            "select l.* from (select * from unnest($1::bytea[], $2::bool[]) u(key_hash, own) order by key_hash) u"
+            f" cross join lateral (select * from ({one} and u.own for update) a"
+            f" union all select * from ({one} and not u.own for key share) b) l"
+        )
         self._older_sql = (
             f"select key_hash, fate, moved_to, event, occurred_ms from {at}.fates"
             f" where key_hash = any($1::bytea[]) and {_array_sql('fate')} > $2::int8[]"
@@ -523,19 +532,33 @@ class Ledger:
                 _expect(status, len(chosen))
 
     async def read_heads(
-        self, connection: Connection, entity: str, spec: KeySpec, keys: Collection[Key], into: Heads, *, own: bool
+        self,
+        connection: Connection,
+        entity: str,
+        spec: KeySpec,
+        into: Heads,
+        *,
+        own: Collection[Key] = (),
+        reached: Collection[Key] = (),
     ) -> None:
-        """Lock and read the heads of these keys, in the order of their hashes. Fates other than the newest stay out."""
-        if not keys:
+        """Lock and read the heads of keys, in the order of their hashes: `own` are those that events are about, rows
+        may come to the others. Fates other than the newest stay out."""
+        if not own and not reached:
             return
         key_of: dict[bytes, Key] = {}
         hash_of = key_hasher(entity)
-        for key in keys:
+        for key in (*own, *reached):
             written = into.written[key] = canonical(key)
             hashed = into.hashes[key] = hash_of(written)
             key_of[hashed] = key
-        sql = self._heads_own_sql if own else self._heads_reached_sql
-        for row in await connection.fetch(sql, sorted(key_of)):
+        hashes = sorted(key_of)
+        if own and reached:
+            of_events = set(own)
+            is_own = [key_of[hashed] in of_events for hashed in hashes]
+            found = await connection.fetch(self._heads_both_sql, hashes, is_own)
+        else:
+            found = await connection.fetch(self._heads_own_sql if own else self._heads_reached_sql, hashes)
+        for row in found:
             hashed, seen, last, alive, fate, moved_to, event, occurred_ms, older = row
             key = key_of[hashed]
             into.heads[key] = Head(

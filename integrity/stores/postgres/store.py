@@ -562,7 +562,7 @@ class PostgresStore:
         """Write what happened to rows that are parents without events of their own."""
         for rows, happened in way.happened.items():
             read = Heads()
-            await self._ledger.read_heads(connection, rows.entity, rows.spec, keys_of(happened), read, own=True)
+            await self._ledger.read_heads(connection, rows.entity, rows.spec, read, own=keys_of(happened))
             found = numbered(happened, read.heads)
             await self._ledger.write_heads(connection, rows.entity, found.updates, read, found.effects, way.batch)
             if rows.published:
@@ -578,8 +578,7 @@ class PostgresStore:
         led_to: set[Key] = set()
         while missing := lookups(share.changes, keys, {k: h.fates for k, h in read.heads.items()}, chosen):
             mine = missing & own
-            await self._ledger.read_heads(connection, share.entity, spec, mine, read, own=True)
-            await self._ledger.read_heads(connection, share.entity, spec, missing - mine, read, own=False)
+            await self._ledger.read_heads(connection, share.entity, spec, read, own=mine, reached=missing - mine)
             keys |= missing
             if read.older:
                 led_to = await self._read_older(connection, share, read, keys, led_to)

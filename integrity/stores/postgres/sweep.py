@@ -190,11 +190,11 @@ class Sweeper:
         """The heads of the keys, locked, and of all that their fates lead to."""
         spec = late.rules[0].spec
         read, known = Heads(), set(own)
-        await self._ledger.read_heads(connection, late.entity, spec, own, read, own=True)
+        await self._ledger.read_heads(connection, late.entity, spec, read, own=own)
         first = min((head.fates[-1].version for head in read.heads.values() if head.fates), default=None)
         chosen = policies(late.rules)
         while missing := lookups((), known, {k: h.fates for k, h in read.heads.items()}, chosen):
-            await self._ledger.read_heads(connection, late.entity, spec, missing, read, own=False)
+            await self._ledger.read_heads(connection, late.entity, spec, read, reached=missing)
             known |= missing
             older = {key for key in missing if key in read.older}
             if older and first is not None:
