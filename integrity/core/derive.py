@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from integrity.core.batch import DeadLetterMark
-from integrity.core.change import EARLIEST, ParentChange, Version
+from integrity.core.change import EARLIEST, Origin, ParentChange, Version
 from integrity.core.fold import (
     Count,
     Follow,
@@ -74,6 +74,10 @@ def journey(
     """The stages of a group that the fold gave, in order: how its rows came to the group's end. `first` is as in
     `follow`."""
     head = settled.heads.get(group.key)
+    if head is None and left_out is None and first is None and isinstance(policy.on_delete, Remove):
+        only = settled.fates.get(group.key, ())
+        if len(only) == 1 and only[0].to is None and group.since is None and group.born is None:
+            return [Stage(only[0], only[0].change, None)]
     since = group.since or (head.seen if head is not None and head.seen else EARLIEST)
     key, change = group.key, -1
     stages: list[Stage] = []
@@ -190,18 +194,26 @@ def recorded(
     """What to record of derived fates, in the order in which they happened. Their events get a stable name: that of the
     event behind them, the dependent whose rows they are, and the key."""
     nothing: Mapping[str, Done] = {}
-    found = [
-        Happened(
-            key,
-            fate._replace(event=f"{fate.event_id}/{dependent}/{canonical(key)}"),
-            done.get(fate.change, nothing),
-            changes[derived.roots[fate.change]].origin.event_id,
-            changes[derived.roots[fate.change]].traceparent,
-        )
-        for key, fates in derived.fates.items()
-        for fate in fates
-    ]
-    if any(each.fate.to is not None for each in found):
+    # This is done for every row that others depend on.
+    new_tuple = tuple.__new__
+    causes: dict[int, tuple[str, str | None]] = {}
+    events: dict[Origin | str, str] = {}
+    found: list[Happened] = []
+    moves = False
+    for key, fates in derived.fates.items():
+        for version, to, event, occurred_ms, change in fates:
+            root = derived.roots[change]
+            cause = causes.get(root)
+            if cause is None:
+                cause = causes[root] = changes[root].origin.event_id, changes[root].traceparent
+            behind = events.get(event)
+            if behind is None:
+                behind = events[event] = event if isinstance(event, str) else event.event_id
+            name = f"{behind}/{dependent}/{canonical(key)}"
+            fate = new_tuple(Fate, (version, to, name, occurred_ms, change))
+            found.append(new_tuple(Happened, (key, fate, done.get(change, nothing), *cause)))
+            moves = moves or to is not None
+    if moves:
         found.sort(key=lambda each: each.fate.version)
     return found
 
@@ -209,6 +221,9 @@ def recorded(
 def keys_of(happened: Iterable[Happened]) -> set[Key]:
     """The keys whose heads `numbered` needs."""
     return {key for key, fate, *_ in happened for key in ((key,) if fate.to is None else (key, fate.to))}
+
+
+_FIRST: Final = Version(0, (1,))
 
 
 @dataclass(slots=True)
@@ -227,7 +242,21 @@ def numbered(happened: Sequence[Happened], heads: Mapping[Key, Head]) -> Numbere
     fates: dict[Key, list[Fate]] = {}
     effects: list[Effect] = []
     versions: list[Version] = []
+    new_tuple = tuple.__new__
     for index, (key, fate, done, *_) in enumerate(happened):
+        effects += [
+            new_tuple(
+                Effect,
+                (index, name, action, Outcome.RESTRICTED if action == "restrict" else Outcome.APPLIED, rows),
+            )
+            for name, (action, rows) in done.items()
+        ]
+        if fate[1] is None and key not in heads and key not in seen:
+            # Nearly all: the first that is heard of the key, and the last.
+            versions.append(_FIRST)
+            seen[key] = _FIRST
+            fates[key] = [new_tuple(Fate, (_FIRST, None, fate[2], fate[3], index))]
+            continue
         newest = _seen(seen, heads, key)
         if fate.to is not None:
             other = _seen(seen, heads, fate.to)
@@ -238,11 +267,9 @@ def numbered(happened: Sequence[Happened], heads: Mapping[Key, Head]) -> Numbere
         fates.setdefault(key, []).append(fate._replace(version=version, change=index))
         if fate.to is not None:
             seen[fate.to] = version
-        effects += [
-            Effect(index, name, action, Outcome.RESTRICTED if action == "restrict" else Outcome.APPLIED, rows)
-            for name, (action, rows) in done.items()
-        ]
-    updates = {key: HeadUpdate(version, None, tuple(fates.get(key, ()))) for key, version in seen.items()}
+    updates: dict[Key, HeadUpdate] = {
+        key: new_tuple(HeadUpdate, (version, None, tuple(fates.get(key, ())))) for key, version in seen.items()
+    }
     return Numbered(updates, versions, effects)
 
 
@@ -255,7 +282,7 @@ def _seen(seen: Mapping[Key, Version | None], heads: Mapping[Key, Head], key: Ke
 
 def _after(version: Version | None) -> Version:
     if version is None or version == EARLIEST:
-        return Version(0, (1,))
+        return _FIRST
     return Version(version.epoch, (version.position[0] + 1 if version.position else 1,))
 
 

@@ -473,12 +473,25 @@ class Descent:
         derived: Derived,
         done: dict[int, dict[str, Done]],
     ) -> None:
+        policy = rule.policy
+        if len(group.path) == 1 and not group.counting:  # nearly all
+            [index] = group.path
+            name = derived.roots[index], rule.id
+            action = policy.on_delete_action if derived.deletes[index] else policy.on_update_action
+            self.counted[name] = self.counted.get(name, 0) + count
+            self._acted_on[name] = self._acted_on.get(name, 0) + count
+            self._actions.setdefault(name, action)
+            of_fate = done.get(index)
+            if of_fate is None:
+                done[index] = {rule.id: (action, count)}
+            else:
+                of_fate[rule.id] = action, of_fate.get(rule.id, (action, 0))[1] + count
+            return
         for root in {derived.roots[index] for index in (*group.path, *group.counting)}:
             self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
         for root in {derived.roots[index] for index in group.path}:
             self._acted_on[root, rule.id] = self._acted_on.get((root, rule.id), 0) + count
         for index in (*group.path, *group.counting):
-            policy = rule.policy
             action = policy.on_delete_action if derived.deletes[index] else policy.on_update_action
             before = done.setdefault(index, {}).get(rule.id, (action, 0))[1]
             done[index][rule.id] = action, before + count
