@@ -10,6 +10,8 @@ what is promised.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import resource
 import sys
 import time
@@ -20,15 +22,18 @@ import asyncpg
 from integrity.cli.base import run_async
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange, Version
-from integrity.core.outcome import Applied, Unfinished
+from integrity.core.outcome import Applied, Retry, Unfinished
 from integrity.core.rules.parse import parse_rules
 from integrity.demo.servers import PostgresServer
 from integrity.ports import Deadline
+from integrity.service.collector import WAITING_MAX
 from integrity.stores.postgres import PostgresStore
 from integrity.stores.rule import store_rules
 
 ROUNDS = 2
 BATCH = 2000
+SESSIONS = 2
+"""As many as a lane has (POOL_SIZE)."""
 GIANT_SHARE_MIN = 0.6
 LEVELS_SHARE_MIN = 0.5
 GROWTH_MB_MAX = 50
@@ -101,14 +106,15 @@ async def _settle(connection: asyncpg.Connection, names: Sequence[str]) -> None:
     await connection.execute("checkpoint")
 
 
-def deletion(key: int, offset: int) -> ParentChange:
-    origin = Origin("customers", 0, offset, 1_795_470_743_000)
+def deletion(key: int, offset: int, partition: int = 0) -> ParentChange:
+    origin = Origin("customers", partition, offset, 1_795_470_743_000)
     return ParentChange("customer", Op.DELETED, (key,), None, Version(0, (1000 + offset,)), origin, 1_795_470_743_000)
 
 
 def batch_of(changes: Sequence[ParentChange]) -> Batch:
     span = Span(changes[0].origin.offset, changes[-1].origin.offset + 1)
-    return Batch(tuple(changes), {TopicPartition("customers", 0): span}, int(time.time() * 1000), "0" * 32)
+    partition = TopicPartition("customers", changes[0].origin.partition)
+    return Batch(tuple(changes), {partition: span}, int(time.time() * 1000), "0" * 32)
 
 
 async def open_store(url: str, files: Mapping[str, str]) -> PostgresStore:
@@ -139,12 +145,22 @@ async def giant_in_parts(url: str, rows: int) -> tuple[float, int, float]:
 
 
 async def levels_in_batches(url: str, parents: int) -> float:
+    """Each partition by itself, side by side, as the sessions of a lane do it."""
     store = await open_store(url, level_rules())
-    changes = [deletion(key, key - 1) for key in range(1, parents + 1)]
+    partitions = [
+        [deletion(key, offset, partition) for offset, key in enumerate(range(1 + partition, parents + 1, SESSIONS))]
+        for partition in range(SESSIONS)
+    ]
+
+    async def session(changes: Sequence[ParentChange]) -> None:
+        for start in range(0, len(changes), BATCH):
+            result = await store.apply(batch_of(changes[start : start + BATCH]), Deadline.after(60))
+            while isinstance(result, Retry):
+                result = await store.apply(batch_of(changes[start : start + BATCH]), Deadline.after(60))
+            assert isinstance(result, Applied), result
+
     began = time.perf_counter()
-    for start in range(0, parents, BATCH):
-        result = await store.apply(batch_of(changes[start : start + BATCH]), Deadline.after(60))
-        assert isinstance(result, Applied), result
+    await asyncio.gather(*(session(changes) for changes in partitions))
     took = time.perf_counter() - began
     await store.close()
     return took
@@ -204,4 +220,6 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=3_000_000, help="rows of the one parent")
     parser.add_argument("--parents", type=int, default=50_000, help="parents with four levels")
     arguments = parser.parse_args()
+    gc.freeze()
+    gc.set_threshold(WAITING_MAX, 10, 10)  # as the service does
     sys.exit(run_async(main(arguments.rows, arguments.parents)))
