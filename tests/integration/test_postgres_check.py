@@ -9,7 +9,7 @@ import pytest
 
 from integrity.core.keys import KeySpec, KeyType
 from integrity.core.outcome import Applied, ApplyResult, Broken
-from integrity.core.rules.model import Action, Cascade, EventValue, Ignore, Nullify, SetDefault, Tombstone
+from integrity.core.rules.model import Action, Cascade, EventValue, Ignore, Nullify, Restrict, SetDefault, Tombstone
 from integrity.demo.servers import PostgresServer
 from integrity.errors import LedgerError, Reason
 from integrity.ports import Deadline
@@ -617,6 +617,13 @@ NEEDS: Mapping[str, tuple[Action, Action, set[tuple[str, str]]]] = {
             ("UPDATE", "deleted_by"),
         },
     ),
+    "restrict": (Restrict(), Ignore(), {("SELECT", "customer_id")}),
+    "restrict on parents": (Restrict(), Ignore(), {("SELECT", "customer_id")}),
+    "cascade on parents": (
+        Cascade(),
+        Ignore(),
+        {("SELECT", "id"), ("SELECT", "customer_id"), ("UPDATE", "customer_id"), ("DELETE", "")},
+    ),
 }
 
 
@@ -636,7 +643,8 @@ async def test_each_action_is_asked_for_the_privileges_that_it_cannot_do_without
             " deleted_by text, secret text)",
             f"create index on app.{table} (customer_id)",
         )
-        chosen = rule(on_delete, on_update, target=f"app.{table}", name=table, where={"region": "eu"})
+        rows = "order" if name.endswith("parents") else None
+        chosen = rule(on_delete, on_update, target=f"app.{table}", name=table, where={"region": "eu"}, rows=rows)
         store = PostgresStore("shop", pg_database.replace("postgres@", f"{role}@"), rules_of(chosen), lane=LANE)
         trial = 1000 * number
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import asyncpg
 
+from integrity.core.derive import what_follows
 from integrity.core.fold import Remove, Replace
 from integrity.core.keys import KeyType, Scalar
 from integrity.core.rules.model import EventValue, Literal, Tombstone
@@ -746,8 +747,9 @@ class _Inspection:
         if isinstance(dependent.on_delete, Tombstone):
             read.append(dependent.on_delete.marker)
             write += dependent.on_delete.set
-        if rule.rows is not None:
-            read += rule.rows.spec.names
+        rows, steps = rule.rows, (rule.policy.on_delete, rule.policy.on_update)
+        if rows is not None and any(what_follows(rows, step) is not None for step in steps):
+            read += rows.spec.names
             if not write:  # rows are locked before what depends on them is removed
                 write = [dependent.columns[0]]
         if "DELETE" in self._statements and not relation.deletable:
