@@ -874,10 +874,11 @@ class MemoryScanner:
         for row in self._store.targets[dependent.target.name]:
             if not _is_in_scope(row, dependent.where) or (marker is not None and row[marker] is not None):
                 continue
-            held = [row[column] for column in dependent.columns]
-            if dependent.array and not isinstance(held[0], list):
+            held = tuple(row[column] for column in dependent.columns)
+            listed = held[0] if dependent.array else None
+            if dependent.array and not isinstance(listed, list):
                 continue
-            for values in [(element,) for element in held[0]] if isinstance(held[0], list) else [tuple(held)]:
+            for values in [(element,) for element in listed] if isinstance(listed, list) else [held]:
                 if None in values:
                     continue
                 key = tuple(_part(kind, value) for kind, value in zip(kinds, values, strict=True))

@@ -87,7 +87,7 @@ def shop(
     with MongoClient[dict[str, Any]](mongo_database) as client:
         reviews = client.get_default_database().reviews
         reviews.create_index("customerId")
-        reviews.insert_many([{"customerId": n} for n in (*range(1, 40), 101, 101, "7", 5.7, None)])
+        reviews.insert_many([{"customerId": n} for n in (*range(1, 40), 101, 101, "7", 5.7, [101], None)])
     assert main(["migrate"]) == 0
     return topic
 
@@ -111,7 +111,7 @@ def test_orphans_are_found_mended_and_told(
     orders, reviews, items = found["customer.orders"], found["customer.reviews"], found["order.items"]
     assert (orders["orphans"]["keys"], orders["orphans"]["rows"], orders["keys"]) == (3, 3, 102)
     assert orders["samples"][0] == {"key": {"id": 100}, "rows": 1, "heard": "unheard"}
-    assert (reviews["orphans"]["keys"], reviews["orphans"]["rows"], reviews["mistyped_rows"]) == (1, 2, 2)
+    assert (reviews["orphans"]["keys"], reviews["orphans"]["rows"], reviews["mistyped_rows"]) == (1, 2, 3)
     assert (items["orphans"]["keys"], items["parents_at"]) == (1, "table public.orders of orders_db")
     assert asyncio.run(metric(kafka, shop)) == {"customer.orders": 3, "customer.reviews": 2, "order.items": 1}
 

@@ -7,6 +7,7 @@ another type is passed over and counted: it refers to nothing.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from pymongo import AsyncMongoClient, ReadPreference
@@ -48,10 +49,11 @@ class MongoScanner:
     async def references(self, dependent: str, deadline: Deadline) -> AsyncGenerator[Page]:
         rule = self._rules[dependent]
         kinds = rule.spec.types
-        names = [f"p{n}" for n in range(len(kinds))]
+        names = _names(rule)
         collection = self._ledger().database[rule.dependent.target.name]
         with setup.reach(self._at, deadline.remaining_s()):
-            stages = [*_chosen(rule), _grouped(rule), {"$sort": {f"_id.{name}": 1 for name in names}}]
+            order = dict.fromkeys([f"_id.{name}" for name in names] or ["_id"], 1)
+            stages = [*_chosen(rule), _grouped(rule), {"$sort": order}]
             cursor = await collection.aggregate(stages, collation=EXACT, allowDiskUse=True, batchSize=PAGE_KEYS)
         try:
             while True:
@@ -63,7 +65,8 @@ class MongoScanner:
                 mistyped = 0
                 for document in documents:
                     held, rows = document["_id"], document["rows"]
-                    key = [own_part(kind, held[name]) for kind, name in zip(kinds, names, strict=True)]
+                    parts = [held[name] for name in names] or [held]
+                    key = [own_part(kind, part) for kind, part in zip(kinds, parts, strict=True)]
                     if None in key:
                         mistyped += rows
                     else:
@@ -75,7 +78,9 @@ class MongoScanner:
 
     async def referring(self, dependent: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[int]:
         rule = self._rules[dependent]
-        kinds = rule.spec.types
+        # Whether a row is too young for an event is no matter of whether it has a parent.
+        rule = replace(rule, dependent=replace(rule.dependent, as_of=None))
+        kinds, names = rule.spec.types, _names(rule)
         collection = self._ledger().database[rule.dependent.target.name]
         wanted = [key for key in keys if _is_holdable(rule, key)]
         rows: dict[Key, int] = {}
@@ -85,8 +90,9 @@ class MongoScanner:
                 if rule.dependent.array:
                     stages += _unwound(rule)
                 async for document in await collection.aggregate([*stages, _grouped(rule)], collation=EXACT):
-                    held = document["_id"].values()
-                    key = tuple(own_part(kind, part) for kind, part in zip(kinds, held, strict=True))
+                    held = document["_id"]
+                    parts = [held[name] for name in names] or [held]
+                    key = tuple(own_part(kind, part) for kind, part in zip(kinds, parts, strict=True))
                     rows[key] = rows.get(key, 0) + document["rows"]  # type: ignore[index, arg-type]
         return [rows.get(key, 0) for key in keys]
 
@@ -122,12 +128,16 @@ class MongoScanner:
 
 
 def _chosen(rule: StoreRule) -> list[Document]:
-    """The documents in reach that refer to something; of lists, each element alone."""
-    columns = rule.dependent.columns
-    held: list[Filter] = [{column: {"$ne": None}} for column in columns]
-    if not rule.dependent.array:
-        return [{"$match": {"$and": [*held, *within_reach(rule.dependent)]}}]
-    return [{"$match": {"$and": within_reach(rule.dependent)}}, *_unwound(rule)]
+    """The documents in reach that refer to something; of lists, each element alone.
+
+    An array on the way to a reference makes an array of what is grouped, which is no key: it need not be asked for, so
+    that an index on the reference is all that is read.
+    """
+    dependent = replace(rule.dependent, as_of=None)
+    if dependent.array:
+        return [{"$match": {"$and": within_reach(dependent)}}, *_unwound(rule)]
+    held: list[Filter] = [{column: {"$ne": None}} for column in dependent.columns]
+    return [{"$match": {"$and": [*held, *within_reach(replace(dependent, references={}))]}}]
 
 
 def _unwound(rule: StoreRule) -> list[Document]:
@@ -139,8 +149,15 @@ def _unwound(rule: StoreRule) -> list[Document]:
 
 
 def _grouped(rule: StoreRule) -> dict[str, Any]:
-    parts = {f"p{n}": f"${column}" for n, column in enumerate(rule.dependent.columns)}
-    return {"$group": {"_id": parts, "rows": {"$sum": 1}}}
+    columns = rule.dependent.columns
+    parts = {name: f"${column}" for name, column in zip(_names(rule), columns, strict=False)}
+    return {"$group": {"_id": parts or f"${columns[0]}", "rows": {"$sum": 1}}}
+
+
+def _names(rule: StoreRule) -> list[str]:
+    """What the parts of a composite reference are grouped by; a single one is grouped as it is, which is faster."""
+    columns = rule.dependent.columns
+    return [f"p{n}" for n in range(len(columns))] if len(columns) > 1 else []
 
 
 def _is_holdable(rule: StoreRule, key: Sequence[Scalar]) -> bool:
