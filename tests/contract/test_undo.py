@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from integrity.core.keys import Key
 from integrity.core.outcome import Outcome, Retry, Unfinished
 from integrity.core.rules.model import Action, Cascade, Nullify, SetDefault
 from integrity.core.undo import Choice, Portion, Undone
@@ -18,11 +20,14 @@ from tests.contract.graph_rules import orders as order_rows
 from tests.contract.harness import Feature, Harness
 from tests.contract.test_graph import ROWS, ids
 from tests.contract.test_graph import references as references_of
-from tests.contract.test_parts import in_parts
+from tests.contract.test_histories import rules
+from tests.contract.test_parts import in_parts, pieces
 from tests.contract.test_redrive import again, left_out
 from tests.contract.test_sweeps import began, swept
 from tests.contract.undoing import BACK, CHANGED, DAY_MS, EXISTS, GONE, ORDERS, event, keeping, kept, undo
 from tests.contract.world import AT_MS, COMPOSITE, ENTITY, MARK, Events, apply, orders, rule, rules_of
+from tests.property.histories import random_history
+from tests.property.test_fold_equals_one_by_one import initial_rows
 
 
 async def references(harness: Harness) -> dict[object, object]:
@@ -372,3 +377,34 @@ async def test_event_in_parts_is_undone_as_a_whole_and_not_before_it_is_done(har
     await in_parts(store, batch)
     assert await undo(store, event(0)) == {(ORDERS, BACK): 5}
     assert await references(harness) == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 2}
+
+
+async def everything(harness: Harness, seed: int, *, marks: bool) -> None:
+    """A random history, delayed and in parts, and back again."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    width, size = 1 + seed % 2, rng.randint(2, 6)
+    pool: list[Key] = [(number,) if width == 1 else (number % 2, number // 2) for number in range(size)]
+    chosen = [each for of in keeping(*rules(width, marks=marks)).values() for each in of]
+    history = random_history(rng, keys=pool, steps=rng.randint(5, 30))
+    store = await harness.open(
+        rules_of(*chosen), initial_rows(chosen, pool, rng), rows_max=rng.choice((None, rng.randint(1, 3)))
+    )
+    names = [each.dependent.name for each in chosen]
+    before = [await harness.rows(name) for name in names]
+    for batch in history.batches(rng):
+        await pieces(store, replace(batch, at_ms=AT_MS))
+    counts = await undo(store, since_ms=0, rows_max=rng.choice((3, 1000)))
+    assert {verdict for _, verdict in counts} <= {BACK}
+    assert [await harness.rows(name) for name in names] == before
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_everything_that_a_random_history_did_is_undone(harness: Harness, seed: int) -> None:
+    await everything(harness, seed, marks=False)
+
+
+@pytest.mark.needs(Feature.MARKS)
+@pytest.mark.parametrize("seed", [102])
+async def test_everything_that_a_random_history_with_marks_did_is_undone(harness: Harness, seed: int) -> None:
+    await everything(harness, seed, marks=True)

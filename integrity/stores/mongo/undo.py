@@ -266,7 +266,8 @@ class Undoer:
             document = there.get(_name(each["id"]))
             verdict = _verdict(each, document)
             verdicts[each["_id"]] = verdict, ""
-            if verdict is Verdict.PUT_BACK and not goes:
+            # A default that was there before sets nothing.
+            if verdict is Verdict.PUT_BACK and not goes and each["before"]:
                 updates.append(_restored(each))
         absent = [each["image"] for each in run if goes and verdicts[each["_id"]][0] is Verdict.PUT_BACK]
         if session is not None and absent:
