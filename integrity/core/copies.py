@@ -5,7 +5,7 @@ key change is a deletion of the old key and an event of the new one, which come 
 key is the newest version that was done, after a deletion too; older and equal ones do nothing.
 
 A source may leave out a value that has not changed. It is then what the row holds, if nothing was missed in between: an
-event that was left out for a dead letter leaves the row `behind`, until one comes that has all values.
+event that was left out for a dead letter is `missed`, until it is made up for or one comes that has all values.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ UPSERT = "upsert"
 
 class Known(NamedTuple):
     """What the ledger keeps of a key of a copy: the newest version that was done (EARLIEST: none yet), whether the copy
-    has a row of it, the key's last own record, late ones included (None: all were left out), and whether an event was
-    left out that a dead letter stands for."""
+    has a row of it, the key's last own record, late ones included (None: all were left out), and the
+    events that dead letters stand for."""
 
     version: Version
     alive: bool
     last: LastRecord | None
-    behind: bool = False
+    missed: tuple[Version, ...] = ()
+    """Versions later than what was done, ascending."""
 
 
 _NOTHING = Known(EARLIEST, False, None)
@@ -103,18 +104,19 @@ def plan(
         mark = left_out.get((index, copy.id)) if left_out else None
         if mark is not None:
             effects.append(Effect(index, copy.id, action, mark.outcome, 0))
-            now[key] = before._replace(behind=True)
+            now[key] = before._replace(missed=tuple(sorted({*before.missed, version})))
             continue
         last = _later(before.last, origin, action == UPSERT)
         match change.op:
             case Op.ALIVE | Op.ARRIVED:
-                put = _put(copy, change, index, before, puts.get(key))
+                put = _put(copy, change, index, version, before, puts.get(key))
                 if isinstance(put, Rejected):
                     return put
                 puts[key] = put
                 if marks:
                     gone.pop(key, None)  # whoever lives has no mark
-                now[key] = Known(version, True, last)
+                # Without a value of its own it rests on all that was before it: nothing of that was missed.
+                now[key] = Known(version, True, last, tuple(missed for missed in before.missed if missed > version))
                 effects.append(Effect(index, copy.id, action, Outcome.APPLIED, 1))
             case Op.DELETED | Op.MOVED | Op.GONE:
                 if marks:
@@ -123,7 +125,7 @@ def plan(
                 else:
                     gone[key] = Group(key, None, (index,), _REMOVED)
                     puts.pop(key, None)
-                now[key] = Known(version, False, last)
+                now[key] = Known(version, False, last, tuple(m for m in before.missed if m > version))
                 effects.append(Effect(index, copy.id, action, Outcome.APPLIED, int(before.alive)))
             case Op.MISSING:
                 raise AssertionError("a scan asks for dependents, never for copies")
@@ -139,7 +141,9 @@ def marks_of(copy: Copy) -> Sequence[str]:
     return tuple(action.set) if isinstance(action, Tombstone) else ()
 
 
-def _put(copy: Copy, change: ParentChange, index: int, before: Known, earlier: Put | None) -> Put | Rejected:
+def _put(
+    copy: Copy, change: ParentChange, index: int, version: Version, before: Known, earlier: Put | None
+) -> Put | Rejected:
     row = change.row
     assert row is not None, "a copy's events are read with their rows"
     cells: dict[str, Cell] = {}
@@ -157,7 +161,7 @@ def _put(copy: Copy, change: ParentChange, index: int, before: Known, earlier: P
     unknown = f"The source did not send {', '.join(sorted(unsent))} (unchanged TOAST)"
     if not before.alive:
         return _rejected(copy, f"{unknown}, and the copy has no row that has it.")
-    if before.behind:
+    if any(missed < version for missed in before.missed):
         return _rejected(copy, f"{unknown}, and an earlier event of the key is a dead letter.")
     if earlier is not None:
         cells = {**earlier.cells, **cells}
@@ -171,24 +175,31 @@ def _rejected(copy: Copy, message: str) -> Rejected:
 def _version_of_null(origin: Origin, before: Known) -> Version | None:
     """The version of a null record, or None when it says nothing: it repeats a deletion, or is read again. Else it is a
     deletion of its own, just after what is known of the key."""
-    if before.version == EARLIEST:
+    newest = _newest(before)
+    if newest == EARLIEST:
         return Version(0, ())
     says = before.last is None or before.last.alive  # else it repeats a deletion, perhaps one that was late
-    if not before.alive or not says or _is_read_again(origin, before):
+    if not (before.alive or before.missed) or not says or _is_read_again(origin, before):
         return None
-    return Version(before.version.epoch, (*before.version.position, 1))
+    return Version(newest.epoch, (*newest.position, 1))
 
 
 def _version_read(origin: Origin, before: Known) -> Version | None:
     """The version of a row that an incremental snapshot has read, or None when it says nothing. Debezium writes it
     where it belongs among the key's events in its partition: it is just after what is known of the key. A key that is
     gone it never brings back, and one that is read again it does not overwrite."""
-    if before.version == EARLIEST:
+    newest = _newest(before)
+    if newest == EARLIEST:
         return Version(0, ())
-    if not before.alive or _is_read_again(origin, before):
+    if not (before.alive or before.missed) or _is_read_again(origin, before):
         return None
-    epoch, position = before.version
+    epoch, position = newest
     return Version(epoch, (*position[:1], (position[1] if len(position) > 1 else 0) + 1))
+
+
+def _newest(before: Known) -> Version:
+    """The newest version that was heard of a key, done or missed."""
+    return before.missed[-1] if before.missed else before.version
 
 
 def _is_read_again(origin: Origin, before: Known) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from integrity.core.batch import Batch, DeadLetterMark, Discard, Redrive, Span, TopicPartition
+from integrity.core.change import ParentChange
 from integrity.core.copies import UPSERT
 from integrity.core.outcome import Effect, Outcome, Rejected
 from integrity.errors import Reason
@@ -168,6 +169,34 @@ async def test_row_that_missed_an_event_takes_whole_rows_only(copies: CopyHarnes
     events.alive((1,), 50, row=row("A. L.", ...))
     await apply(store, events.batch())
     assert await copies.rows() == {1: ("A. L.", "new@x")}
+
+
+async def test_missed_events_are_made_up_for_in_their_order_or_by_a_row_that_a_snapshot_reads(
+    copies: CopyHarness,
+) -> None:
+    store = await copies.open()
+    events = Events()
+    events.alive((1,), 10, row=row("one", "one@x"))
+    events.alive((2,), 10, row=row("one", "one@x"))
+    whole = events.alive((1,), 20, row=row("two", "two@x"))
+    part = events.alive((1,), 30, row=row("three", ...))
+    other = events.alive((2,), 20, row=row("two", ...))
+    mark = DeadLetterMark(Reason.VALUE_REJECTED, "letter")
+    await apply(store, events.batch(exceptions={(index, COPY): mark for index in (2, 3, 4)}))
+    at = TopicPartition("integrity.redrive", 0)
+
+    def again(*changes: ParentChange, start: int) -> Batch:
+        redrives = {index: Redrive("letter", COPY, at, start + index) for index in range(len(changes))}
+        return Batch(changes, {at: Span(start, start + len(changes))}, AT_MS, redrives=redrives)
+
+    assert isinstance(await store.apply(again(part, start=0), Deadline.after(30)), Rejected)
+    effects = await apply(store, again(whole, part, start=0))
+    assert [effect.outcome for effect in effects] == [Outcome.APPLIED, Outcome.APPLIED]
+    events.read((2,), row=row("read", "read@x"))
+    await apply(store, events.batch())
+    effects = await apply(store, again(other, start=2))
+    assert [effect.outcome for effect in effects] == [Outcome.STALE]
+    assert await copies.rows() == {1: ("three", "two@x"), 2: ("read", "read@x")}
 
 
 async def test_lone_null_record_is_a_deletion_and_one_after_a_deletion_is_none(copies: CopyHarness) -> None:

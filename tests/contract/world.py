@@ -110,6 +110,10 @@ class Events:
     def alive(self, key: Key, at: int, partition: int = 0, *, row: Fields | None = None) -> ParentChange:
         return self._append(Op.ALIVE, key, None, at, partition, row=row)
 
+    def read(self, key: Key, partition: int = 0, *, row: Fields) -> ParentChange:
+        """A row that an incremental snapshot reads, without a place in the order of the source."""
+        return self._append(Op.ALIVE, key, None, None, partition, row=row)
+
     def arrived(self, key: Key, at: int, partition: int = 0, *, row: Fields | None = None) -> ParentChange:
         return self._append(Op.ARRIVED, key, None, at, partition, row=row)
 

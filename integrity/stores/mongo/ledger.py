@@ -189,7 +189,8 @@ class Ledger:
                 version = version_of(document["version"])
                 assert version is not None
                 key = hashes[bytes(document["_id"]["key"])]
-                found[key] = Known(version, document["alive"], last_of(document["last"]), document["behind"])
+                missed = tuple(each for array in document["missed"] if (each := version_of(array)) is not None)
+                found[key] = Known(version, document["alive"], last_of(document["last"]), missed)
         return found
 
     async def write_known(
@@ -202,7 +203,7 @@ class Ledger:
                     "$set": {
                         "version": array_of(known[key].version),
                         "alive": known[key].alive,
-                        "behind": known[key].behind,
+                        "missed": [array_of(version) for version in known[key].missed],
                         "last": _last(known[key].last),
                     },
                     "$inc": {"writes": 1},

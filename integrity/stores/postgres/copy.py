@@ -1,7 +1,8 @@
 """A copy of a parent in PostgreSQL: progress, versions and rows in one transaction a batch.
 
-An event of a key locks what the ledger knows of it before the row is written; what has no row in the ledger yet
-collides when it is inserted. Rows are written by one statement, deleted or marked as a dependent's are.
+What the ledger knows of a key is read without a lock, and written, before the row is, only if it is still that: of two
+processes with one key the second waits for the first, and then tries again. Rows are written by one statement, deleted
+or marked as a dependent's are.
 """
 
 from __future__ import annotations
@@ -48,10 +49,9 @@ class PostgresCopy:
     ) -> None:
         self.name = name
         self._rule = rule
-        self._lane = lane
         self._ledger = Ledger(schema, lane)
         self._sessions = Sessions(name, url, pool_size=pool_size, timeout_s=timeout_s, lock_timeout_s=lock_timeout_s)
-        self._hash_of = key_hasher(rule.entity)
+        self._hash_of = key_hasher(lane)  # which is of one entity
         self._table: CopyTable | None = None
         self._effects: Effects | None = None
 
@@ -136,11 +136,11 @@ class PostgresCopy:
         self, connection: Connection, share: Share, at_ms: int, table: CopyTable, gone: Effects, at: _Place
     ) -> list[Effect] | Rejected:
         hashes = {self._hash_of(canonical(key)): key for key in {change.key for change in share.changes}}
-        known = await self._ledger.known(connection, self._lane, hashes)
+        known = await self._ledger.known(connection, hashes)
         found = plan(self._rule.copy, share.changes, known, done=share.done, left_out=share.exceptions)
         if isinstance(found, Rejected):
             return found
-        await self._ledger.write_known(connection, self._lane, hashes, known.keys(), found.known)
+        await self._ledger.write_known(connection, hashes, known, found.known)
         at.dependent = self._rule.id
         if found.removed:
             await gone.execute(connection, found.removed, {}, at_ms, split=False)

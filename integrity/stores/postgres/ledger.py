@@ -222,18 +222,18 @@ comment on table {schema}.outbox is
     'Derived events that wait to be published: what happened to rows that others depend on in another store.';
 
 create table if not exists {schema}.copied (
-    copy text not null,
-    key_hash bytea not null,
+    key_hash bytea primary key,
     version text not null,
     alive boolean not null,
-    behind boolean not null,
+    missed text not null,
     last text,
     last_alive boolean,
-    primary key (copy, key_hash)
+    copy text not null
 ) with (fillfactor = 90);
 comment on table {schema}.copied is 'One row a copy and parent key: the newest version that was done, deletions too.';
-comment on column {schema}.copied.copy is 'The copy, and eight digits that change when its rule does.';
-comment on column {schema}.copied.behind is 'Whether an event was left out since that a dead letter stands for.';
+comment on column {schema}.copied.key_hash is 'That of the copy and the key.';
+comment on column {schema}.copied.copy is 'The copy, and eight digits that change when its rule does: for people only.';
+comment on column {schema}.copied.missed is 'Versions of later events that dead letters stand for.';
 comment on column {schema}.copied.last is 'The last own record of the key: topic/partition/offset.';
 comment on column {schema}.copied.last_alive is 'Whether that record said that the key is alive.';
 
@@ -422,58 +422,61 @@ class Ledger:
             f"select key_hash, dependent, event, fate, dead_letter, reason from {at}.exceptions"
             " where key_hash = any($1::bytea[])"
         )
+        self._known_sql = (
+            f"select key_hash, version, alive, missed, last, last_alive from {at}.copied"
+            " where key_hash = any($1::bytea[])"
+        )
+        self._known_update_sql = (
+            f"update {at}.copied c set version = u.version, alive = u.alive, missed = u.missed, last = u.last,"
+            " last_alive = u.last_alive from unnest($1::bytea[], $2::text[], $3::bool[], $4::text[], $5::text[],"
+            " $6::bool[], $7::text[]) u(key_hash, version, alive, missed, last, last_alive, was)"
+            " where c.key_hash = u.key_hash and c.version = u.was"
+        )
         # There are few exceptions: those given up are looked for by name.
         self._exceptions_clear_sql = (
             f"delete from {at}.exceptions e using unnest($1::text[], $2::text[]) u(dependent, event)"
             " where e.dependent = u.dependent and e.event = u.event"
         )
 
-    async def known(self, connection: Connection, copy: str, hashes: Mapping[bytes, Key]) -> dict[Key, Known]:
-        """What is known of these keys of a copy; their rows are locked, in the order of their hashes."""
-        found = await connection.fetch(
-            f"select key_hash, version, alive, behind, last, last_alive from {quoted(self.schema, 'copied')}"
-            " where copy = $1 and key_hash = any($2::bytea[]) order by key_hash for update",
-            copy,
-            list(hashes),
-        )
+    async def known(self, connection: Connection, hashes: Mapping[bytes, Key]) -> dict[Key, Known]:
+        """What is known of these keys of a copy, by their hashes for that copy."""
+        found = await connection.fetch(self._known_sql, list(hashes))
         known: dict[Key, Known] = {}
-        for hashed, version, alive, behind, last, last_alive in found:
+        for hashed, version, alive, missed, last, last_alive in found:
             at = None if last is None else record_of(last, last_alive)
-            known[hashes[hashed]] = Known(parse_version(version), alive, at, behind)
+            left_out = tuple(parse_version(each) for each in missed.split())
+            known[hashes[hashed]] = Known(parse_version(version), alive, at, left_out)
         return known
 
     async def write_known(
         self,
         connection: Connection,
-        copy: str,
         hashes: Mapping[bytes, Key],
-        before: Collection[Key],
+        before: Mapping[Key, Known],
         known: Mapping[Key, Known],
     ) -> None:
-        """Write what is known of keys of a copy. Raises Collision when one that had no row has one by now."""
+        """Write what is known of keys of the lane's copy. Raises Collision when it is not what it was `before`: nothing
+        was locked when that was read."""
         fresh: list[_Row] = []
         changed: list[_Row] = []
         for hashed in sorted(hashes):
             key = hashes[hashed]
             if key in known:
-                version, alive, at, behind = known[key]
+                version, alive, at, missed = known[key]
                 last = None if at is None else f"{at.topic}/{at.partition}/{at.offset}"
-                row = hashed, version.text, alive, behind, last, None if at is None else at.alive
-                (changed if key in before else fresh).append(row)
+                left_out = " ".join([each.text for each in missed])
+                row = hashed, version.text, alive, left_out, last, None if at is None else at.alive
+                if key in before:
+                    changed.append((*row, before[key].version.text))
+                else:
+                    fresh.append((*row, self._lane))
         if changed:
-            await connection.execute(
-                f"update {quoted(self.schema, 'copied')} c set version = u.version, alive = u.alive,"
-                " behind = u.behind, last = u.last, last_alive = u.last_alive"
-                " from unnest($2::bytea[], $3::text[], $4::bool[], $5::bool[], $6::text[], $7::bool[])"
-                " u(key_hash, version, alive, behind, last, last_alive) where c.copy = $1 and c.key_hash = u.key_hash",
-                copy,
-                *_columns(changed),
-            )
+            _expect(await connection.execute(self._known_update_sql, *_columns(changed)), len(changed))
         if fresh:
-            columns = ("copy", "key_hash", "version", "alive", "behind", "last", "last_alive")
+            columns = ("key_hash", "version", "alive", "missed", "last", "last_alive", "copy")
             try:
                 await connection.copy_records_to_table(
-                    "copied", schema_name=self.schema, columns=columns, records=[(copy, *row) for row in fresh]
+                    "copied", schema_name=self.schema, columns=columns, records=fresh
                 )
             except asyncpg.UniqueViolationError as exc:
                 raise Collision from exc

@@ -53,8 +53,8 @@ class KnownRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
     version: Version
     alive: bool
-    behind: bool = False
     last: LastRecord | None = None
+    missed: tuple[Version, ...] = ()
     row: dict[str, msgspec.Raw] = {}
 
 
@@ -278,7 +278,7 @@ class TopicCopy:
         """The effects, the records, and what the ledger is to know."""
         rule = self._rule
         before = state.known({key_hash(rule.entity, change.key): change.key for change in share.changes})
-        known = {key: Known(each.version, each.alive, each.last, each.behind) for key, each in before.items()}
+        known = {key: Known(each.version, each.alive, each.last, each.missed) for key, each in before.items()}
         found = plan(rule.copy, share.changes, known, done=share.done, left_out=share.exceptions)
         if isinstance(found, Rejected):
             return found
@@ -291,7 +291,7 @@ class TopicCopy:
         noted: list[tuple[bytes, bytes]] = []
         for key, each in found.known.items():
             row = rows.get(key, before[key].row if key in before and each.alive else {})
-            record = KnownRecord(each.version, each.alive, each.behind, each.last, row if each.alive else {})
+            record = KnownRecord(each.version, each.alive, each.last, each.missed, row if each.alive else {})
             noted.append((f"known|{self._lane}|{key_hash(rule.entity, key).hex()}".encode(), encode(record)))
         effects = [effect._replace(change=share.indexes[effect.change]) for effect in found.effects]
         return effects, writes, noted
