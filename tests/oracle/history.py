@@ -8,19 +8,19 @@ keys left, so it is handed them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from aiokafka.partitioner import murmur2
 
 from integrity.core.change import Op
-from tests.oracle.dependents import CUSTOMER, PARENTS, TARGETS, Row, Target
+from tests.oracle.dependents import ACCOUNT, PARENTS, TARGETS, Parent, Reference, Row, Target
 from tests.oracle.events import Key, Record, Writer
-from tests.property.histories import AT_MS, Source, Statement, random_commands
+from tests.property.histories import AT_MS, START, Source, Statement, random_commands
 
-IDS = 1_000
+IDS = 10_000
 """Row ids of one history."""
 PHASES = 3
 """How often a round publishes: what one phase publishes is enforced before the next begins."""
@@ -49,7 +49,7 @@ class History:
         self._rng = random.Random(f"{seed}/{number}")
         self.parent = self._rng.choice(PARENTS)
         size = self._rng.randint(2, 6)
-        if self.parent is CUSTOMER:
+        if self.parent is not ACCOUNT:
             self._keys: list[Key] = [(number * 100 + key,) for key in range(1, size + 1)]
             self._always: list[Key] = []
         else:
@@ -62,15 +62,26 @@ class History:
         self._source = Source(range(size), start, self._partition_of)
         self._times: dict[int, int] = {}  # of each statement's place: the place whose time it has
         self._told = dict.fromkeys(range(self.parent.partitions), 0)
-        # Rows that are parents and what depends on them: all or none.
-        levels = self._rng.random() < 0.45
-        self._targets = [
-            target
-            for target in TARGETS
-            if target.root is self.parent
-            and (levels if target.entity or target.parent is not self.parent else self._rng.random() < 0.45)
-        ]
+        self._targets = self._chosen()
         self._ids = iter(range(number * IDS, (number + 1) * IDS))
+
+    def _chosen(self) -> list[Target]:
+        """The dependents of this history: with rows that are parents come most of what depends on them."""
+        chosen: list[Target] = []
+        named = {self.parent}
+        for target in TARGETS:
+            if target.root is self.parent and target.parents <= named:
+                chance = 0.7 if target.parents != {self.parent} else 0.4
+                if self._rng.random() < chance:
+                    chosen.append(target)
+                    if target.rows is not None:
+                        named.add(target.rows)
+        return chosen
+
+    @property
+    def keys(self) -> list[Key]:
+        """The keys that its parents may have."""
+        return self._keys
 
     def parents(self) -> list[tuple[Any, ...]]:
         """The parents that are there before: rows of the parent's table."""
@@ -86,22 +97,28 @@ class History:
     def round(self) -> Round:
         rng, source = self._rng, self._source
         done = len(source.statements)
+        since = AT_MS + self._now + 1
         keys = range(len(self._keys))
         steps = rng.randint(1, 12)
         for command in random_commands(
             rng, source.alive, keys, steps, partition_count=self.parent.partitions, again=True
         ):
             source.do(command)
-        sql = "".join(self._transactions(source.statements[done:]))
+        sql = "".join(self._transactions(source.statements[done:], since))
         return Round(sql, self._phases())
 
-    def _transactions(self, statements: list[Statement]) -> Iterator[str]:
+    @property
+    def _now(self) -> int:
+        """The place of the last statement."""
+        return self._source.statements[-1].at if self._source.statements else START
+
+    def _transactions(self, statements: list[Statement], since: int) -> Iterator[str]:
         """One to five statements a transaction; deletions, or key changes, of different parents are at times one."""
         rng = self._rng
         while statements:
             count = rng.randint(1, 5)
             ours, statements = statements[:count], statements[count:]
-            yield "begin;\n"
+            yield f"begin; set local oracle.since = '{since}';\n"
             while ours:
                 together = [ours.pop(0)]
                 while ours and ours[0].op is together[0].op is not Op.ALIVE and _disjoint(ours[0], together):
@@ -172,43 +189,44 @@ class History:
         """What children write on the rows that are there: some are inserted under keys that are alive, some refer to
         another one, some are deleted."""
         rng = self._rng
-        parents = [self._keys[key] for key in sorted(self._source.alive)]
-        named = {target.entity: [(id_,) for id_ in sorted(rows.get(target, {}))] for target in self._targets}
+        alive: dict[Parent, list[Key]] = {self.parent: [self._keys[key] for key in sorted(self._source.alive)]}
+        for target in self._targets:
+            if target.rows is not None:
+                alive[target.rows] = [target.key_of(id_, row) for id_, row in sorted(rows.get(target, {}).items())]
         writes: list[Write] = []
         for target in self._targets:
-            alive = named.get(target.parent.entity, parents)
             for id_, row in sorted(rows.get(target, {}).items()):
-                if target.entity:  # its owner deletes no row that others depend on: no event would tell of it
-                    continue
                 chance = rng.random()
                 if chance < 0.1:
-                    writes.append(Write(target, id_, None, new=False))
-                elif chance < 0.3:
-                    marks = row[len(target.columns) - 2 :] if target.marks else ()
-                    writes.append(Write(target, id_, self._row(target, alive, marks), new=False))
-            for _ in range(rng.randint(0, 1 + min(5, len(alive)))):
-                marks = (None, None) * target.marks
+                    # No row that others depend on: no event would tell of it.
+                    if target.rows is None:
+                        writes.append(Write(target, id_, None, new=False))
+                elif chance < 0.3 and not target.is_identified:
+                    writes.append(Write(target, id_, self._row(target, alive, row), new=False))
+            for _ in range(rng.randint(0, 1 + min(5, len(alive[target.references[0].parent])))):
+                if target.is_identified and not alive[target.references[0].parent]:
+                    break
                 id_ = next(self._ids)
-                named.get(target.entity, []).append((id_,))
-                writes.append(Write(target, id_, self._row(target, alive, marks), new=True))
+                if target.rows is not None and not target.is_identified:
+                    alive[target.rows].append((id_,))
+                row = self._row(target, alive, None)
+                if target.rows is not None and target.is_identified:
+                    alive[target.rows].append(target.key_of(id_, row))
+                writes.append(Write(target, id_, row, new=True))
         return writes
 
-    def _row(self, target: Target, alive: list[Key], marks: Row) -> Row:
+    def _row(self, target: Target, alive: Mapping[Parent, list[Key]], before: Row | None) -> Row:
         rng = self._rng
         if target.lists:
-            keys = [*alive, self.parent.default]
+            keys = [*alive[self.parent], self.parent.default]
             return (tuple(rng.choice(keys)[0] for _ in range(rng.randint(0, 3))),)
         row: Row = ()
         for reference in target.references:
-            others = [self.parent.default, *self._always] if target.parent is self.parent else [(None,)]
-            key = rng.choice(alive) if alive and rng.random() < 0.9 else rng.choice(others)
-            chance = rng.random()
-            if chance < 0.05:
-                key = (None,) * len(key)
-            elif chance < 0.1 and len(key) > 1:  # MATCH SIMPLE: a null part makes it no reference
-                key = rng.choice([(key[0], None), (None, key[1])])
-            assert len(reference.columns) == len(key)
-            row += key
+            row += self._reference(target, reference, alive[reference.parent])
+        if target.marks:
+            row += (None, None) if before is None else before[len(row) : len(row) + 2]
+        if target.aged:
+            row += (self._birth(),)
         if target.where:
             chance = rng.random()
             row += (
@@ -216,7 +234,30 @@ class History:
                 rng.choice(["eu", "uk"] * 3 + ["us", None]),
                 datetime(2026, 1, 2, tzinfo=UTC) if chance < 0.15 else None,
             )
-        return row + marks
+        return row
+
+    def _reference(self, target: Target, reference: Reference, alive: Sequence[Key]) -> Key:
+        rng = self._rng
+        if target.is_identified:
+            return rng.choice(alive)
+        others = [reference.parent.default, *(self._always if reference.parent is self.parent else ())]
+        key = rng.choice(alive) if alive and rng.random() < 0.9 else rng.choice(others)
+        chance = rng.random()
+        if chance < 0.05:
+            key = (None,) * len(key)
+        elif chance < 0.1 and len(key) > 1 and not reference.full:  # MATCH SIMPLE: a null part makes it no reference
+            gone = rng.randrange(len(key))
+            key = (*key[:gone], None, *key[gone + 1 :])
+        assert len(reference.columns) == len(key)
+        return key
+
+    def _birth(self) -> datetime | None:
+        """When a row came to be: at times later than what happens to its parent next, by some clock."""
+        if self._rng.random() < 0.1:
+            return None
+        return datetime.fromtimestamp(AT_MS / 1000, UTC) + timedelta(
+            milliseconds=self._now + self._rng.randint(-20, 40)
+        )
 
 
 def _disjoint(one: Statement, others: list[Statement]) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from integrity.core.keys import canonical, key_hash
 from tests.oracle.dependents import PARENTS
 from tests.oracle.events import Record
 from tests.oracle.history import IDS, PHASES, History, Round
-from tests.oracle.world import Rows, World
+from tests.oracle.world import Restricted, Rows, World
 
 ROUNDS = 3
 
@@ -18,12 +19,14 @@ Say = Callable[[str], None]
 
 @dataclass
 class Outcome:
-    """What came of some histories. `differences`: per side and history, a line for each row that differs."""
+    """What came of some histories. `restricted` are the events that native foreign keys would have refused.
+    `differences`: per side and history, a line for each row that differs."""
 
     histories: int = 0
     statements: int = 0
     events: int = 0
     rows: int = 0
+    restricted: int = 0
     differences: dict[tuple[str, int], list[str]] = field(default_factory=dict)
 
     def add(self, other: Outcome) -> None:
@@ -31,6 +34,7 @@ class Outcome:
         self.statements += other.statements
         self.events += other.events
         self.rows += other.rows
+        self.restricted += other.restricted
         self.differences |= other.differences
 
 
@@ -38,20 +42,23 @@ async def run_wave(world: World, seed: int, numbers: range, *, say: Say | None =
     """Run these histories. `say` is told every statement, write and event."""
     histories = [History(seed, number) for number in numbers]
     ids = range(numbers.start * IDS, numbers.stop * IDS)
+    keys = {
+        (history.parent.entity, canonical(key)): (key_hash(history.parent.entity, key), history.number)
+        for history in histories
+        for key in history.keys
+    }
     mixing = random.Random(f"{seed}/{numbers.start}/mixing")
     outcome = Outcome(histories=len(histories))
-    for parent in PARENTS:
-        rows = [row for history in histories if history.parent is parent for row in history.parents()]
-        await world.native.copy_records_to_table(parent.table, records=rows)
+    await world.begin({parent: [r for h in histories if h.parent is parent for r in h.parents()] for parent in PARENTS})
     at_rest: Rows = {}
+    refused: Restricted = {}
     for _ in range(ROUNDS):
         own = _by_history(at_rest)
         writes = [write for history in histories for write in history.writes(own.get(history.number, {}))]
         await world.write(writes)
         rounds = [history.round() for history in histories]
-        for each in filter(lambda each: each.sql, rounds):
-            await world.native.execute(each.sql)
-            outcome.statements += each.sql.count("set local")
+        await world.execute("".join(each.sql for each in rounds))
+        outcome.statements += sum(each.sql.count("set local oracle.at") for each in rounds)
         if say is not None:
             _tell(say, histories, rounds, writes)
         for phase in range(PHASES):
@@ -62,10 +69,19 @@ async def run_wave(world: World, seed: int, numbers: range, *, say: Say | None =
             if records := list(_mixed(streams, mixing)):
                 await world.publish(records)
                 outcome.events += len(records)
+        await world.settle(mixing)
         at_rest = await world.native_rows(ids)
         outcome.rows += sum(len(rows) for rows in at_rest.values())
+        refused = await world.native_restricted({at: hash_ for at, (hash_, _) in keys.items()})
+        number_of = dict(keys.values())
         for side in world.sides:
-            _compare(side.name, side.without, at_rest, await side.rows(ids), outcome)
+            name = side.name if side.without is None else f"without {side.without}"
+            _compare(name, at_rest, await side.rows(ids), outcome)
+            _compare_restricted(
+                name, refused, await side.restricted(number_of.keys()), number_of, side.dependents, outcome
+            )
+    outcome.restricted = len(refused)
+    await world.forget(ids)
     return outcome
 
 
@@ -95,8 +111,7 @@ def _mixed(streams: Sequence[list[tuple[str, Record]]], rng: random.Random) -> I
         left = still
 
 
-def _compare(side: str, without: str | None, native: Rows, ours: Rows, outcome: Outcome) -> None:
-    name = side if without is None else f"without {without}"
+def _compare(side: str, native: Rows, ours: Rows, outcome: Outcome) -> None:
     for target, found in ours.items():
         expected = native[target]
         if expected == found:
@@ -104,7 +119,25 @@ def _compare(side: str, without: str | None, native: Rows, ours: Rows, outcome: 
         for id_ in sorted(expected.keys() | found.keys()):
             if expected.get(id_) != found.get(id_):
                 line = f"{target.name} {id_}: native {expected.get(id_)}, ours {found.get(id_)}"
-                outcome.differences.setdefault((name, id_ // IDS), []).append(line)
+                outcome.differences.setdefault((side, id_ // IDS), []).append(line)
+
+
+def _compare_restricted(
+    side: str,
+    native: Restricted,
+    ours: Restricted,
+    number_of: Mapping[bytes, int],
+    dependents: Collection[str],
+    outcome: Outcome,
+) -> None:
+    """An event reports the rows that refer when it applies: those that were at the key when the round began, and of
+    those that a key change led there as many as came before it."""
+    for at in sorted(native.keys() | ours.keys()):
+        there, held = native.get(at, (0, 0))
+        rows = ours.get(at, 0)
+        if at[0] in dependents and not there <= rows <= held:
+            line = f"{at[0]} restricted at {at[2]}: native {there} to {held}, ours {rows}"
+            outcome.differences.setdefault((side, number_of[at[1]]), []).append(line)
 
 
 def _tell(say: Say, histories: Sequence[History], rounds: Sequence[Round], writes: Sequence[object]) -> None:

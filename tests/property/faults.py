@@ -1,7 +1,7 @@
 """What the order of events is kept by, taken away one at a time: a comparison that tells nothing without it is none.
 
-Every store works by the same two functions of the core, `settle` and `trace`. A fault replaces one of them in every
-module that has it.
+Every store works by the same functions of the core: `settle` and `trace` of the fold, `numbered` of what follows down
+the graph. A fault replaces one of them in every module that has it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from integrity.core import fold
+from integrity.core import derive, fold
 from integrity.core.change import Op, Version
 from integrity.core.fold import Referencing
 
-SETTLE, TRACE = fold.settle, fold.trace
+SETTLE, TRACE, NUMBERED = fold.settle, fold.trace, derive.numbered
 
 Patch = Callable[[object, str, object], None]
 """setattr, or one that is undone after a test."""
@@ -66,10 +66,20 @@ FAULTS: Mapping[str, tuple[str, Callable[..., Any]]] = {
 """What is taken away -> the function of the core that it is in, and what stands there instead."""
 
 
+def without_versions(happened, heads):  # type: ignore[no-untyped-def]
+    """Of what happens to a row one time after the other, the store that is told takes all but the first for old."""
+    found = NUMBERED(happened, heads)
+    return replace(found, versions=[Version(0, (1,)) for _ in found.versions])
+
+
+FAULTS_BETWEEN: Mapping[str, tuple[str, Callable[..., Any]]] = {"versions": ("numbered", without_versions)}
+"""The same of what one store tells another."""
+
+
 def take_away(name: str, patch: Patch = setattr) -> None:
     """Take it away in every module of the program that is loaded."""
-    function, faulty = FAULTS[name]
-    real = getattr(fold, function)
+    function, faulty = {**FAULTS, **FAULTS_BETWEEN}[name]
+    real = {"settle": SETTLE, "trace": TRACE, "numbered": NUMBERED}[function]
     modules = [module for key, module in list(sys.modules.items()) if key.startswith("integrity.")]
     found = [module for module in modules if getattr(module, function, None) is real]
     assert any(module.__name__.startswith("integrity.stores.") for module in found), f"no store calls {function}"

@@ -19,6 +19,8 @@ from integrity.core.keys import Key
 
 TOPIC = "shop.public.customers"
 AT_MS = 1_700_000_000_000
+START = 100
+"""The place in the source's order before its first statement."""
 
 
 class Create(NamedTuple):
@@ -87,7 +89,7 @@ class Source:
         self.statements: list[Statement] = []
         self.partitions: dict[int, list[Event]] = {}
         self._partition_of = partition_of
-        self._at = 100
+        self._at = START
 
     def do(self, command: Command) -> None:
         """Carry it out, if it makes sense now."""
