@@ -202,9 +202,13 @@ class Repairer:
 
     def _take(self, batch: Batch, effects: Sequence[Effect], rows: Sequence[int], took_s: float) -> None:
         acted = {effect.change for effect in effects if effect.outcome is Outcome.APPLIED and effect.rows}
-        told = [effect._replace(outcome=Outcome.REPAIRED) for effect in effects if effect.change in acted]
+        told = [
+            effect._replace(outcome=Outcome.REPAIRED) if effect.outcome is Outcome.APPLIED else effect
+            for effect in effects
+            if effect.change in acted
+        ]
         for effect in told:
-            if effect.rows:
+            if effect.rows and effect.outcome is Outcome.REPAIRED:
                 self.mended.rows[effect.dependent] = self.mended.rows.get(effect.dependent, 0) + effect.rows
         self.mended.keys += len(acted)
         for index, change in enumerate(batch.changes):

@@ -66,7 +66,17 @@ class Scripted:
         return {}
 
 
-async def mend(store: Any, keys: int, timeout_s: float = 30) -> Mended:
+class Notes:
+    """An audit."""
+
+    def __init__(self) -> None:
+        self.told: list[Effect] = []
+
+    def write(self, batch: Batch, effects: Sequence[Effect], took_ms: float, actor: str = "") -> None:
+        self.told += effects
+
+
+async def mend(store: Any, keys: int, timeout_s: float = 30, audit: Notes | None = None) -> Mended:
     scanned = Scanned()
     found = Found(Subject("customer", RULE.spec, RULE.dependent, scanned, scanned, ""), Spool(RULE.spec))
     found.orphans.extend([Referenced((key,), 1) for key in range(keys)])
@@ -77,7 +87,7 @@ async def mend(store: Any, keys: int, timeout_s: float = 30) -> Mended:
     async def sleep(seconds: float) -> None: ...
 
     as_store: Store = store
-    repairer = Repairer(found.subject, as_store, yes, None, actor="ada", timeout_s=timeout_s, sleep=sleep)
+    repairer = Repairer(found.subject, as_store, yes, audit, actor="ada", timeout_s=timeout_s, sleep=sleep)
     try:
         return await repairer.run(found)
     finally:
@@ -104,6 +114,15 @@ async def test_what_nobody_can_do_now_ends_the_repair() -> None:
         await mend(Scripted(lambda keys: Retry("It does not answer.", unreachable=True)), 3, timeout_s=0)
     with pytest.raises(OperationError, match="no column"):
         await mend(Scripted(lambda keys: Broken(RULE.id, Reason.SCHEMA_MISMATCH, "There is no column.")), 3)
+
+
+async def test_what_only_counts_below_is_told_as_it_is() -> None:
+    below = Effect(0, "order.invoices", "restrict", Outcome.RESTRICTED, 4)
+    store = Scripted(lambda keys: Applied([Effect(0, RULE.id, "cascade", Outcome.APPLIED, 1), below]))
+    notes = Notes()
+    mended = await mend(store, 1, audit=notes)
+    assert mended.rows == {RULE.id: 1}
+    assert [(each.outcome, each.rows) for each in notes.told] == [(Outcome.REPAIRED, 1), (Outcome.RESTRICTED, 4)]
 
 
 async def test_portion_has_few_keys() -> None:
