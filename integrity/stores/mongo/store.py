@@ -42,8 +42,8 @@ from integrity.stores.mongo.values import CODECS
 from integrity.stores.mongo.verdict import CAUSES, verdict_of
 from integrity.stores.rule import StoreRule, merged
 
-ROWS_MAX: Final = 50_000
-"""Documents of one dependent that a transaction acts on: a second or so, of the sixty that a server allows."""
+ROWS_MAX: Final = 20_000
+"""Documents of one dependent that a transaction acts on: a second or two, of the sixty that a server allows."""
 SELECT_MS: Final = 3_000
 """How long the driver looks for a primary before it gives up; an election takes about a second."""
 _SOCKET_MS: Final = 60_000

@@ -49,7 +49,7 @@ from integrity.stores.topic.writer import BATCH_BYTES, Writer
 
 _T = TypeVar("_T")
 
-ROWS_MAX: Final = 50_000
+ROWS_MAX: Final = 20_000
 """Children of one dependent that a transaction acts on: some seconds. Nobody who reads committed records only may read
 past a transaction that is open."""
 _READ_ON_S: Final = 30.0
