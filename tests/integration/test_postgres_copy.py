@@ -12,6 +12,7 @@ import pytest
 
 from integrity.core.batch import Batch, Span, TopicPartition
 from integrity.core.change import Cell, Op, Origin, ParentChange, Version
+from integrity.core.history import Question
 from integrity.core.keys import Exponential, FieldHint, KeySpec, KeyType
 from integrity.core.outcome import Applied, ApplyResult, Rejected
 from integrity.core.rules.model import (
@@ -30,7 +31,7 @@ from integrity.core.rules.model import (
 )
 from integrity.errors import Finding, Reason
 from integrity.ports import Deadline
-from integrity.stores.postgres import PostgresCopy
+from integrity.stores.postgres import PostgresCopy, PostgresStore
 from integrity.stores.rule import copy_rule
 from tests.integration.pg_shop import fetch, run
 
@@ -198,6 +199,22 @@ async def test_what_does_not_fit_is_told_at_start_with_its_place_and_mend(pg_dat
     left = await findings(pg_database, {"id": "id", "name": "name", "tags": "tags", "due": "due"})
     assert [each.code for each in left] == ["copy_unique"]
     assert [each.code for each in await findings(pg_database, {"id": "id"}, table="nowhere")] == ["table_missing"]
+
+
+async def test_plan_counts_the_row_of_a_copy(pg_database: str) -> None:
+    await run(pg_database, "create table copy (id bigint primary key, name text)", "insert into copy values (1, 'Ada')")
+    reference = {"id": "id"}
+    rows = Dependent(
+        "customer.copy", "copy", "shop", Target(TargetKind.TABLE, "copy"), reference, Cascade(), Ignore(), {}, PLACE
+    )
+    source = Events(("customers",), "debezium", SPEC, Tombstones.DELETE)
+    rule = copy_rule(Parent("customer", source, (), PLACE), Copy(rows, {"id": "id", "name": "name"}))
+    store = PostgresStore("shop", pg_database, {}, lane="integrity.shop", copies={"customer": (rule.rows,)})
+    try:
+        [impact] = await store.impact(Question("customer", [(1,), (2,)]), Deadline.after(30))
+    finally:
+        await store.close()
+    assert (impact.dependent, impact.action, tuple(impact.counts)) == ("customer.copy", "delete", (1, 0))
 
 
 async def test_missing_privileges_are_told_and_the_grants_suffice(pg_database: str) -> None:

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from integrity.core.history import Impact
+from integrity.core.plan import Plan
 from integrity.core.rules.findings import FindingCode
 from integrity.core.rules.graph import as_text, graph_of
 from integrity.core.rules.meaning import copy_hash
@@ -204,3 +206,15 @@ def test_schema_wants_dependents_or_copies() -> None:
     assert not VALIDATOR.is_valid(yaml.safe_load(HEAD))
     [finding] = _findings(HEAD)
     assert re.search("has no dependents", finding.message)
+
+
+@pytest.mark.parametrize("to", [None, (9,)])
+def test_plan_has_a_line_for_a_copy(to: tuple[int, ...] | None) -> None:
+    """When the key changes, the row of the old key goes; that of the new one comes with an event of its own."""
+    walk = Plan(parse_rules({"a.yaml": _file(f"{TABLE}, name: c, {COLUMNS}")}), "customer", (7,), to)
+    portion = walk.ask()
+    assert portion is not None
+    assert portion.stores == ("orders_db",)
+    walk.take(portion, [Impact("customer.c", "delete", (1,))])
+    assert walk.ask() is None
+    assert [(each.dependent.id, each.action, each.rows) for each in walk.found()] == [("customer.c", "delete", 1)]
