@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncpg
 import pytest
 
 from integrity.core.outcome import Rejected
@@ -9,6 +10,7 @@ from integrity.core.rules.model import Action, Cascade, Tombstone
 from integrity.core.undo import Choice, Looked, Portion, Verdict
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
+from integrity.stores.postgres.undo import Undoer
 from tests.contract.graph_rules import LINE, comments
 from tests.contract.undoing import event, keeping, kept, undo
 from tests.contract.world import AT_MS, Events, apply, rule
@@ -215,3 +217,26 @@ async def test_rule_without_undo_has_the_statements_it_would_have_anyway(pg_data
             [effects] = (store._effects or {}).values()
             texts.append(effects.sql("remove", split=False, extra=False))
     assert ["undo" in text for text in texts] == [False, True]
+
+
+async def test_portion_is_found_by_index_with_or_without_statistics(pg_database: str) -> None:
+    sql, _ = Undoer("integrity", {}).page_sql(Choice(event(0)))
+    async with store_of(pg_database):
+        pass
+    connection = await asyncpg.connect(pg_database)
+    try:
+        await connection.execute("set plan_cache_mode = force_generic_plan; set enable_seqscan = off")
+        await connection.execute(f"prepare page as {sql}")
+        for _ in range(2):
+            plan = "\n".join(row[0] for row in await connection.fetch("explain execute page(5, 500, 'a/0/1', 9)"))
+            assert "undo_was" in plan, plan
+            assert "undo_event" in plan, plan
+            await connection.execute(
+                """insert into integrity.undo (event, version, entity, key, dependent, key_hash, action, "row", was,
+                    image, at_ms, expires_ms)
+                select 'a/0/' || n / 100, '0:1', 'c', '[1]', 'c.o', '', 'cascade', row, row, row, 1, 9
+                from (select n, jsonb_build_object('id', n::text) row from generate_series(1, 20000) n) r;
+                analyze integrity.undo"""
+            )
+    finally:
+        await connection.close()
