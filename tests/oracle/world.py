@@ -55,9 +55,9 @@ from tests.oracle.events import Record
 from tests.oracle.history import Write
 
 CARD_PARTITIONS: Final = 2
-CAUGHT_UP_TIMEOUT_S: Final = 300
+CAUGHT_UP_TIMEOUT_S: Final = 600
 SMALL: Final = ((200, 1), (1_000, 2))
-LARGE: Final = ((1_000, 1), (2_000, 1))
+LARGE: Final = ((500, 1), (1_000, 1))
 """Batch size and pool size of each process of a side."""
 HOPS: Final = 4
 """How often what follows in one store is told to another, at most."""
