@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest_asyncio
 from integrity.core.batch import Batch, DeadLetterMark, Discard, Redrive, Span, TopicPartition
 from integrity.core.change import ParentChange
 from integrity.core.copies import UPSERT
-from integrity.core.outcome import Effect, Outcome, Rejected
+from integrity.core.outcome import Applied, Effect, Outcome, Rejected, Retry
 from integrity.errors import Reason
 from integrity.ports import Deadline
 from tests.contract.copies import CopyHarness, opened, params, row
@@ -255,3 +256,27 @@ def _again(events: Events) -> Events:
     fresh._next = dict(events._next)
     fresh._start = {partition: end - 1 for partition, end in events._next.items()}
     return fresh
+
+
+@pytest.mark.parametrize("name", params(["memory", "postgres", "mongo"]))
+async def test_two_processes_with_the_same_keys_leave_the_newest_rows(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    """A topic that was given more partitions has the events of one key in two of them."""
+    async with opened(request, name) as copies:
+        stores = [await copies.open(), await copies.another()]
+        keys = range(20)
+
+        async def enforce(number: int) -> None:
+            events = Events()
+            for at in range(1, 6):
+                for key in keys:
+                    version = 10 * at + (number + key + at) % 2
+                    events.alive((key,), version, number, row=row(f"v{version}"))
+                batch = events.batch()
+                while isinstance(result := await stores[number].apply(batch, Deadline.after(30)), Retry):
+                    pass
+                assert isinstance(result, Applied), result
+
+        await asyncio.gather(enforce(0), enforce(1))
+        assert await copies.rows() == {key: ("v51", None) for key in keys}
