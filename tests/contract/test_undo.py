@@ -23,6 +23,7 @@ from tests.contract.test_graph import references as references_of
 from tests.contract.test_histories import rules
 from tests.contract.test_parts import in_parts, pieces
 from tests.contract.test_redrive import again, left_out
+from tests.contract.test_scan import found_in, mend, parents, subject
 from tests.contract.test_sweeps import began, swept
 from tests.contract.undoing import BACK, CHANGED, DAY_MS, EXISTS, GONE, ORDERS, event, keeping, kept, undo
 from tests.contract.world import AT_MS, COMPOSITE, ENTITY, MARK, Events, apply, orders, rule, rules_of
@@ -408,3 +409,17 @@ async def test_everything_that_a_random_history_did_is_undone(harness: Harness, 
 @pytest.mark.parametrize("seed", [102])
 async def test_everything_that_a_random_history_with_marks_did_is_undone(harness: Harness, seed: int) -> None:
     await everything(harness, seed, marks=True)
+
+
+async def test_what_a_repair_of_orphans_did_is_undone_by_its_name(harness: Harness) -> None:
+    of, parent = kept(Cascade()), parents()
+    store = await harness.open(rules_of(of, parent), orders(1, 1, 9) | {"customers": [{"id": 9}]})
+    found = await found_in(subject(harness.scanner(), of, parent))
+    await mend(store, found)
+    found.orphans.close()
+    assert await references(harness) == {3: 9}
+    assert await undo(store, since_ms=0, dependents=[ORDERS]) == {(ORDERS, BACK): 2}
+    assert await references(harness) == {1: 1, 2: 1, 3: 9}
+    history = await store.history(ENTITY, (1,), Deadline.after(30))  # type: ignore[attr-defined]
+    [undone] = history.undone
+    assert undone.event_id == history.enforced[-1].fate.event_id
