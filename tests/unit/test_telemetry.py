@@ -46,6 +46,7 @@ def used_metrics() -> Metrics:
     metrics.set_oldest_unenforced("orders_db", 1.5)
     metrics.set_store_up("orders_db", up=True)
     metrics.set_dependent_halted("customer.orders", halted=True)
+    metrics.set_orphans("customer.orders", 3)
     metrics.observe_enforcement("orders_db", [0.005, 0.03, 1e9])
     metrics.observe_batch("orders_db", 2000)
     return metrics
