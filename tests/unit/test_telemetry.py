@@ -69,6 +69,7 @@ def test_every_value_is_shown_under_the_names_of_the_contract() -> None:
         'integrity_oldest_unenforced_seconds{store="orders_db"} 1.5',
         'integrity_store_up{store="orders_db"} 1.0',
         'integrity_dependent_halted{dependent="customer.orders"} 1.0',
+        'integrity_orphans{dependent="customer.orders"} 3.0',
         'integrity_enforcement_seconds_count{store="orders_db"} 3.0',
         'integrity_enforcement_seconds_sum{store="orders_db"} 1.000000000035e+09',
         'integrity_batch_size_count{store="orders_db"} 1.0',
