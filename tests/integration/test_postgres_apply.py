@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -13,7 +14,7 @@ import pytest
 from integrity.core.batch import Batch
 from integrity.core.change import Version
 from integrity.core.keys import Key, KeySpec, KeyType
-from integrity.core.outcome import Applied, Outcome, Rejected
+from integrity.core.outcome import Applied, Outcome, Rejected, Retry
 from integrity.core.rules.model import Cascade, EventValue, Nullify, SetDefault, Tombstone
 from integrity.errors import Reason
 from integrity.ports import Deadline
@@ -92,7 +93,7 @@ async def test_every_key_type_moves_and_deletes_in_the_columns_it_goes_with(
     chosen = rule(Cascade(), spec=spec_of(kind))
     async with store_of(pg_database, chosen) as store:
         assert await store.check(Deadline.after(10)) == []
-        for statement in ("remove listed", "remove", "refer"):
+        for statement in ("remove counted", "remove listed", "remove", "refer"):
             await assert_reads_by_index(store, chosen, statement)
         events = Events()
         events.deleted(two, 10)
@@ -476,7 +477,7 @@ async def test_deletions_of_2000_new_keys_take_at_most_ten_round_trips(pg_databa
             turns.append(wire.turns - before)
         # The first two prepare statements, too.
         assert turns[1] <= 10
-        assert turns[2] == 7  # begin, progress, heads, delete, heads, progress, commit
+        assert turns[2] == 8  # begin, progress, heads, delete, how many, heads, progress, commit
 
 
 async def test_batch_of_alive_records_reads_the_ledger_once_and_writes_only_the_progress(pg_database: str) -> None:
@@ -493,10 +494,10 @@ async def test_batch_of_alive_records_reads_the_ledger_once_and_writes_only_the_
     assert await fetch(pg_database, "select count(*) from integrity.keys") == [(0,)]
 
 
-@pytest.mark.parametrize("kind", ["count", "remove listed", "remove", "mark", "refer"])
+@pytest.mark.parametrize("kind", ["count", "remove counted", "remove listed", "remove", "mark", "refer"])
 @pytest.mark.parametrize("width", [1, 2])
 async def test_every_statement_finds_its_rows_by_the_index(pg_database: str, kind: str, width: int) -> None:
-    if kind == "remove listed" and width == 2:
+    if kind in ("remove counted", "remove listed") and width == 2:
         kind = "remove"
     columns = "customer_tenant text, customer_code bigint" if width == 2 else "customer_id bigint"
     values = "'t' || n % 3, n / 10" if width == 2 else "n / 10"
@@ -510,7 +511,7 @@ async def test_every_statement_finds_its_rows_by_the_index(pg_database: str, kin
     chosen = rule(MARK if kind == "mark" else Cascade(), **({"spec": COMPOSITE} if width == 2 else {}))
     async with store_of(pg_database, chosen) as store:
         assert await codes(store) == []
-        for split in (False,) if kind == "remove listed" else (False, True):
+        for split in (False,) if kind in ("remove counted", "remove listed") else (False, True):
             for extra in (False, True) if kind in ("mark", "refer") else (False,):
                 await assert_reads_by_index(store, chosen, kind, split=split, extra=extra)
 
@@ -520,7 +521,8 @@ async def assert_reads_by_index(
 ) -> None:
     async with store._sessions.connection(Deadline.after(30)) as connection:
         resolved = await resolve(connection, [chosen], "integrity")
-        sql = Effects(resolved.tables[chosen.id], "integrity.arrivals").sql(kind, split=split, extra=extra)
+        effects = Effects(resolved.tables[chosen.id], "integrity.arrivals")
+        sql = effects.sql_counted() if kind == "remove counted" else effects.sql(kind, split=split, extra=extra)
         count = max(int(part[: len(part) - len(part.lstrip("0123456789"))] or 0) for part in sql.split("$")[1:])
         await connection.execute(f"prepare p as {sql}")
         nulls = ", ".join(["null"] * count)
@@ -679,3 +681,50 @@ async def test_rows_between_two_events_are_told_apart_by_their_column(pg_databas
         events.deleted((1,), 20, occurred=3 * 86_400_000)
         assert [effect.rows for effect in await apply(store, events.batch())] == [1, 2]
     assert await fetch(pg_database, "select id from orders") == [(3,)]
+
+
+async def test_rows_that_somebody_else_removes_meanwhile_are_not_counted(pg_database: str) -> None:
+    """Rows are counted before they are removed: what others did to them in between is noticed, and counted again."""
+    await run(pg_database, ORDERS, INDEX, "insert into orders values (1, 1), (2, 1), (3, 1), (4, 2)")
+    other = await asyncpg.connect(pg_database)
+    try:
+        async with store_of(pg_database, rule(Cascade()), lock_timeout_s=30) as store:
+            assert await codes(store) == []
+            events = Events()
+            events.deleted((1,), 10)
+            events.deleted((2,), 20)
+            batch = events.batch()
+            await other.execute("begin; delete from orders where id = 2")
+            applying = asyncio.create_task(store.apply(batch, Deadline.after(30)))
+            waiting = (
+                "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+            )
+            while await other.fetchval(waiting) == 0:
+                await asyncio.sleep(0.01)
+            await other.execute("commit")
+            assert isinstance(await applying, Retry)
+            assert [e.rows for e in await apply(store, batch)] == [2, 1]
+    finally:
+        await other.close()
+    assert await fetch(pg_database, "select count(*) from orders") == [(0,)]
+
+
+async def test_rows_that_a_trigger_keeps_are_not_counted(pg_database: str) -> None:
+    await run(
+        pg_database,
+        ORDERS,
+        INDEX,
+        "insert into orders values (1, 1), (2, 1), (3, 2)",
+        "create function public.keep() returns trigger language plpgsql as $$ begin return null; end $$",
+        "create trigger keep before delete on orders for each row when (old.id = 2) execute function public.keep()",
+    )
+    async with store_of(pg_database, rule(Cascade())) as store:
+        assert await codes(store) == []
+        events = Events()
+        events.deleted((1,), 10)
+        batch = events.batch()
+        assert isinstance(await store.apply(batch, Deadline.after(30)), Retry)
+        assert [e.rows for e in await apply(store, batch)] == [1]
+        events.deleted((2,), 20)
+        assert [e.rows for e in await apply(store, events.batch())] == [1]
+    assert await fetch(pg_database, "select id from orders") == [(2,)]

@@ -197,6 +197,10 @@ class Bound(Enum):
     """Not more than so many rows, any of them."""
 
 
+class Miscounted(Exception):
+    """Rows were counted that others removed meanwhile; nothing is to be committed. The next try counts otherwise."""
+
+
 class Effects:
     """The statements of one dependent. `keeper`: it is kept what the rows were."""
 
@@ -210,6 +214,8 @@ class Effects:
             (setting, _event_array(setting)) for setting in table.settings if isinstance(setting.value, EventValue)
         ]
         self._texts: dict[tuple[str, bool, bool, Bound], str] = {}
+        # What a partitioned table removes is told of its partitions.
+        self._counts_first = not table.partitioned
 
     @property
     def id(self) -> str:
@@ -332,10 +338,35 @@ class Effects:
             _, conditions = reach(self._table, 0)
             status = await connection.execute(self.sql("remove one", bound=bound), *columns, *conditions, limit)
             return [(1, int(status.rpartition(" ")[2]))]
+        if bound is Bound.WHOLE and self._counts_first:
+            return await self._remove_counted(connection, columns[0], limit)
         # One comparison with a list reads the table page by page, twice as fast as a join key by key.
         place_of = {bound: place for place, bound in enumerate(columns[0], 1)}
         found = await self._run(connection, "remove listed", False, False, columns, bound, limit)
         return [(place_of[bound], count) for bound, count in found]
+
+    async def _remove_counted(
+        self, connection: Connection, keys: Sequence[object], limit: int | None
+    ) -> Sequence[tuple[int, int]]:
+        """Remove rows that were counted just before, in the same statement: a third less work than naming each removed
+        row. What others do to the rows meanwhile only makes fewer of them go: then the numbers differ (so they do where
+        triggers keep rows, or remove more). Raises Miscounted, and counts the removed rows themselves from then on."""
+        sql = self._texts.get(("remove counted", False, False, Bound.WHOLE))
+        if sql is None:
+            sql = self._texts["remove counted", False, False, Bound.WHOLE] = self.sql_counted()
+        _, conditions = reach(self._table, 0)
+        name = quoted(self._table.schema, self._table.name)
+        found = await connection.fetchrow(sql, keys, *conditions, limit, name)
+        assert found is not None, "an aggregate is one row"
+        counted, rows, total, before = found
+        if total == limit:
+            raise TooManyRows
+        after = await connection.fetchval("select pg_stat_get_xact_tuples_deleted($1::text::regclass)", name)
+        if after - before != total:
+            self._counts_first = False
+            raise Miscounted
+        place_of = {bound: place for place, bound in enumerate(keys, 1)}
+        return [(place_of[bound], count) for bound, count in zip(counted or (), rows or (), strict=True)]
 
     async def _mark(
         self,
@@ -433,6 +464,23 @@ class Effects:
         if found is None or found[0] is None:
             return ()
         return list(zip(found[0], found[1], strict=True))
+
+    def sql_counted(self) -> str:
+        """The text of the statement that counts and removes: keys, how many rows of each, of all up to the bound, and
+        how many rows of the table this session says that it has removed before."""
+        table = self._table
+        codec, column = table.codecs[0], f"t.{quoted(table.rule.dependent.columns[0])}"
+        within, values = reach(table, 1)
+        fits = " and ".join([f"{column} = any({codec.compared('$1')})", *within])
+        limit, target = f"${len(values) + 2}::int8", target_of(table)
+        return (
+            f"with counted as materialized (select n, count(*) as c from (select {codec.read(column)} as n"
+            f" from {target} t where {fits} limit {limit}) r group by n),"
+            " gate as materialized (select coalesce(sum(c), 0)::int8 as n from counted),"
+            f" acted as (delete from {target} t where {fits} and (select n from gate) < {limit})"
+            " select array_agg(n), array_agg(c), (select n from gate),"
+            f" pg_stat_get_xact_tuples_deleted(${len(values) + 3}::text::regclass) from counted"
+        )
 
     def sql(self, kind: str, *, split: bool = False, extra: bool = False, bound: Bound = Bound.NOT) -> str:
         """The text of a statement, which gives rows per place in the arrays (remove listed: per value), and of one that

@@ -67,7 +67,7 @@ from integrity.stores.descent import (
 from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
-from integrity.stores.postgres.effects import Effects, Table
+from integrity.stores.postgres.effects import Effects, Miscounted, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
 from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
@@ -306,6 +306,8 @@ class PostgresStore:
                 return await self._whole_or_part(connection, batch, at)
         except Collision:
             return Retry("Another process wrote of the same key at the same time.")
+        except Miscounted:
+            return Retry("Somebody else removed some of the same rows at the same time.")
         except Unfit as exc:
             assert at.dependent is not None
             refused = Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
