@@ -22,7 +22,7 @@ demo: $(VENV)/.demo ## Run the demo: a small shop on embedded servers.
 	@$(BIN)/integrity demo $(ARGS)
 
 test: $(VENV)/.dev ## Run every test: unit, property, contract, integration, acceptance.
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev ## Format check, lint, types, layers and the fast tests.
 	@$(BIN)/ruff format --check .

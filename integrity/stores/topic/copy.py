@@ -186,6 +186,8 @@ class TopicCopy:
     async def _take_over(self) -> None:
         """Fence whoever owned the copy, and learn from the ledger what came of its last transaction."""
         self._discard_writer()
+        # While the former writer is still aborting, the coordinator may take the new one for the fenced one.
+        await self._closer.wait()
         writer = self._writer = Writer(self._client, f"{self._group}.{self.name}", batch_bytes=self._batch_bytes)
         # Before it is written to: some servers make a topic that is missing.
         found = await self._reader.partitions([self._topic, self._ledger.topic])

@@ -237,6 +237,7 @@ class TopicStore:
             try:
                 async with asyncio.timeout(deadline.remaining_s()):
                     if self._undo_writer is None:
+                        await self._closer.wait()  # as in a take-over
                         writer = Writer(self._client, f"{self._lane}.{self.name}.undo", batch_bytes=self._batch_bytes)
                         self._undo_writer = writer
                         await writer.start()
@@ -331,6 +332,8 @@ class TopicStore:
     async def _take_over(self) -> None:
         """Fence whoever owned the store, and learn from the ledger what came of its last transaction."""
         self._discard_writer()
+        # While the former writer is still aborting, the coordinator may take the new one for the fenced one.
+        await self._closer.wait()
         writer = Writer(self._client, f"{self._lane}.{self.name}", batch_bytes=self._batch_bytes)
         self._writer = writer
         # Before it is written to: some servers make a topic that is missing.
