@@ -335,13 +335,7 @@ async def scanning(
                     settings.kafka.client, group=settings.lane(name), topics=sorted(_lane_decoders(rules, name))
                 )
                 closing.push_async_callback(progress.close)
-                audit = _audit(
-                    settings, rules, lambda count: log.warning("audit records were dropped", extra={"count": count})
-                )
-                if audit is not None:
-                    audit.start()
-                    trail = audit
-                    closing.push_async_callback(lambda: trail.close(Deadline.after(CONNECT_TIMEOUT_S)))
+                audit = _person_audit(closing, settings, rules)
                 yield Repairer(
                     subject,
                     store,
@@ -438,11 +432,7 @@ async def service(
         stack.push_async_callback(lambda: telemetry.close(Deadline.after(CLOSE_TIMEOUT_S)))
         letters = DeadLetters(client, topic=settings.dlq.topic, group=settings.group)
         stack.push_async_callback(lambda: letters.close(Deadline.after(CLOSE_TIMEOUT_S)))
-        audit = _audit(settings, rules, metrics.count_audit_dropped)
-        if audit is not None:
-            audit.start()
-            trail = audit
-            stack.push_async_callback(lambda: trail.close(Deadline.after(CLOSE_TIMEOUT_S)))
+        audit = _audit(stack, settings, rules, metrics.count_audit_dropped, close_s=CLOSE_TIMEOUT_S)
         following = asyncio.create_task(
             OpenLetters(client, settings.dlq.topic, lambda now: metrics.set_waiting(*now)).run(), name="open letters"
         )
@@ -520,11 +510,7 @@ async def redriver(
             client, client_id=f"{settings.group}-redrive", batch_bytes_max=min(BATCH_BYTES_MAX, facts.bytes_max)
         )
         stack.push_async_callback(lambda: producer.close(Deadline.after(CLOSE_TIMEOUT_S)))
-        audit = _audit(settings, rules, lambda count: log.warning("audit records were dropped", extra={"count": count}))
-        if audit is not None:
-            audit.start()
-            trail = audit
-            stack.push_async_callback(lambda: trail.close(Deadline.after(CONNECT_TIMEOUT_S)))
+        audit = _person_audit(stack, settings, rules)
         yield Redriver(
             reader,
             index,
@@ -549,11 +535,7 @@ async def undoer(
         for name, store_settings in chosen_stores(settings, rules, names).items():
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
-        audit = _audit(settings, rules, lambda count: log.warning("audit records were dropped", extra={"count": count}))
-        if audit is not None:
-            audit.start()
-            trail = audit
-            stack.push_async_callback(lambda: trail.close(Deadline.after(CONNECT_TIMEOUT_S)))
+        audit = _person_audit(stack, settings, rules)
         yield Undoer(
             stores,
             choice,
@@ -569,11 +551,26 @@ def _undo_timeout_s(store: StoreSettings) -> float:
     return VIEW_TIMEOUT_S if store.kind is StoreKind.TOPIC else store.timeout
 
 
-def _audit(settings: Settings, rules: RuleSet, on_dropped: Callable[[int], None]) -> AuditTrail | None:
+def _person_audit(stack: AsyncExitStack, settings: Settings, rules: RuleSet) -> AuditTrail | None:
+    """The audit of what a person does: nobody reads metrics there, so what is dropped is said."""
+
+    def say(count: int) -> None:
+        log.warning("audit records were dropped", extra={"count": count})
+
+    return _audit(stack, settings, rules, say, close_s=CONNECT_TIMEOUT_S)
+
+
+def _audit(
+    stack: AsyncExitStack, settings: Settings, rules: RuleSet, on_dropped: Callable[[int], None], *, close_s: float
+) -> AuditTrail | None:
+    """The audit trail, started, and closed by the stack; None when it is switched off."""
     if not settings.audit.topic:
         return None
     secret = settings.audit.hmac_key.get_secret_value().encode() if settings.audit.hash_keys else None
-    return AuditTrail(settings.kafka.client, rules, topic=settings.audit.topic, on_dropped=on_dropped, hmac_key=secret)
+    trail = AuditTrail(settings.kafka.client, rules, topic=settings.audit.topic, on_dropped=on_dropped, hmac_key=secret)
+    trail.start()
+    stack.push_async_callback(lambda: trail.close(Deadline.after(close_s)))
+    return trail
 
 
 def _closing(sender: DerivedEvents) -> Callable[[], Awaitable[None]]:
