@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from integrity.core.batch import ANY_DEPENDENT, DeadLetterMark, Share
 from integrity.core.change import EARLIEST, Op, ParentChange, Version
-from integrity.core.fold import Group, Leave, Policy, Settled, follow
+from integrity.core.fold import Group, Leave, Policy, Settled, credit, follow
 from integrity.core.keys import Key
 from integrity.core.ledger import Done, Fate, Head, Pending, done_by_fate
 from integrity.core.outcome import Effect, Outcome, Rejected
@@ -282,3 +282,26 @@ def retrace(
     for key, fate in admitted.starts.get(policy.dependent, ()):
         groups += follow(policy, settled, key, fate, left_out)
     return groups
+
+
+def share_credit(
+    policy: Policy,
+    share: Share,
+    settled: Settled,
+    admitted: Admitted,
+    groups: Sequence[Group],
+    rows: Sequence[int],
+    already: Mapping[int, int],
+) -> list[Effect]:
+    """The effects of a share on one dependent: `credit`, redriven changes included."""
+    left_out = share.left_out(policy.dependent)
+    return credit(
+        policy,
+        share.changes,
+        settled.outcomes,
+        groups,
+        rows,
+        left_out=left_out,
+        only=admitted.only,
+        already=already,
+    )

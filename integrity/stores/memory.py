@@ -23,7 +23,6 @@ from integrity.core.fold import (
     Removed,
     Settled,
     Turn,
-    credit,
     lookups,
     settle,
     trace,
@@ -45,7 +44,16 @@ from integrity.core.parts import (
     place_of,
     remaining,
 )
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
+from integrity.core.redrive import (
+    Admitted,
+    admit,
+    aside,
+    keys_in_question,
+    made_up_for,
+    repaired_by,
+    retrace,
+    share_credit,
+)
 from integrity.core.rules.model import Dependent, EventValue, Literal, Tombstone
 from integrity.core.scan import Known, Page, Referenced, known_of, order_of
 from integrity.core.sweep import (
@@ -459,7 +467,7 @@ class MemoryStore:
             groups = list(with_trails(rule, groups, decision.settled, share.left_out(rule.id), firsts))
             rows = self._execute(draft, rule, groups, batch.at_ms, left)
             left -= sum(rows)
-            effects += self._credit(rule, share, decision, groups, rows, {})
+            effects += share_credit(rule.policy, share, decision.settled, decision.admitted, groups, rows, {})
             for key, update in heads_of_part(groups, decision.heads).items():
                 _write_head(draft, share.entity, key, draft.heads.get((share.entity, key)), update)
         draft.parts[place_of(batch)] = added(draft.parts.get(place_of(batch), {}), batch, effects)
@@ -488,7 +496,7 @@ class MemoryStore:
             over = held(rule.id, rule.dependent.max_rows, groups, rows, approved)
             if over := over or descent.held(rule, approved):
                 return over
-            effects += self._credit(rule, share, decision, groups, rows, done)
+            effects += share_credit(rule.policy, share, decision.settled, decision.admitted, groups, rows, done)
         effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         for key, update in heads_to_write(read, own, heads, settled.updates).items():
@@ -539,18 +547,6 @@ class MemoryStore:
         arrivals = {key: {since for since, _ in state.arrivals.get((rule.id, key), ())} for key in settled.updates}
         groups = trace(rule.policy, settled, arrivals, left_out=left_out)
         return groups + retrace(rule.policy, settled, decision.admitted, left_out=left_out)
-
-    def _credit(
-        self,
-        rule: StoreRule,
-        share: Share,
-        decision: _Decision,
-        groups: Sequence[Group],
-        rows: Sequence[int],
-        done: Mapping[int, int],
-    ) -> list[Effect]:
-        outcomes, left_out, only = decision.settled.outcomes, share.left_out(rule.id), decision.admitted.only
-        return credit(rule.policy, share.changes, outcomes, groups, rows, left_out=left_out, only=only, already=done)
 
     def _count(self, state: _State, rule: StoreRule, groups: Sequence[Group]) -> list[int]:
         """How many rows each group has."""

@@ -11,13 +11,22 @@ from pymongo.errors import OperationFailure
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.derive import Happened, Rows, keys_of, numbered
-from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
+from integrity.core.fold import Group, Settled, lookups, settle, trace
 from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
 from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected, Unfinished
 from integrity.core.parts import Parts, acting, added, already, heads_of_part, in_part, place_of, remaining
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
+from integrity.core.redrive import (
+    Admitted,
+    admit,
+    aside,
+    keys_in_question,
+    made_up_for,
+    repaired_by,
+    retrace,
+    share_credit,
+)
 from integrity.stores.descent import (
     CLOSURE_MAX,
     Ask,
@@ -146,7 +155,7 @@ class Attempt:
                     return acted
                 self.dependent = None
                 left -= sum(acted.rows)
-                effects += self._credit(rule, share, decided, groups, acted.rows, {})
+                effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, acted.rows, {})
                 await ledger.remove_arrivals(acted.ended, session)
                 came = [(hash_of[key], since, id_) for key, since, id_ in acted.came]
                 await ledger.add_arrivals(rule.id, came, session)
@@ -168,18 +177,6 @@ class Attempt:
         sinces = {key: {a.since for a in of_key} for key, of_key in mine.items()}
         groups = trace(rule.policy, settled, sinces, left_out=left_out)
         return mine, groups + retrace(rule.policy, settled, decided.admitted, left_out=left_out)
-
-    def _credit(
-        self,
-        rule: StoreRule,
-        share: Share,
-        decided: _Decided,
-        groups: Sequence[Group],
-        rows: Sequence[int],
-        done: Mapping[int, int],
-    ) -> list[Effect]:
-        outcomes, left_out, only = decided.settled.outcomes, share.left_out(rule.id), decided.admitted.only
-        return credit(rule.policy, share.changes, outcomes, groups, rows, left_out=left_out, only=only, already=done)
 
     async def _decide(self, share: Share, session: AsyncClientSession) -> _Decided | Rejected:
         """What the events of a share come to."""
@@ -235,7 +232,7 @@ class Attempt:
                 return over
             self.dependent = self.below = None
             came, way.came = way.came, []
-            effects += self._credit(rule, share, decided, groups, rows, done)
+            effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, rows, done)
             await self._ledger.add_arrivals(rule.id, [(hash_of[key], since, id_) for key, since, id_ in came], session)
         effects += way.descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         await self._write_down(way, session)

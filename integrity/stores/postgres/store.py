@@ -18,7 +18,7 @@ import asyncpg
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Op, Version
 from integrity.core.derive import Happened, Rows, keys_of, numbered
-from integrity.core.fold import Group, Settled, credit, lookups, settle, trace
+from integrity.core.fold import Group, Settled, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key, key_hash
@@ -47,7 +47,16 @@ from integrity.core.parts import (
     place_of,
     remaining,
 )
-from integrity.core.redrive import Admitted, admit, aside, keys_in_question, made_up_for, repaired_by, retrace
+from integrity.core.redrive import (
+    Admitted,
+    admit,
+    aside,
+    keys_in_question,
+    made_up_for,
+    repaired_by,
+    retrace,
+    share_credit,
+)
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
 from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
@@ -496,16 +505,7 @@ class PostgresStore:
                 return over
             if over := way.descent.held(rule, approved):
                 return over
-        return credit(
-            rule.policy,
-            share.changes,
-            settled.outcomes,
-            groups,
-            rows,
-            left_out=left_out,
-            only=admitted.only,
-            already=done,
-        )
+        return share_credit(rule.policy, share, settled, admitted, groups, rows, done)
 
     async def _descend(self, connection: Connection, asks: Branch, way: _Way, at: _Place) -> list[int]:
         """Carry out the groups of a dependent, and all that depends on its rows."""

@@ -16,7 +16,7 @@ from aiokafka.partitioner import murmur2
 from integrity.core.batch import Batch, Share, TopicPartition, shares
 from integrity.core.change import Version
 from integrity.core.derive import keys_of, numbered
-from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Settled, credit, lookups, settle, trace
+from integrity.core.fold import Counted, Group, Marked, Referencing, Removed, Settled, lookups, settle, trace
 from integrity.core.gate import held
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, HeadUpdate, done_by_fate, heads_to_write
@@ -43,6 +43,7 @@ from integrity.core.redrive import (
     made_up_for,
     repaired_by,
     retrace,
+    share_credit,
 )
 from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Repaired
@@ -175,7 +176,7 @@ class Enforcement:
                 groups = list(with_trails(rule, groups, settled, share.left_out(rule.id), firsts))
                 rows = yield from self.execute(number, rule, groups, left)
                 left -= sum(rows)
-                effects += self._credit(rule, share, decided, groups, rows, {})
+                effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, rows, {})
                 led_to |= heads_of_part(groups, decided.heads)
             yield self.heads(share.entity, (), decided.heads, led_to, ())
         reached = self._counts.get(place, self._batch.spans[place].start)
@@ -218,18 +219,6 @@ class Enforcement:
         groups = trace(rule.policy, settled, arrivals, left_out=left_out)
         return groups + retrace(rule.policy, settled, decided.admitted, left_out=left_out)
 
-    def _credit(
-        self,
-        rule: StoreRule,
-        share: Share,
-        decided: _Decided,
-        groups: Sequence[Group],
-        rows: Sequence[int],
-        done: Mapping[int, int],
-    ) -> list[Effect]:
-        outcomes, left_out, only = decided.settled.outcomes, share.left_out(rule.id), decided.admitted.only
-        return credit(rule.policy, share.changes, outcomes, groups, rows, left_out=left_out, only=only, already=done)
-
     def _share(self, share: Share, parts: Parts) -> Work:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
@@ -250,7 +239,7 @@ class Enforcement:
             rows = yield from self._descend(descent.branch(rule, groups, settled, changes, left_out, firsts))
             if over := descent.held(rule, approved):
                 raise HeldBack(over)
-            effects += self._credit(rule, share, decided, groups, rows, done)
+            effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, rows, done)
         effects += descent.effects(rules, changes, settled.outcomes, share.exceptions, admitted.only)
         own = {change.key for change in changes}
         yield self.heads(entity, rules, heads, heads_to_write(read, own, heads, settled.updates), effects)
