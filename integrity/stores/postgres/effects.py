@@ -216,6 +216,7 @@ class Effects:
         self._texts: dict[tuple[str, bool, bool, Bound], str] = {}
         # What a partitioned table removes is told of its partitions.
         self._counts_first = not table.partitioned
+        self._counting_text = ""
 
     @property
     def id(self) -> str:
@@ -338,25 +339,26 @@ class Effects:
             _, conditions = reach(self._table, 0)
             status = await connection.execute(self.sql("remove one", bound=bound), *columns, *conditions, limit)
             return [(1, int(status.rpartition(" ")[2]))]
-        if bound is Bound.WHOLE and self._counts_first:
-            return await self._remove_counted(connection, columns[0], limit)
         # One comparison with a list reads the table page by page, twice as fast as a join key by key.
         place_of = {bound: place for place, bound in enumerate(columns[0], 1)}
-        found = await self._run(connection, "remove listed", False, False, columns, bound, limit)
+        if bound is Bound.WHOLE and self._counts_first:
+            found = await self._remove_counted(connection, columns[0], limit)
+        else:
+            found = await self._run(connection, "remove listed", False, False, columns, bound, limit)
         return [(place_of[bound], count) for bound, count in found]
 
     async def _remove_counted(
         self, connection: Connection, keys: Sequence[object], limit: int | None
-    ) -> Sequence[tuple[int, int]]:
+    ) -> Sequence[tuple[Any, int]]:
         """Remove rows that were counted just before, in the same statement: a third less work than naming each removed
-        row. What others do to the rows meanwhile only makes fewer of them go: then the numbers differ (so they do where
-        triggers keep rows, or remove more). Raises Miscounted, and counts the removed rows themselves from then on."""
-        sql = self._texts.get(("remove counted", False, False, Bound.WHOLE))
-        if sql is None:
-            sql = self._texts["remove counted", False, False, Bound.WHOLE] = self.sql_counted()
+        row. Gives rows per key. What others do to the rows meanwhile only makes fewer of them go: then the numbers
+        differ (so they do where triggers keep rows, or remove more). Raises Miscounted, and counts the removed rows
+        themselves from then on."""
+        if not self._counting_text:
+            self._counting_text = self.sql_counted()
         _, conditions = reach(self._table, 0)
         name = quoted(self._table.schema, self._table.name)
-        found = await connection.fetchrow(sql, keys, *conditions, limit, name)
+        found = await connection.fetchrow(self._counting_text, keys, *conditions, limit, name)
         assert found is not None, "an aggregate is one row"
         counted, rows, total, before = found
         if total == limit:
@@ -365,8 +367,7 @@ class Effects:
         if after - before != total:
             self._counts_first = False
             raise Miscounted
-        place_of = {bound: place for place, bound in enumerate(keys, 1)}
-        return [(place_of[bound], count) for bound, count in zip(counted or (), rows or (), strict=True)]
+        return list(zip(counted or (), rows or (), strict=True))
 
     async def _mark(
         self,
