@@ -61,7 +61,7 @@ class PostgresCopy:
                 findings = await ledger_findings(connection, self._ledger.schema)
                 return [*findings, *await self._resolve(connection)]
         except DRIVER_ERRORS as exc:
-            raise self._unreachable(fault_of(exc)) from exc
+            raise self._sessions.unreachable(fault_of(exc)) from exc
 
     def ddl(self) -> str:
         return ddl(self._ledger.schema)
@@ -218,13 +218,7 @@ class PostgresCopy:
             return LedgerError(
                 f"Store {self.name}: the ledger can't be {what}. {fault.message}", hint="Run `integrity migrate`."
             )
-        return self._unreachable(fault)
-
-    def _unreachable(self, fault: Fault) -> UnreachableError:
-        return UnreachableError(
-            f"Store {self.name}: PostgreSQL at {self._sessions.server} can't be used. {fault.message}",
-            hint="Check that it runs, its address, and the role's password.",
-        )
+        return self._sessions.unreachable(fault)
 
     async def _resolve(self, connection: Connection) -> list[Finding]:
         self._table, findings = await resolve_copy(connection, self._rule, self._ledger.schema)

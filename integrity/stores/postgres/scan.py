@@ -16,7 +16,7 @@ import asyncpg
 from integrity.core.change import parse_version
 from integrity.core.keys import Key, KeyType, Scalar, key_hash, parse_canonical
 from integrity.core.scan import UNHEARD, Heard, Known, Page, Referenced
-from integrity.errors import LedgerError, OperationError, UnfitStoreError, UnreachableError
+from integrity.errors import LedgerError, OperationError, UnfitStoreError
 from integrity.ports import Deadline
 from integrity.stores.postgres.catalog import resolve
 from integrity.stores.postgres.effects import Table, reach, target_of
@@ -155,10 +155,7 @@ class PostgresScanner:
             fault = fault_of(exc)
             if fault.kind is Kind.RULE:
                 raise refused(f"Store {self.name}: {message}. {fault.message}", hint=hint) from exc
-            raise UnreachableError(
-                f"Store {self.name}: PostgreSQL at {self._sessions.server} can't be used. {fault.message}",
-                hint="Check that it runs, its address, and the role's password.",
-            ) from exc
+            raise self._sessions.unreachable(fault) from exc
 
 
 def references_sql(table: Table) -> tuple[str, list[object]]:

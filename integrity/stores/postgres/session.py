@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from integrity.errors import SettingsError
+from integrity.errors import SettingsError, UnreachableError
 from integrity.ports import Deadline
-from integrity.stores.postgres.faults import DRIVER_ERRORS
+from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault
 from integrity.stores.postgres.ledger import Connection
 
 _ROLLBACK_S: Final = 1.5
@@ -92,6 +92,13 @@ class Sessions:
         return SettingsError(
             f"INTEGRITY_STORES__{self._name.upper()}__URL is no address of a PostgreSQL server.",
             hint="Write postgresql://user:password@host:port/database.",
+        )
+
+    def unreachable(self, fault: Fault) -> UnreachableError:
+        """What is raised where the server does not answer."""
+        return UnreachableError(
+            f"Store {self._name}: PostgreSQL at {self.server} can't be used. {fault.message}",
+            hint="Check that it runs, its address, and the role's password.",
         )
 
     @asynccontextmanager

@@ -59,7 +59,7 @@ from integrity.core.redrive import (
 )
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
 from integrity.core.undo import Looked, Portion, UndoResult
-from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError, UnreachableError
+from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError
 from integrity.ports import Deadline, Waiting
 from integrity.stores.descent import (
     Ask,
@@ -77,7 +77,7 @@ from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
 from integrity.stores.postgres.effects import Effects, Miscounted, Table
-from integrity.stores.postgres.faults import DRIVER_ERRORS, Fault, Kind, fault_of, result_of
+from integrity.stores.postgres.faults import DRIVER_ERRORS, Kind, fault_of, result_of
 from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
 from integrity.stores.postgres.names import quoted
@@ -144,7 +144,7 @@ class PostgresStore:
                 findings = await ledger_findings(connection, self._ledger.schema)
                 return [*findings, *await self._resolve(connection)]
         except DRIVER_ERRORS as exc:
-            raise self._unreachable(fault_of(exc)) from exc
+            raise self._sessions.unreachable(fault_of(exc)) from exc
 
     def ddl(self) -> str:
         return ddl(self._ledger.schema)
@@ -163,7 +163,7 @@ class PostgresStore:
                     f"Store {self.name}: the ledger can't be made. {fault.message}",
                     hint=f"Run the statements of `integrity migrate --print` as the owner of {self._schema}.",
                 ) from exc
-            raise self._unreachable(fault) from exc
+            raise self._sessions.unreachable(fault) from exc
 
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         try:
@@ -175,7 +175,7 @@ class PostgresStore:
                 raise LedgerError(
                     f"Store {self.name}: the ledger can't be read. {fault.message}", hint="Run `integrity migrate`."
                 ) from exc
-            raise self._unreachable(fault) from exc
+            raise self._sessions.unreachable(fault) from exc
 
     async def close(self) -> None:
         await self._aside.close()
@@ -289,7 +289,7 @@ class PostgresStore:
             fault = fault_of(exc)
             if fault.kind is Kind.RULE:
                 raise refused(f"Store {self.name}: {message}. {fault.message}", hint=hint) from exc
-            raise self._unreachable(fault) from exc
+            raise self._sessions.unreachable(fault) from exc
 
     async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
         """See `Outbox.waiting`."""
@@ -297,7 +297,7 @@ class PostgresStore:
             async with self._sessions.connection(deadline) as connection:
                 return await self._ledger.waiting(connection, records_max)
         except DRIVER_ERRORS as exc:
-            raise self._unreachable(fault_of(exc)) from exc
+            raise self._sessions.unreachable(fault_of(exc)) from exc
 
     async def published(self, ids: Sequence[object], deadline: Deadline) -> None:
         """See `Outbox.published`."""
@@ -305,7 +305,7 @@ class PostgresStore:
             async with self._sessions.connection(deadline) as connection:
                 await self._ledger.clear_outbox(connection, ids)
         except DRIVER_ERRORS as exc:
-            raise self._unreachable(fault_of(exc)) from exc
+            raise self._sessions.unreachable(fault_of(exc)) from exc
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         at = _Place()
@@ -617,12 +617,6 @@ class PostgresStore:
                 return Retry(f"{fault.message} Constraints will be checked one dependent at a time.")
             return Retry(fault.message, unreachable=fault.kind is Kind.SERVER)
         return of_branch(result_of(fault, at.dependent), at.below)
-
-    def _unreachable(self, fault: Fault) -> UnreachableError:
-        return UnreachableError(
-            f"Store {self.name}: PostgreSQL at {self._sessions.server} can't be used. {fault.message}",
-            hint="Check that it runs, its address, and the role's password.",
-        )
 
     @property
     def _all_rules(self) -> list[StoreRule]:
