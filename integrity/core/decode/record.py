@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from integrity.core.change import ParentChange
+from integrity.core.change import Op, Origin, ParentChange, Row, Version
+from integrity.core.keys import Key
 from integrity.errors import Reason
 
 Headers = Sequence[tuple[str, bytes | None]]
@@ -43,6 +44,14 @@ class Undecodable(NamedTuple):
     stage: str
 
 
+class Refused(Exception):
+    """A record becomes a dead letter: raised inside a decoder, which catches it."""
+
+    def __init__(self, reason: Reason, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.undecodable = Undecodable(reason, message, stage)
+
+
 Decoded = ParentChange | Ignored | Undecodable
 
 Decoder = Callable[[Record], Decoded]
@@ -63,3 +72,38 @@ class Limits:
     """The most digits of a number key (`bad_number`); PostgreSQL's drivers misread numbers of 131,072 digits."""
     headers_max: int = 1000
     """Headers beyond this many are not read."""
+
+
+# The years 1 to 9999, in milliseconds since the epoch: what a store can keep as a time.
+_OCCURRED_MIN, _OCCURRED_MAX = -62_135_596_800_000, 253_402_300_799_999
+_TRACEPARENT_MAX = 255
+# Measured: a named tuple made by name costs twice what it costs made from a tuple.
+_tuple = tuple.__new__
+
+
+def change_of(
+    record: Record,
+    entity: str,
+    op: Op,
+    key: Key,
+    to: Key | None,
+    version: Version | None,
+    occurred_ms: object,
+    traceparent: str | None,
+    row: Row | None = None,
+) -> ParentChange:
+    """What a record says of a key. `occurred_ms` is what the source says, whatever it is: no time that a store can
+    keep, and the record's timestamp stands in for it."""
+    timestamp_ms = record.timestamp_ms
+    if type(occurred_ms) is not int or not _OCCURRED_MIN <= occurred_ms <= _OCCURRED_MAX:
+        occurred_ms = min(max(timestamp_ms, _OCCURRED_MIN), _OCCURRED_MAX)
+    topic, partition, offset = record[:3]
+    origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
+    return _tuple(ParentChange, (entity, op, key, to, version, origin, occurred_ms, traceparent, row))
+
+
+def traceparent_in(value: bytes | None, headers: Headers, limits: Limits) -> str | None:
+    """The value of the header `traceparent`, unverified; None where it is none, or among too many headers."""
+    if value is None or len(value) > _TRACEPARENT_MAX or len(headers) > limits.headers_max or not value.isascii():
+        return None
+    return value.decode("ascii")

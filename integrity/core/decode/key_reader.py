@@ -1,0 +1,111 @@
+"""Where a parent's key is read from: the record key, a header, or an object, each JSON with or without its schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.record import Limits, Record, Refused
+from integrity.core.decode.schema import HINTS_MAX, WHOLE, Hints, hints_of
+from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, KeyType, Scalar
+from integrity.errors import Reason
+
+_PLAIN_NAME = re.compile("[A-Za-z0-9_]+", re.ASCII)
+
+
+class KeyReader:
+    """Reads the keys of one parent. Fields are found by name and pass the gate of their type; others are left alone."""
+
+    __slots__ = ("_bounds", "_fields", "_hints", "_limits", "_plain_key")
+
+    def __init__(self, spec: KeySpec, limits: Limits) -> None:
+        self._fields = tuple((name, GATES[kind]) for name, kind in spec.fields)
+        # Most keys are one whole number, and that text can be told at sight: nothing in it is left to parse or doubt.
+        [(name, kind), *others] = spec.fields
+        is_plain = not others and kind is KeyType.INT64 and _PLAIN_NAME.fullmatch(name)
+        self._plain_key = (
+            re.compile(rb'\{"%b":(-?[1-9][0-9]{0,17}|0)\}' % name.encode()).fullmatch if is_plain else None
+        )
+        self._limits = limits
+        self._bounds = Bounds(limits.key_text_max, limits.digits_max)
+        # A topic's key schema is the same text in every record.
+        self._hints: dict[bytes, Hints] = {}
+
+    def of(self, record: Record) -> tuple[Key, Hints | None]:
+        """The key in the record key, and what the schema around it says. Refused when there is none."""
+        text = record.key
+        if text is None:
+            raise Refused(
+                Reason.NULL_KEY,
+                "The record has no key: does the table have a primary key, or message.key.columns?",
+                "key",
+            )
+        if self._plain_key is not None and (plain := self._plain_key(text)) is not None:
+            return (int(plain[1]),), None
+        try:
+            return self.in_text(text, None, None, control_characters=False)
+        except (JsonFault, KeyRefused) as fault:
+            raise Refused(fault.reason, f"The record key is refused: {fault.message}.", "key") from None
+
+    def in_header(self, name: str, header: bytes | None, old: Key, hints: Hints | None) -> Key:
+        """The key in the header of that name; a field that it lacks keeps its old value.
+
+        It is text as SimpleHeaderConverter prints it, with raw TAB and LF in strings, or JSON.
+        """
+        try:
+            if header is None:
+                raise KeyRefused(Reason.NULL_KEY, "null")
+            return self.in_text(header, old, hints, control_characters=True)[0]
+        except (JsonFault, KeyRefused) as fault:
+            raise Refused(fault.reason, f"The header {name} is refused: {fault.message}.", "header") from None
+
+    def in_text(
+        self, text: bytes, old: Key | None, hints: Hints | None, *, control_characters: bool
+    ) -> tuple[Key, Hints | None]:
+        """The key in a text, and what the schema around it says; a field that is not there keeps its `old` value."""
+        document = parse(text, self._limits, control_characters=control_characters)
+        if type(document) is dict and len(document) == 2 and document.keys() == {"schema", "payload"}:
+            schema = document["schema"]
+            if schema is None or type(schema) is dict:
+                document = document["payload"]
+                hints = self._hints_of(text, schema)
+        if type(document) is dict:
+            return self.in_object(document, old, hints), hints
+        if len(self._fields) > 1:
+            raise KeyRefused(Reason.MISSING_KEY, "it is no object, and the rule's key has several fields")
+        _, gate = self._fields[0]
+        hint = None if hints is None else hints.get(WHOLE)
+        return (gate(document, hint, self._bounds),), hints
+
+    def in_object(self, document: Mapping[str, object], old: Key | None, hints: Hints | None) -> Key:
+        """The key among the fields of an object. KeyRefused when it has none of them, or lacks one without `old`."""
+        parts: list[Scalar] = []
+        kept = 0
+        name = ""
+        try:
+            for name, gate in self._fields:
+                if name in document:
+                    parts.append(gate(document[name], None if hints is None else hints.get(name), self._bounds))
+                elif old is not None:
+                    parts.append(old[len(parts)])
+                    kept += 1
+                else:
+                    raise KeyRefused(Reason.MISSING_KEY, "the field is not there")
+        except KeyRefused as refused:
+            raise KeyRefused(refused.reason, f"{name}: {refused.message}") from None
+        if kept == len(parts):
+            raise KeyRefused(Reason.MISSING_KEY, "it has none of the key's fields")
+        return tuple(parts)
+
+    def _hints_of(self, text: bytes, schema: object) -> Hints:
+        # As the JsonConverter writes it: what stands before the last "payload" holds the whole schema.
+        known, found, _ = text.rpartition(b'"payload":')
+        if not found or not known.startswith(b'{"schema":'):
+            return hints_of(schema)
+        hints = self._hints.get(known)
+        if hints is None:
+            if len(self._hints) >= HINTS_MAX:
+                self._hints.clear()
+            hints = self._hints[known] = hints_of(schema)
+        return hints
