@@ -394,9 +394,10 @@ def _parents(settings: Settings, rules: RuleSet, parent: Parent) -> tuple[Parent
         from integrity.stores.topic.scan import TopicParents
 
         topics = ", ".join(events.topics)
-        # Read as for a copy, of no field: an update says that its parent lives, and may be all that compaction has left.
+        # Read as for a copy, of no field: an update says that its parent lives, and may be all that compaction left.
         decoder = decoder_for(parent, copied=())
-        return TopicParents(settings.kafka.client, events.topics, spec, decoder), f"topic {topics}", note
+        found = TopicParents(settings.kafka.client, events.topics, spec, decoder, is_telling=events.tell_who_lives)
+        return found, f"topic {topics}", note
     name, kind = as_dependent.store, as_dependent.target.kind
     if unfit := _unfit(settings, name, kind):
         place = parent.place

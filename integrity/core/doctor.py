@@ -52,7 +52,7 @@ def of_topics(parent: Parent, looks: Mapping[str, TopicLook], decoder: Decoder, 
             message = f"topic {topic!r} does not exist"
             findings.append(_at(parent.place, "missing_topic", message, "create it, or start the connector"))
         else:
-            findings += [*_kept(parent, look), *_told(parent, look, decoder, now_ms)]
+            findings += [*_kept(parent, look), *_of_domain(parent, look), *_told(parent, look, decoder, now_ms)]
     counts = {topic: looks[topic].partitions for topic in events.topics if topic in looks}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{topic}: {count}" for topic, count in counts.items())
@@ -78,6 +78,24 @@ def _kept(parent: Parent, look: TopicLook) -> Iterator[Finding]:
         message = f"topic {look.name!r} keeps records for less than a day: who is down for longer misses them"
         hint = f"kafka-configs.sh --alter --topic {look.name} --add-config retention.ms=604800000"
         yield _at(parent.place, "retention_short", message, hint, "warning")
+
+
+def _of_domain(parent: Parent, look: TopicLook) -> Iterator[Finding]:
+    """What domain events can't tell, and a topic of them must not be."""
+    assert parent.events is not None
+    types = parent.events.types
+    if types is None:
+        return
+    if types.key_changed and look.partitions > 1:
+        message = f"topic {look.name!r} has {look.partitions} partitions, and nothing orders key changes over them"
+        yield _at(parent.place, "key_changes_unordered", message, "give the events a topic of one partition")
+    if "compact" in look.config.get("cleanup.policy", "delete").split(","):
+        message = f"topic {look.name!r} is compacted: of a key's domain events only the last one stays"
+        hint = f"kafka-configs.sh --alter --topic {look.name} --add-config cleanup.policy=delete"
+        yield _at(parent.place, "events_compacted", message, hint)
+    message = f"the events of topic {look.name!r} are placed by their Kafka offset"
+    hint = "that protects against redelivery, not against a source that emits an old event again"
+    yield _at(parent.place, "kafka_position_only", message, hint, "warning")
 
 
 def _is_short(milliseconds: str | None) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Collection
 
 from integrity.core.decode.debezium import debezium_decoder
 from integrity.core.decode.derived import derived_decoder
+from integrity.core.decode.json_events import json_events_decoder
+from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.rules.model import Parent
 from integrity.errors import UsageError
@@ -23,10 +25,17 @@ def decoder_for(parent: Parent, limits: Limits | None = None, *, copied: Collect
 
     UsageError when the rule's format is none that this program reads.
     """
+    limits = limits or Limits()
     if parent.events is None:
-        return derived_decoder(parent.entity, parent.key, limits or Limits())
+        return derived_decoder(parent.entity, parent.key, limits)
     match parent.events.format:
         case "debezium":
-            return debezium_decoder(parent, limits or Limits(), copied)
+            return debezium_decoder(parent, limits, copied)
+        case "outbox":
+            return outbox_decoder(parent, limits, copied)
+        case "json":
+            return json_events_decoder(parent, limits, copied)
+        case "integrity":
+            return derived_decoder(parent.entity, parent.key, limits, parent.events.epoch)
         case other:
-            raise UsageError(f"The event format {other} is not supported yet.", hint="Use debezium.")
+            raise UsageError(f"The event format {other} is not supported yet.", hint="Mend events.format.")

@@ -72,8 +72,9 @@ def derived_key(spec: KeySpec, key: Key) -> bytes:
     return _encode(dict(fields))
 
 
-def derived_decoder(entity: str, spec: KeySpec, limits: Limits) -> Decoder:
-    """Reads the records of one entity. Strict: whatever this program would not have written is refused."""
+def derived_decoder(entity: str, spec: KeySpec, limits: Limits, epoch: int = 0) -> Decoder:
+    """Reads the records of one entity. Strict: whatever this program would not have written is refused. `epoch` is
+    added to the one of each event."""
 
     def decode(record: Record) -> Decoded:
         if record.value is None:
@@ -107,7 +108,7 @@ def derived_decoder(entity: str, spec: KeySpec, limits: Limits) -> Decoder:
         if min(event.version) < 0:
             return Undecodable(Reason.BAD_VERSION, "a version is never negative", "value")
         origin = Origin(record.topic, record.partition, record.offset, record.timestamp_ms)
-        version = Version(event.version[0], (event.version[1],))
+        version = Version(epoch + event.version[0], (event.version[1],))
         return ParentChange(entity, op, key, to, version, origin, event.occurred_ms, _traceparent(record))
 
     return decode

@@ -74,6 +74,8 @@ class FindingCode(StrEnum):
     KEY_COLUMN = "key_column"
     KEY_CLASH = "key_clash"
     NEEDS_EVENTS = "needs_events"
+    FORMAT_FIELD = "format_field"
+    NO_ROW = "no_row"
     # over all files
     DUPLICATE_PARENT = "duplicate_parent"
     DUPLICATE_TOPIC = "duplicate_topic"

@@ -15,6 +15,7 @@ from integrity.core.rules.model import (
     Dependent,
     EventValue,
     Ignore,
+    KeyFrom,
     Literal,
     Match,
     Nullify,
@@ -22,6 +23,7 @@ from integrity.core.rules.model import (
     Restrict,
     SetDefault,
     Tombstone,
+    Types,
 )
 
 HASH_DIGITS = 12
@@ -48,11 +50,27 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         "sweeps": parent.sweeps_ms,
         "dependents": [_dependent(dependent) for dependent in sorted(parent.dependents, key=lambda d: d.name)],
     }
+    if events is not None and events.types is not None:
+        found["types"] = _types(events.types)
+    if events is not None and events.key_from is not KeyFrom.RECORD:
+        found["key_from"] = events.key_from
     if source is not None:
         found["source"] = [source.store, source.target.kind, source.target.name]
     if parent.copies:
         found["copies"] = [copy_meaning(copy) for copy in sorted(parent.copies, key=lambda copy: copy.id)]
     return found
+
+
+def _types(types: Types) -> Mapping[str, object]:
+    return {
+        "deleted": sorted(types.deleted),
+        "key_changed": sorted(types.key_changed),
+        "upserted": sorted(types.upserted),
+        "header": types.header,
+        "field": types.field,
+        "payload": types.payload,
+        "new_key": sorted(types.new_key.items()),
+    }
 
 
 def copy_hash(parent: Parent, copy: Copy) -> str:

@@ -195,6 +195,33 @@ class Tombstones(StrEnum):
     IGNORE = "ignore"
 
 
+class KeyFrom(StrEnum):
+    """Where the parent's key is read from."""
+
+    RECORD = "record"
+    PAYLOAD = "payload"
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """What the types of domain events say, and where the parts of an event are. No type is in two of the tuples, and
+    one of them is not empty.
+
+    The type is in the record header `header`, or in the field `field` of the value: at most one is named, and neither
+    where the format itself says where it is. `payload` is the field that holds the payload; None: the value is the
+    payload. `new_key` maps fields of the parent's key to the payload's fields with their new values; it is there if
+    `key_changed` is, and a key field that it leaves out keeps its value.
+    """
+
+    deleted: tuple[str, ...]
+    key_changed: tuple[str, ...]
+    upserted: tuple[str, ...]
+    header: str | None
+    field: str | None
+    payload: str | None
+    new_key: Mapping[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The parent's own table or collection: its columns or fields are named as the key fields are."""
@@ -208,7 +235,7 @@ class Events:
     """Where a parent's events come from. `topics` has at least one; no topic feeds two parents.
 
     `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read. `source`
-    is where the parents themselves are, as far as the rule says.
+    is where the parents themselves are, as far as the rule says. `types` is there where events are domain events.
     """
 
     topics: tuple[str, ...]
@@ -218,6 +245,14 @@ class Events:
     deleted_when: str | None = None
     epoch: int = 0
     source: Source | None = None
+    types: Types | None = None
+    key_from: KeyFrom = KeyFrom.RECORD
+
+    @property
+    def tell_who_lives(self) -> bool:
+        """Whether the newest event of a key says whether its parent lives. Domain and derived events tell what
+        happened, and of most parents nothing has."""
+        return self.types is None and self.format != "integrity"
 
 
 @dataclass(frozen=True, slots=True)

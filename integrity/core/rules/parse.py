@@ -17,17 +17,21 @@ from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
-from integrity.core.rules.findings import FindingCode, Report, shown
+from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
-from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, Parent, Place, RuleSet, Tombstones
+from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, KeyFrom, Parent, Place, RuleSet, Tombstones
 from integrity.core.rules.source import read_source
+from integrity.core.rules.types import read_types
 from integrity.core.rules.vocabulary import (
+    COPIED_FORMATS,
     EPOCH_MAX,
     EVENTS_FIELDS,
     EVENTS_LATER,
     FORMATS,
     FORMATS_LATER,
+    FORMATS_OF_FIELD,
+    KEY_FROM,
     LATE_CHILDREN_FIELDS,
     PARENT_FIELDS,
     PARENT_LATER,
@@ -119,7 +123,7 @@ def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
     if "copies" not in fields:
         listed = required(report, "the rule file", fields, "dependents", root)
     dependents = _dependents(report, listed, entity, key)
-    copies = _copies(report, fields, entity, key)
+    copies = _copies(report, fields, entity, key, events)
     sweeps = _late_children(report, fields)
     own = key if "events" in fields else None
     draft = ParentDraft(report, entity, topics, dependents, own, copies=copies)
@@ -227,11 +231,24 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
     deleted_when = _deleted_when(report, fields["deleted_when"][1]) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
     source = read_source(report, fields["source"][1], key) if "source" in fields else None
+    types = None if kind is None else read_types(report, fields, mapping, kind, key)
+    key_from: str | None = KeyFrom.RECORD
+    if "key_from" in fields:
+        key_from = choice_of(report, "key_from", fields["key_from"][1], KEY_FROM)
+    for name in fields if kind is not None else ():
+        if kind not in FORMATS_OF_FIELD.get(name, FORMATS):
+            message = f"events of the format {kind} have no {name}"
+            hint = f"It belongs to the formats {listed(FORMATS_OF_FIELD[name], 'and')}."
+            report.add(FindingCode.FORMAT_FIELD, message, fields[name][0], hint)
+    if types is not None and types.key_changed and len(topics) > 1:
+        message = "types has key_changed, and nothing orders the keys of several topics"
+        report.add(FindingCode.FORMAT_FIELD, message, fields["topics"][0], "Write one topic.")
     spec = _spec(key)
-    if not topics or kind is None or spec is None or tombstones is None:
+    if not topics or kind is None or spec is None or tombstones is None or key_from is None:
         return topics, key, None
     found = tuple(topic.value for topic in topics)
-    return topics, key, Events(found, kind, spec, Tombstones(tombstones), deleted_when, epoch, source)
+    said = Tombstones(tombstones)
+    return topics, key, Events(found, kind, spec, said, deleted_when, epoch, source, types, KeyFrom(key_from))
 
 
 def _deleted_when(report: Report, node: Node) -> str | None:
@@ -278,13 +295,21 @@ def _is_topic(report: Report, text: Text) -> bool:
     return fault is None
 
 
-def _copies(report: Report, fields: Fields, entity: Text | None, key: KeyDraft | None) -> tuple[CopyDraft, ...]:
+def _copies(
+    report: Report, fields: Fields, entity: Text | None, key: KeyDraft | None, events: Events | None
+) -> tuple[CopyDraft, ...]:
     if "copies" not in fields:
         return ()
     at, node = fields["copies"]
     if "events" not in fields:
         hint = "Derived events name a key, and hold no row."
         not_supported(report, "copies of a file without events", at, hint)
+    if events is not None and events.format not in COPIED_FORMATS:
+        message = f"events of the format {events.format} hold no row that could be copied"
+        report.add(FindingCode.NO_ROW, message, at, f"Copies take it from {listed(COPIED_FORMATS)}.")
+    elif events is not None and events.types is not None and not events.types.upserted:
+        message = "types has no upserted, so no event holds a row that could be copied"
+        report.add(FindingCode.NO_ROW, message, at, "Name the types whose payload is the whole row by upserted.")
     name = None if entity is None else entity.value
     items = list_of(report, "copies", node, "- store: orders_db and so on, one entry each")
     drafts = [read_copy(report, item, name, key) for item in items or ()]

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
 from integrity.core.rules.copies import COLUMNS_MAX
-from integrity.core.rules.model import EventValue, Match, Tombstones
+from integrity.core.rules.model import EventValue, KeyFrom, Match, Tombstones
+from integrity.core.rules.types import TYPES_MAX
 from integrity.core.rules.vocabulary import (
     ACTIONS,
     COPY_ACTIONS,
@@ -20,6 +21,7 @@ from integrity.core.rules.vocabulary import (
     EPOCH_MAX,
     EVENTS_FIELDS,
     FORMATS,
+    KEY_FROM,
     KEY_TYPES,
     LATE_CHILDREN_FIELDS,
     NULLIFY_FIELDS,
@@ -29,6 +31,8 @@ from integrity.core.rules.vocabulary import (
     SOURCE_FIELDS,
     TOMBSTONE_FIELDS,
     TRUNCATES,
+    TYPE_FROM_FIELDS,
+    TYPES_FIELDS,
     VERSION,
 )
 
@@ -110,10 +114,23 @@ def _events() -> Schema:
             "deleted_when": {"type": "string", "minLength": 1, "maxLength": EXPRESSION_CHARACTERS_MAX},
             "epoch": {"type": "integer", "minimum": 0, "maximum": EPOCH_MAX, "default": 0},
             "source": _source(),
+            "types": {"minProperties": 1, **_object(TYPES_FIELDS, dict.fromkeys(TYPES_FIELDS, _type_names()))},
+            "type_from": {
+                "minProperties": 1,
+                "maxProperties": 1,
+                **_object(TYPE_FROM_FIELDS, dict.fromkeys(TYPE_FROM_FIELDS, _NAME)),
+            },
+            "payload": _NAME,
+            "new_key": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
+            "key_from": _words(KEY_FROM) | {"default": KeyFrom.RECORD.value},
         },
         required=("format", "key"),
     )
     return schema | {"oneOf": [{"required": ["topic"]}, {"required": ["topics"]}]}
+
+
+def _type_names() -> Schema:
+    return {"type": "array", "minItems": 1, "maxItems": TYPES_MAX, "uniqueItems": True, "items": _NAME}
 
 
 def _source() -> Schema:

@@ -36,6 +36,24 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "is a deletion.",
     "epoch": "Raise it by one when the source begins to count its versions anew. The default is 0.",
     "source": "The parent's own table or collection, where `integrity scan` looks up which parents there are.",
+    "types": "Domain events: which types say that the parent was deleted, that its key changed, that it lives.",
+    "type_from": "Where a domain event's type is: {header: eventType} or {field: type}.",
+    "payload": "The field of the value that holds the payload. Left out, the value is the payload.",
+    "new_key": "Of a type in key_changed: key field -> field of the payload that has its new value.",
+    "key_from": "Where the key is: in the record key (record, the default) or in the payload.",
+}
+TYPES_FIELDS: Mapping[str, str] = {
+    "deleted": "The types that say: the parent was deleted.",
+    "key_changed": "The types that say: the parent's key changed. new_key says where the new key is.",
+    "upserted": "The types that say: the parent was created or changed, and lives. Copies take its row from them.",
+}
+TYPE_FROM_FIELDS: Mapping[str, str] = {
+    "header": "The record header that holds the type, as text.",
+    "field": "The field of the value that holds the type.",
+}
+KEY_FROM: Mapping[str, str] = {
+    "record": "The record key.",
+    "payload": "The fields of the payload that have the names of the key fields.",
 }
 SOURCE_FIELDS: Mapping[str, str] = {
     "store": "The store that the parents are in, a name of the settings (INTEGRITY_STORES__<NAME>__URL).",
@@ -45,10 +63,8 @@ SOURCE_FIELDS: Mapping[str, str] = {
 EVENTS_LATER = (
     "pattern",
     "tenant",
-    "types",
     "version",
     "pair_by",
-    "key_from",
 )
 
 DEPENDENT_FIELDS: Mapping[str, str] = {
@@ -102,8 +118,28 @@ TOMBSTONE_FIELDS: Mapping[str, str] = {
     "$event.time, $event.id and $now stand for the time and id of the event and the current time.",
 }
 
-FORMATS: Mapping[str, str] = {"debezium": "Debezium's change event envelope as JSON, with or without schemas."}
-FORMATS_LATER = ("debezium-flat", "outbox", "mongodb", "cloudevents", "qlik", "json", "integrity")
+FORMATS: Mapping[str, str] = {
+    "debezium": "Debezium's change event envelope as JSON, with or without schemas.",
+    "outbox": "Domain events that Debezium's EventRouter or MongoEventRouter takes from an outbox table; see types.",
+    "json": "Domain events as JSON objects; see types.",
+    "integrity": "Derived events of this program, written by another installation.",
+}
+FORMATS_LATER = ("debezium-flat", "mongodb", "cloudevents", "qlik")
+FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
+    "tombstones": ("debezium", "outbox", "json"),
+    "truncate": ("debezium",),
+    "deleted_when": ("debezium",),
+    "types": ("outbox", "json"),
+    "type_from": ("outbox", "json"),
+    "payload": ("outbox", "json"),
+    "new_key": ("outbox", "json"),
+    "key_from": ("outbox", "json"),
+}
+"""The fields of `events` that not every format takes, and those that do."""
+TYPES_REQUIRED = ("outbox", "json")
+"""The formats that say nothing without `types`."""
+COPIED_FORMATS = ("debezium", "outbox", "json")
+"""The formats whose events hold the parent's row."""
 TRUNCATES = ("ignore",)
 TRUNCATES_LATER = ("delete_all",)
 EPOCH_MAX = 1_000_000

@@ -200,9 +200,18 @@ class TopicScanner:
 
 class TopicParents:
     """See `Parents`: those whose events a compacted topic keeps. Of a parent whose newest record says that it lives, in
-    whatever partition, it is taken that it does."""
+    whatever partition, it is taken that it does. `is_telling`: each record says whether its parent lives."""
 
-    def __init__(self, client: Mapping[str, object], topics: Sequence[str], spec: KeySpec, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        client: Mapping[str, object],
+        topics: Sequence[str],
+        spec: KeySpec,
+        decoder: Decoder,
+        *,
+        is_telling: bool = True,
+    ) -> None:
+        self._is_telling = is_telling
         self._client = client
         self._topics = topics
         self._view = TopicView(client, topics, spec, _decoding(topics, decoder))
@@ -234,6 +243,11 @@ class TopicParents:
             )
 
     async def _check(self, deadline: Deadline) -> None:
+        if not self._is_telling:
+            raise OperationError(
+                f"The events of {', '.join(self._topics)} do not say of every parent whether it lives.",
+                hint="Name the parents' own table: events.source: {store: ..., table: ...}.",
+            )
         policies = await policies_of(self._client, self._topics, deadline)
         for topic in self._topics:
             policy = policies.get(topic)

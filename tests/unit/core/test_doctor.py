@@ -74,6 +74,35 @@ def test_records_that_do_not_stay_are_told(config: dict[str, str], more: str, fi
     assert found(look(record("c"), **config), EU, more=more) == ([] if finding is None else [finding])
 
 
+DOMAIN = """\
+version: 1
+parent: customer
+events: {topic: customers, format: outbox, key: {id: int64}, %s}
+dependents:
+  - {store: a, table: orders, references: {customer_id: id}, on_delete: cascade}
+"""
+
+
+@pytest.mark.parametrize(
+    ("types", "partitions", "policy", "expected"),
+    [
+        ("types: {deleted: [D]}", 3, "delete", []),
+        ("types: {deleted: [D]}", 3, "compact", [("events_compacted", "error")]),
+        ("types: {key_changed: [K]}, new_key: {id: to}", 1, "delete", []),
+        ("types: {key_changed: [K]}, new_key: {id: to}", 3, "delete", [("key_changes_unordered", "error")]),
+    ],
+)
+def test_what_domain_events_lack_is_told(
+    types: str, partitions: int, policy: str, expected: list[tuple[str, str]]
+) -> None:
+    parent = parse_rules({"customer.yaml": DOMAIN % types}).by_entity["customer"]
+    event = Record("customers", 0, 0, 1, b"7", b"{}", [("eventType", b"Other")])
+    of = of_topics(
+        parent, {"customers": look(event, partitions=partitions, cleanup_policy=policy)}, decoder_for(parent), NOW_MS
+    )
+    assert [(each.code, each.severity) for each in of] == [*expected, ("kafka_position_only", "warning")]
+
+
 def test_topics_of_one_parent_with_different_partitions_are_told() -> None:
     assert found(look(record("c"), partitions=4), EU) == [("partitions_differ", "warning")]
 

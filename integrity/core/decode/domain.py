@@ -1,0 +1,284 @@
+"""Domain events: what their types say of a key, whatever the format that carries them.
+
+A type that the rule does not name says nothing, and never a deletion. The payload is read only where the rule needs
+something of it: a key, a new key, the row of a copy. It is a JSON object, or text that holds one.
+
+A domain event has no place in its source's order, so it is placed by its Kafka offset, which orders a partition. Key
+changes lead from key to key, and so from partition to partition: with them, a topic has one partition, and what is in
+another one is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from integrity.core.change import Op, Version
+from integrity.core.decode.json import JsonFault, check_text, parse
+from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.record import (
+    Decoded,
+    Decoder,
+    Headers,
+    Ignored,
+    Limits,
+    Record,
+    Refused,
+    change_of,
+    traceparent_in,
+)
+from integrity.core.decode.row import copied_row
+from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, KeyType, Scalar
+from integrity.core.rules.model import KeyFrom, Parent, Tombstones, Types
+from integrity.errors import Reason
+
+Payload = Callable[[], object]
+"""The payload of an event, read when it is asked for: a JSON value. Raises JsonFault and Refused."""
+
+_OTHER = Ignored("other", "The rule does not name the type of the event.")
+_SAME_KEY = Ignored("key_changed", "The key change leads to an equal key.")
+TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
+_BARE = frozenset({KeyType.STRING, KeyType.UUID, KeyType.OBJECTID, KeyType.DATE, KeyType.TIMESTAMP})
+"""Types whose text may stand in a record key without quotes."""
+_NO_BARE_TEXT = (b'"', b"{", b"[", b"Struct{")
+"""How JSON begins, broken or not, and what the StringConverter makes of a key of fields."""
+
+
+class DomainEvents:
+    """What the domain events of one parent say; `copied` are the fields of the payload that are wanted, None: none."""
+
+    __slots__ = ("_bare", "_bounds", "_copied", "_entity", "_epoch", "_from_payload", "_ignores_tombstones", "_keys",
+                 "_limits", "_needs_one_partition", "_new_key", "_ops")  # fmt: skip
+
+    def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        events = parent.events
+        assert events is not None
+        assert events.types is not None
+        types = events.types
+        self._entity = parent.entity
+        self._epoch = events.epoch
+        self._keys = KeyReader(parent.key, limits)
+        self._bare = _bare_type(parent.key)
+        self._bounds = Bounds(limits.key_text_max, limits.digits_max)
+        self._limits = limits
+        self._copied = None if copied is None else tuple(copied)
+        self._from_payload = events.key_from is KeyFrom.PAYLOAD
+        self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
+        self._needs_one_partition = bool(types.key_changed)
+        self._new_key = types.new_key
+        self._ops = {
+            **dict.fromkeys(types.deleted, Op.DELETED),
+            **dict.fromkeys(types.key_changed, Op.MOVED),
+            **dict.fromkeys(types.upserted, Op.ALIVE),
+        }
+
+    def says(self, record: Record, type_: str, payload: Payload, occurred_ms: object = None) -> Decoded:
+        """What an event of that type says. Raises Refused."""
+        op = self._ops.get(type_)
+        if op is None:
+            return _OTHER
+        self._check_order(record)
+        is_copied = op is Op.ALIVE and self._copied is not None
+        fields: Mapping[str, object] = {}
+        if self._from_payload or op is Op.MOVED or is_copied:
+            try:
+                fields = object_in(payload(), "payload", self._limits)
+            except JsonFault as fault:
+                raise Refused(fault.reason, f"The payload is refused: {fault.message}.", "value") from None
+        key = self._key(record, fields)
+        to = self._key_after(fields, key) if op is Op.MOVED else None
+        if to == key:
+            return _SAME_KEY
+        row = copied_row(fields, self._copied, None) if is_copied and self._copied is not None else None
+        trace = trace_of(record.headers, self._limits)
+        return change_of(record, self._entity, op, key, to, self._version(record), occurred_ms, trace, row)
+
+    def gone(self, record: Record) -> Decoded:
+        """What a null record says that is no event of a type. Raises Refused."""
+        if self._ignores_tombstones:
+            return TOMBSTONE
+        if self._from_payload:
+            raise Refused(Reason.MISSING_KEY, "A null record has no payload that the key could be read from.", "value")
+        self._check_order(record)
+        trace = trace_of(record.headers, self._limits)
+        return change_of(record, self._entity, Op.GONE, self._key(record, {}), None, None, None, trace)
+
+    def _version(self, record: Record) -> Version:
+        return Version(self._epoch, (record.offset,))
+
+    def _check_order(self, record: Record) -> None:
+        if self._needs_one_partition and record.partition != 0:
+            raise Refused(
+                Reason.BAD_VERSION,
+                "The topic has several partitions, and nothing orders key changes over them: let it have one.",
+                "value",
+            )
+
+    def _key(self, record: Record, fields: Mapping[str, object]) -> Key:
+        if not self._from_payload:
+            return self._record_key(record)
+        if record.key is None:
+            raise Refused(Reason.NULL_KEY, "The record has no key, so nothing orders the events of its parent.", "key")
+        try:
+            return self._keys.in_object(fields, None, None)
+        except KeyRefused as fault:
+            raise Refused(fault.reason, f"The key in the payload is refused: {fault.message}.", "value") from None
+
+    def _record_key(self, record: Record) -> Key:
+        """The key in the record key: JSON, or the text itself where it is none and only text can be meant."""
+        try:
+            return self._keys.of(record)[0]
+        except Refused as refused:
+            reason, message, stage = refused.undecodable
+            text = record.key
+            if reason is Reason.BAD_JSON and self._bare is not None and text and not text.startswith(_NO_BARE_TEXT):
+                return (self._bare_key(text, self._bare),)
+            if reason is Reason.TYPE_MISMATCH:
+                message = (
+                    f"{message} Write keys of the key's type with the JsonConverter, or read the key from the payload "
+                    "(key_from: payload)."
+                )
+            raise Refused(reason, message, stage) from None
+
+    def _bare_key(self, text: bytes, kind: KeyType) -> Scalar:
+        try:
+            return GATES[kind](text.decode(), None, self._bounds)
+        except UnicodeDecodeError:
+            raise Refused(Reason.BAD_ENCODING, "The record key is refused: not UTF-8.", "key") from None
+        except KeyRefused as fault:
+            raise Refused(fault.reason, f"The record key is refused: {fault.message}.", "key") from None
+
+    def _key_after(self, fields: Mapping[str, object], key: Key) -> Key:
+        """The key that an event leads to; a field that the rule does not name keeps its value."""
+        try:
+            missing = [field for field in self._new_key.values() if field not in fields]
+            if missing:
+                raise KeyRefused(Reason.MISSING_KEY, "it lacks a field that new_key names")
+            found = {name: fields[field] for name, field in self._new_key.items()}
+            return self._keys.in_object(found, key, None)
+        except KeyRefused as fault:
+            raise Refused(fault.reason, f"The new key in the payload is refused: {fault.message}.", "value") from None
+
+
+def _bare_type(spec: KeySpec) -> KeyType | None:
+    """The type of a key of one field whose text may stand there as it is, as the StringConverter writes it."""
+    [kind, *others] = spec.types
+    return kind if not others and kind in _BARE else None
+
+
+def never_raising(says: Decoder, limits: Limits) -> Decoder:
+    """A decoder out of a function that raises JsonFault, of the value, and Refused. What is no record of any format
+    does not come to it."""
+
+    def decode(record: Record) -> Decoded:
+        try:
+            _check(record, limits)
+            return says(record)
+        except JsonFault as fault:
+            return Refused(fault.reason, f"The record value is refused: {fault.message}.", "value").undecodable
+        except Refused as refused:
+            return refused.undecodable
+
+    return decode
+
+
+def _check(record: Record, limits: Limits) -> None:
+    if record.key is None and record.value is None:
+        raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
+    if record.value is None:
+        return
+    if not record.value:
+        raise Refused(Reason.EMPTY_VALUE, "The record value is empty; a null record has none.", "value")
+    if len(record.value) > limits.record_bytes_max:
+        message = f"The record value is refused: larger than {limits.record_bytes_max} bytes."
+        raise Refused(Reason.TOO_LARGE, message, "value")
+
+
+def value_of(record: Record, limits: Limits) -> object:
+    """The value as JSON, out of Connect's wrapper; None where it is null. Raises JsonFault."""
+    if record.value is None:
+        return None
+    check_text(record.value, limits)
+    return unwrapped(parse(record.value, limits))
+
+
+def unwrapped(document: object) -> object:
+    """What is in the wrapper that the JsonConverter writes with schemas.enable=true, if there is one."""
+    if type(document) is dict and document.keys() == {"schema", "payload"}:
+        schema = document["schema"]
+        if schema is None or (type(schema) is dict and "type" in schema):
+            return document["payload"]
+    return document
+
+
+def object_in(value: object, what: str, limits: Limits) -> Mapping[str, object]:
+    """An object, or the one that a text holds. Raises JsonFault and Refused."""
+    if type(value) is str:
+        value = parse(value.encode("utf-8", "surrogatepass"), limits)
+    if type(value) is not dict:
+        raise Refused(Reason.BAD_ENVELOPE, f"The {what} is no JSON object, nor text that holds one.", "value")
+    return value
+
+
+def type_of(record: Record, types: Types, limits: Limits) -> str | None:
+    """The type of an event; None where there is not the header that holds it, or no value that could. Raises JsonFault
+    and Refused."""
+    if types.header is not None:
+        return type_in_header(record.headers, types.header, limits)
+    if record.value is None:
+        return None
+    assert types.field is not None, "a type is in a header or in a field"
+    return type_in_field(object_in(value_of(record, limits), "record value", limits), types.field)
+
+
+def payload_of(record: Record, types: Types, limits: Limits) -> object:
+    """The payload of an event: the value, or the field of it that the rule names. Raises JsonFault and Refused."""
+    value = value_of(record, limits)
+    if types.payload is None or value is None:
+        return value
+    fields = object_in(value, "record value", limits)
+    if types.payload not in fields:
+        message = f"The record value has no field {types.payload[:60]}, which is the payload."
+        raise Refused(Reason.BAD_ENVELOPE, message, "value")
+    return fields[types.payload]
+
+
+def type_in_header(headers: Headers, name: str, limits: Limits) -> str | None:
+    """The type in the header of that name: text, as it is or as JSON; None where there is no such header. Raises
+    Refused."""
+    found = {value for header, value in headers if header == name}
+    if not found:
+        return None
+    if len(found) > 1:
+        raise Refused(Reason.BAD_ENVELOPE, f"The header {name[:60]} is there twice, with two values.", "header")
+    [value] = found
+    text: object = None
+    try:
+        if value is not None:
+            is_json = value[:1] in (b'"', b"{")
+            text = unwrapped(parse(value, limits)) if is_json else value.decode()
+    except UnicodeDecodeError:
+        raise Refused(Reason.BAD_ENCODING, f"The header {name[:60]} is refused: not UTF-8.", "header") from None
+    except JsonFault as fault:
+        raise Refused(fault.reason, f"The header {name[:60]} is refused: {fault.message}.", "header") from None
+    if type(text) is not str or not text:
+        raise Refused(Reason.BAD_ENVELOPE, f"The header {name[:60]} holds no text.", "header")
+    return text
+
+
+def type_in_field(document: Mapping[str, object], name: str) -> str:
+    """The type in the field of that name. Raises Refused."""
+    if name not in document:
+        raise Refused(Reason.BAD_ENVELOPE, f"The record value has no field {name[:60]}, which holds the type.", "value")
+    text = document[name]
+    if type(text) is not str or not text:
+        raise Refused(Reason.BAD_ENVELOPE, f"The field {name[:60]}, which holds the type, is no text.", "value")
+    return text
+
+
+def trace_of(headers: Headers, limits: Limits) -> str | None:
+    """The header `traceparent`, unverified; of several the last."""
+    trace = None
+    for name, value in headers:
+        if name == "traceparent":
+            trace = value
+    return traceparent_in(trace, headers, limits)

@@ -1,0 +1,94 @@
+"""Whatever the bytes of a message, it is decoded to a value; and only a type that the rule names ever ends a key."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from integrity.core.change import Op, ParentChange
+from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Record, Undecodable
+from integrity.core.keys import canonical, key_hash
+from tests.golden.messages import decoder
+from tests.golden.records import load
+from tests.property.test_decode_never_raises import documents, integers, keys, mutilated, scalars, some_bytes
+
+FILES = (
+    "mdb_outbox", "pg_outbox_default", "pg_outbox_envelope", "pg_outbox_expand", "pg_outbox_header",
+    "pg_outbox_string",
+)  # fmt: skip
+CAPTURED = [record for file in FILES for record in load(file)]
+DELETED, MOVED, ALIVE = "CustomerDeleted", "CustomerRenumbered", "CustomerEmailChanged"
+TYPES = f"types: {{deleted: [{DELETED}], key_changed: [{MOVED}], upserted: [{ALIVE}]}}"
+RULES = [
+    (kind, f"key: {{id: {type_}}}", TYPES, "new_key: {id: newId}", *more)
+    for kind in ("outbox", "json")
+    for type_ in ("int64", "string", "uuid")
+    for more in ((), ("type_from: {field: eventType}", "key_from: payload"), ("type_from: {header: eventType}",))
+]
+DECODERS: list[Decoder] = [
+    decoder(f"format: {kind}", *rule, copied=copied) for kind, *rule in RULES for copied in (None, ("newEmail",))
+]
+OPS = {DELETED: Op.DELETED, MOVED: Op.MOVED, ALIVE: Op.ALIVE}
+
+types = st.sampled_from([*OPS, "Other", ""])
+headers = st.lists(
+    st.tuples(
+        st.sampled_from(["eventType", "traceparent", "x"]),
+        types.map(str.encode) | types.map(lambda type_: json.dumps(type_).encode()) | some_bytes,
+    ),
+    max_size=3,
+)
+payloads = st.fixed_dictionaries(
+    {"id": scalars}, optional={"newId": scalars, "newEmail": documents, "eventType": types, "type": types}
+)
+texts = payloads | payloads.map(json.dumps) | documents
+values = st.one_of(
+    texts,
+    st.fixed_dictionaries({"payload": texts}, optional={"eventType": types, "schema": documents}),
+).map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
+
+
+def says_what_it_may(record: Record, decoded: Decoded) -> None:
+    match decoded:
+        case ParentChange(op=Op.GONE):
+            assert record.value is None
+            assert (decoded.to, decoded.version) == (None, None)
+        case ParentChange(op=op):
+            written = b" ".join([record.value or b"", *(value or b"" for _, value in record.headers)])
+            [type_] = [type_ for type_, said in OPS.items() if said is op]
+            assert type_.encode() in written.replace(b"\\", b"") or b"\\u" in written
+            assert (decoded.to is not None) == (op is Op.MOVED)
+            assert decoded.to != decoded.key
+            assert decoded.version is not None
+            assert (decoded.row is not None) <= (op is Op.ALIVE)
+            for key in (decoded.key, decoded.to):
+                assert key is None or (len(key_hash("customer", key)) == 16 and canonical(key).startswith("["))
+        case Ignored():
+            pass
+        case Undecodable():
+            assert decoded.stage in ("key", "value", "header")
+            assert len(decoded.message) < 300
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(keys | some_bytes, values | some_bytes, headers, integers, st.integers(0, 1))
+def test_any_bytes_are_decoded_to_a_value(
+    key: bytes | None, value: bytes | None, some_headers: Headers, timestamp_ms: int, partition: int
+) -> None:
+    record = Record("t", partition, 5, timestamp_ms, key, value, some_headers)
+    for decode in DECODERS:
+        says_what_it_may(record, decode(record))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.sampled_from(CAPTURED), st.data())
+def test_captured_records_with_broken_bytes_are_decoded_to_a_value(captured: Record, data: st.DataObject) -> None:
+    broken = captured._replace(
+        key=data.draw(mutilated(captured.key)),
+        value=data.draw(mutilated(captured.value)),
+        headers=[(name, data.draw(mutilated(value))) for name, value in captured.headers],
+    )
+    for decode in DECODERS:
+        says_what_it_may(broken, decode(broken))
