@@ -83,7 +83,8 @@ class Returning(NamedTuple):
 
 class Reader:
     """Decodes what a poll brought. Remembers per partition whether the last record was a deletion, so that the
-    tombstone which repeats it costs nothing."""
+    tombstone which repeats it costs nothing; or was refused and may have been one, so that the tombstone does not do
+    what nobody could read."""
 
     def __init__(self, decoders: Mapping[str, tuple[str, Decoder]], returning: Returning | None = None) -> None:
         """`decoders` maps a topic to its parent's entity and how its records are read."""
@@ -123,6 +124,8 @@ class Reader:
                 continue
             else:
                 counts["undecodable"] += 1
+                if decoded.repeated:
+                    deleted = key
                 piece.refused.append(Refused(record, decoded, entity))
             size += len(key or b"") + len(value or b"")
         piece.size += size

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from integrity.core.change import Op, ParentChange
 from integrity.core.decode.json import check_depth, check_text, parse_deletion, parse_envelope, parse_object
+from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeyType, canonical, key_hash
+from tests.golden import histories_relational as relational
 from tests.golden.histories import HISTORIES
 from tests.golden.records import FILES, decoder, load
 
@@ -22,8 +24,8 @@ RULES: list[Mapping[str, KeyType]] = [
 DECODERS: list[Decoder] = [decoder(**key) for key in RULES]
 BY_TOPIC: dict[str, Decoder] = {
     f"{file}.public.{name}": decoder(**table.key) for file in FILES for name, table in HISTORIES[file].items()
-}
-CAPTURED = [record for file in FILES for record in load(file)]
+} | {topic: decoder(**table.key) for tables in relational.HISTORIES.values() for topic, table in tables.items()}
+CAPTURED = [record for file in (*FILES, *relational.HISTORIES) for record in load(file)]
 
 scalars = (
     st.none()
@@ -42,10 +44,21 @@ names = st.sampled_from(
 )  # fmt: skip
 documents = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5))
 texts = documents.map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
+PLACE_FIELDS = (
+    "lsn", "file", "pos", "row", "commit_lsn", "change_lsn", "event_serial_no", "scn", "rs_id", "ssn", "lcr_position",
+    "scn_idx",
+)  # fmt: skip
+places = scalars | st.sampled_from(
+    [
+        7, "7", "bin.000007", "00000027:00000758:0003", "00000000:00000000:0000000000bd1a2c", "001234.00012345.0124",
+        "00ab", None,
+    ]
+)  # fmt: skip
 envelopes = st.fixed_dictionaries(
     {
         "op": st.sampled_from("cdrutm") | scalars,
         "source": st.sampled_from([{"connector": "postgresql", "lsn": 5}, {"connector": "mysql", "ts_ms": 5}])
+        | st.fixed_dictionaries({"connector": st.sampled_from(sorted(PLACES)), **dict.fromkeys(PLACE_FIELDS, places)})
         | documents,
     },
     optional={"before": documents, "after": documents, "ts_ms": scalars},
@@ -75,6 +88,7 @@ def says_what_it_may(record: Record, decoded: Decoded) -> None:
                 allowed = {"c": alive, "r": alive, "d": [Op.MOVED if is_moved else Op.DELETED]}
                 assert op in allowed[said["op"]]
                 assert decoded.version is not None
+                assert all(0 <= part < 2**63 for part in decoded.version.position)
             assert (decoded.to is not None) == (is_moved and op not in alive)
             assert decoded.to != decoded.key
             for key in (decoded.key, decoded.to):

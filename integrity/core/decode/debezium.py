@@ -4,16 +4,15 @@ The key of a change is the record key, never the row `before`: under PostgreSQL'
 invents every column of it that is not of the key. A `d` with the header `__debezium.newkey` is a key change and never a
 deletion, even when that header cannot be read. A `u` says nothing, a key change being a `d` and a `c`, unless the rule
 says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives; or a
-copy wants the row `after`, which `c`, `r` and `u` then bring along. The
-position of a change is PostgreSQL's `source.lsn`, which goes back within a topic but not for one key; of other
-connectors, so far, the Kafka offset. MongoDB (another key text) and SQL Server (key changes without the header) are
-refused.
+copy wants the row `after`, which `c`, `r` and `u` then bring along. The position of a change is what its connector
+gives (`positions`), else the Kafka offset. MongoDB (another key text) and SQL Server (key changes without the header)
+are refused; so are keys that MySQL and MariaDB may have made of several rows.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
+from datetime import UTC, date, datetime
 
 from msgspec import Raw
 
@@ -30,6 +29,7 @@ from integrity.core.decode.json import (
     parse_object,
 )
 from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.positions import PLACES, Source
 from integrity.core.decode.record import (
     Decoded,
     Decoder,
@@ -43,7 +43,7 @@ from integrity.core.decode.record import (
 )
 from integrity.core.decode.row import copied_row, plain, texts
 from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, Hints, hints_of
-from integrity.core.keys import UNAVAILABLE, Key
+from integrity.core.keys import UNAVAILABLE, Key, KeySpec, KeyType, Scalar
 from integrity.core.rules.model import Parent, Tombstones
 from integrity.errors import Reason
 
@@ -52,14 +52,22 @@ NEW_KEY = "__debezium.newkey"
 OLD_KEY = "__debezium.oldkey"
 """The header of a key change's `c`: the key that the row had. Only that it is there is of interest."""
 TRACEPARENT = "traceparent"
+_CONNECTOR = "__debezium.context.connectorName"
+"""The header that tells the connector, from Debezium 3.5 on: all that a null record has of its source."""
 
-_POSTGRESQL = "postgresql"
+_POSTGRESQL, _SQLSERVER = "postgresql", "sqlserver"
 _UNSUPPORTED: Mapping[str, str] = {
     "mongodb": "Keys of the MongoDB connector are not supported yet",
-    "sqlserver": "SQL Server sends key changes as deletions without a mark, which is not supported yet",
+    _SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
 }
-_LSN_MAX = 0x7FFF_FFFF_FFFF_FFFF
-_LSN = re.compile("[0-9]{1,19}")
+_FOLDS: Mapping[KeyType, Scalar] = {
+    KeyType.DATE: date(1970, 1, 1),
+    KeyType.TIMESTAMP: datetime(1970, 1, 1, tzinfo=UTC),
+    KeyType.BOOL: True,
+}
+"""What several keys of MySQL and MariaDB become: zero dates and 1970-01-01, all numbers but 0 of a boolean."""
+_KEEPS_APART = frozenset(PLACES) - {"mysql", "mariadb"}
+"""The connectors that do not."""
 _OPS: Mapping[bytes, str] = {f'"{op}"'.encode(): op for op in "crudtm"}
 _DELETION, _TAIL = b'"op":"d"', 160
 """Where a deletion says so, as the JsonConverter writes it: a hint of what to read it as, no more."""
@@ -82,8 +90,6 @@ _tuple = tuple.__new__
 _ALIVE, _ARRIVED = Op.ALIVE, Op.ARRIVED
 _DELETED, _MOVED, _GONE = Op.DELETED, Op.MOVED, Op.GONE
 
-Source = Mapping[str, object]
-"""The fields of `source`; its connector is text, and one that is read here."""
 _NO_SCHEMA = Raw()
 
 
@@ -98,6 +104,7 @@ class _Debezium:
         "_copied",
         "_entity",
         "_epoch",
+        "_folds",
         "_ignores_tombstones",
         "_keys",
         "_limits",
@@ -111,6 +118,7 @@ class _Debezium:
         deleted_when = parent.events.deleted_when
         self._condition = None if deleted_when is None else Condition(deleted_when)
         self._epoch = parent.events.epoch
+        self._folds = _folds_of(parent.key)
         self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
         self._limits = limits
         self._copied = None if copied is None else tuple(copied)
@@ -140,7 +148,8 @@ class _Debezium:
             except JsonFault as fault:
                 raise Refused(fault.reason, f"The record value is refused: {fault.message}.", "value") from None
         except Refused as refused:
-            return refused.undecodable
+            # Debezium writes null records after deletions only: this may have been one.
+            return refused.undecodable if value is None else refused.undecodable._replace(repeated=True)
 
     def _gone(self, record: Record, source: Source) -> Decoded:
         """A deletion, or, when the header of a new key is there, a key change."""
@@ -149,8 +158,10 @@ class _Debezium:
         to: Key | None = None
         if moved:
             to = self._keys.in_header(NEW_KEY, header, key, hints)
-            if to == key:
-                return _SAME_KEY
+        if self._folds:
+            self._refuse_folded(source["connector"], key, to)
+        if to == key:
+            return _SAME_KEY
         version = self._placed(record, source)
         return self._change(record, _MOVED if moved else _DELETED, key, to, version, source, traceparent)
 
@@ -180,6 +191,8 @@ class _Debezium:
             # Deleted where the key change has led: just after it, so that it takes the rows that came along.
             version = version._replace(position=(*version.position, 1))
         key, _ = self._keys.of(record)
+        if self._folds:
+            self._refuse_folded(source["connector"], key)
         trace = _headers(record.headers, self._limits)[2]
         return self._change(record, _DELETED, key, None, version, source, trace)
 
@@ -221,10 +234,12 @@ class _Debezium:
         return hints
 
     def _alive(self, record: Record, op: str, source: Source, row: Row | None) -> Decoded:
-        version = self._version(record, source) if op == "r" else self._placed(record, source)
+        version = self._placed_read(record, source) if op == "r" else self._placed(record, source)
         if version is None and row is None:
             return _SNAPSHOT
         key, _ = self._keys.of(record)
+        if self._folds:
+            self._refuse_folded(source["connector"], key)
         trace = _headers(record.headers, self._limits)[2]
         said = _ARRIVED if _is_arrival(record) else _ALIVE
         return self._change(record, said, key, None, version, source, trace, row)
@@ -239,8 +254,14 @@ class _Debezium:
         to: Key | None = None
         if moved:
             to = self._keys.in_header(NEW_KEY, header, key, hints)
-            if to == key:
-                return _SAME_KEY_TOMBSTONE
+        connector = _connector_in(record.headers)
+        if connector == _SQLSERVER:
+            message = "A null record of SQL Server may be half of a key change: nothing marks one."
+            raise Refused(Reason.BAD_ENVELOPE, message, "value")
+        if self._folds:
+            self._refuse_folded(connector, key, to)
+        if to == key:
+            return _SAME_KEY_TOMBSTONE
         return self._change(record, _GONE, key, to, None, {}, traceparent)
 
     def _change(
@@ -257,23 +278,36 @@ class _Debezium:
         occurred_ms = source.get("ts_ms")
         return change_of(record, self._entity, op, key, to, version, occurred_ms, traceparent, row)
 
-    def _version(self, record: Record, source: Source) -> Version | None:
-        """The place of a change in its source's order; None when a PostgreSQL source does not say it."""
-        if source["connector"] != _POSTGRESQL:
-            return Version(self._epoch, (record.offset,))
-        lsn = source.get("lsn")
-        if type(lsn) is str and _LSN.fullmatch(lsn):
-            lsn = int(lsn)
-        if type(lsn) is int and 0 <= lsn <= _LSN_MAX:
-            return _tuple(Version, (self._epoch, (lsn,)))
-        return None
-
     def _placed(self, record: Record, source: Source) -> Version:
-        """The same for a change that has to have one."""
-        version = self._version(record, source)
-        if version is None:
-            raise Refused(Reason.BAD_VERSION, "source.lsn is no whole number from 0 to 2^63-1.", "value")
-        return version
+        """The place of a change in its source's order."""
+        places = PLACES.get(source["connector"])  # type: ignore[call-overload]
+        if places is None:
+            return Version(self._epoch, (record.offset,))
+        position = places.of_change(source)
+        if position is None:
+            raise Refused(Reason.BAD_VERSION, f"{places.fault}.", "value")
+        return _tuple(Version, (self._epoch, position))
+
+    def _placed_read(self, record: Record, source: Source) -> Version | None:
+        """The same for a row that a snapshot has read; None when the source does not say it."""
+        places = PLACES.get(source["connector"])  # type: ignore[call-overload]
+        position = (record.offset,) if places is None else places.of_read(source)
+        return None if position is None else Version(self._epoch, position)
+
+    def _refuse_folded(self, connector: object, *keys: Key | None) -> None:
+        """Refuse a key that MySQL or MariaDB, or a connector that nobody names, may have made of several rows' keys."""
+        if connector in _KEEPS_APART:
+            return
+        for key in keys:
+            if key is None:
+                continue
+            for index, name, folded in self._folds:
+                if key[index] == folded:
+                    message = (
+                        f"The key field {name} may stand for several rows: MySQL and MariaDB send zero dates as "
+                        "1970-01-01, and a boolean is true for every number but 0."
+                    )
+                    raise Refused(Reason.TYPE_MISMATCH, message, "key")
 
     def _envelope(self, value: bytes) -> tuple[Envelope, bytes, Raw]:
         """The envelope and its text, out of the schema wrapper if there is one, and the schema."""
@@ -336,6 +370,19 @@ def _known(source: Source) -> Source:
     if connector in _UNSUPPORTED:
         raise Refused(Reason.BAD_ENVELOPE, f"{_UNSUPPORTED[connector]}.", "value")
     return source
+
+
+def _connector_in(headers: Headers) -> str | None:
+    """The connector that the headers tell; None where they do not."""
+    for name, value in headers:
+        if name == _CONNECTOR and value is not None:
+            return value.decode("ascii", "replace")
+    return None
+
+
+def _folds_of(spec: KeySpec) -> tuple[tuple[int, str, Scalar], ...]:
+    """The fields of a key that may be of several keys: where, their name, and with which value."""
+    return tuple([(i, name, _FOLDS[kind]) for i, (name, kind) in enumerate(spec.fields) if kind in _FOLDS])
 
 
 def _is_arrival(record: Record) -> bool:

@@ -128,7 +128,7 @@ class DomainEvents:
         try:
             return self._keys.of(record)[0]
         except Refused as refused:
-            reason, message, stage = refused.undecodable
+            reason, message, stage, _ = refused.undecodable
             text = record.key
             if reason is Reason.BAD_JSON and self._bare is not None and text and not text.startswith(_NO_BARE_TEXT):
                 return (self._bare_key(text, self._bare),)

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.record import Limits, Record, Refused
 from integrity.core.decode.schema import HINTS_MAX, WHOLE, Hints, hints_of
-from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, KeyType, Scalar
+from integrity.core.keys import GATES, Bounds, FieldHint, Gate, Key, KeyRefused, KeySpec, KeyType, Scalar
 from integrity.errors import Reason
 
 _PLAIN_NAME = re.compile("[A-Za-z0-9_]+", re.ASCII)
+_HEX = re.compile("(?:[0-9a-f]{4})+|(?:[0-9A-F]{4})+")
+"""Text that is hexadecimal and base64 alike, of other bytes."""
+_BITS = "io.debezium.data.Bits"
 
 
 class KeyReader:
@@ -20,7 +23,7 @@ class KeyReader:
     __slots__ = ("_bounds", "_fields", "_hints", "_limits", "_plain_key")
 
     def __init__(self, spec: KeySpec, limits: Limits) -> None:
-        self._fields = tuple((name, GATES[kind]) for name, kind in spec.fields)
+        self._fields = tuple((name, _gate_of(kind)) for name, kind in spec.fields)
         # Most keys are one whole number, and that text can be told at sight: nothing in it is left to parse or doubt.
         [(name, kind), *others] = spec.fields
         is_plain = not others and kind is KeyType.INT64 and _PLAIN_NAME.fullmatch(name)
@@ -109,3 +112,17 @@ class KeyReader:
                 self._hints.clear()
             hints = self._hints[known] = hints_of(schema)
         return hints
+
+
+def _gate_of(kind: KeyType) -> Gate:
+    return _bytes if kind is KeyType.BYTES else GATES[kind]
+
+
+def _bytes(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
+    """The gate of bytes, for what a source has written: it may have been told to write hexadecimal text."""
+    if hint is None and type(value) is str and _HEX.fullmatch(value):
+        message = "the text may be base64 or hexadecimal (binary.handling.mode=hex), and has no schema that tells"
+        raise KeyRefused(Reason.TYPE_MISMATCH, message)
+    if hint is not None and hint.name == _BITS:
+        raise KeyRefused(Reason.TYPE_MISMATCH, "a bit string, whose bytes snapshots and changes write in two orders")
+    return GATES[KeyType.BYTES](value, hint, bounds)

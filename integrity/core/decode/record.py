@@ -37,11 +37,13 @@ class Ignored(NamedTuple):
 
 class Undecodable(NamedTuple):
     """A record that becomes a dead letter. `stage` is key, value or header; `message` names the field and the fault,
-    never more than 200 characters of a value."""
+    never more than 200 characters of a value. `repeated`: a null record of its key that follows at once repeats what
+    this one was to say, and is no event of its own."""
 
     reason: Reason
     message: str
     stage: str
+    repeated: bool = False
 
 
 class Refused(Exception):

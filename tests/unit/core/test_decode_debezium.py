@@ -443,9 +443,83 @@ def test_a_missing_lsn_is_no_version() -> None:
     assert refusal(decode(envelope("d", source))) == (Reason.BAD_VERSION, "value")
 
 
-@pytest.mark.parametrize("connector", ["mysql", "mariadb", "oracle"])
+BINLOG = {"connector": "mysql", "ts_ms": 5, "file": "mysql-bin.000010", "pos": 4711, "row": 3}
+
+
+@pytest.mark.parametrize("connector", ["mysql", "mariadb"])
+@pytest.mark.parametrize(
+    ("file", "number"),
+    [("mysql-bin.000010", 10), ("binlog.1000000", 1_000_000), ("a.b.c.000001", 1), (".000000", 0), ("x.9\n.000002", 2)],
+)
+def test_a_change_of_mysql_is_placed_by_its_binary_log(connector: str, file: str, number: int) -> None:
+    for op in ("d", "c", "r"):
+        source = BINLOG | {"connector": connector, "file": file}
+        assert change(decode(envelope(op, source))).version == Version(0, (number, 4711, 3))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"file": value} for value in (None, 10, "", "mysql-bin", "mysql-bin.", "mysql-bin.00001x", "b.٣", "b.-1")
+    ]
+    + [{part: value} for part in ("pos", "row") for value in (None, -1, "5", 1.5, True, 2**63)],
+)  # fmt: skip
+def test_a_change_of_mysql_without_a_place_in_a_binary_log_is_a_dead_letter(changed: dict[str, object]) -> None:
+    source = BINLOG | changed
+    assert refusal(decode(envelope("d", source))) == (Reason.BAD_VERSION, "value")
+    assert refusal(decode(envelope("d", source), headers=new_key(b'{"id":11}'))) == (Reason.BAD_VERSION, "value")
+    assert refusal(decode(envelope("c", source))) == (Reason.BAD_VERSION, "value")
+    assert isinstance(decode(envelope("r", source)), Ignored)
+
+
+@pytest.mark.parametrize("connector", ["vitess", "informix"])
 def test_another_connector_is_placed_by_its_offset(connector: str) -> None:
-    assert change(decode(envelope("d", {"connector": connector, "pos": 5}))).version == Version(0, (42,))
+    for op in ("d", "c", "r"):
+        assert change(decode(envelope(op, {"connector": connector, "pos": 5}))).version == Version(0, (42,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "folded", "other"),
+    [
+        (KeyType.DATE, b'{"id":0}', b'{"id":1}'),
+        (KeyType.DATE, b'{"id":"1970-01-01Z"}', b'{"id":"1970-01-02Z"}'),
+        (KeyType.TIMESTAMP, b'{"id":"1970-01-01T00:00:00.000000Z"}', b'{"id":"1970-01-01T00:00:01Z"}'),
+        (KeyType.BOOL, b'{"id":true}', b'{"id":false}'),
+    ],
+)
+def test_a_key_that_mysql_may_have_made_of_several_rows_is_refused(kind: KeyType, folded: bytes, other: bytes) -> None:
+    """Zero dates become 1970-01-01, and every number but 0 becomes true."""
+    mysql = (("__debezium.context.connectorName", b"mysql"),)
+    postgresql = (("__debezium.context.connectorName", b"postgresql"),)
+    for op in ("d", "c", "r"):
+        assert refusal(decode(envelope(op, BINLOG), folded, id=kind)) == (Reason.TYPE_MISMATCH, "key")
+        assert change(decode(envelope(op, BINLOG), other, id=kind))
+        assert change(decode(envelope(op), folded, id=kind))
+    assert refusal(decode(envelope("d", BINLOG), other, new_key(folded), id=kind)) == (Reason.TYPE_MISMATCH, "key")
+    for headers in ((), mysql, (*mysql, *new_key(folded))):
+        assert refusal(decode(None, folded, headers, id=kind))[1] == "key"
+    assert change(decode(None, folded, postgresql, id=kind)).op is Op.GONE
+    assert change(decode(None, other, mysql, id=kind)).op is Op.GONE
+
+
+def test_a_null_record_after_a_refused_record_is_no_event_of_its_own() -> None:
+    """Debezium writes null records after deletions only: what nobody could read must not act by its null record."""
+    for value in (envelope("d", SOURCE | {"lsn": None}), envelope("z"), b"{", b""):
+        refused = decode(value)
+        assert isinstance(refused, Undecodable)
+        assert refused.repeated
+    alone = decode(None, b"junk")
+    assert isinstance(alone, Undecodable)
+    assert not alone.repeated
+
+
+@pytest.mark.parametrize("text", [b'{"id":"6f1c0f8e2b434b9b9b0a1f0a3f3f0001"}', b'{"id":"00FF"}', b'"abcd"'])
+def test_bytes_that_may_be_hexadecimal_text_are_refused_without_a_schema(text: bytes) -> None:
+    assert refusal(decode(envelope(), text, id=KeyType.BYTES)) == (Reason.TYPE_MISMATCH, "key")
+    schema = struct({"type": "bytes", "field": "id"})
+    payload = json.loads(text)
+    known = wrapped(schema if isinstance(payload, dict) else {"type": "bytes"}, payload)
+    assert change(decode(envelope(), known, id=KeyType.BYTES)).op is Op.DELETED
 
 
 @pytest.mark.parametrize("ts_ms", [None, "5", True, 1.5, -(2**62), 2**62])
