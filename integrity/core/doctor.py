@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from integrity.core.change import ParentChange
 from integrity.core.condition import Condition
 from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import Decoder, Limits, Record, Undecodable
 from integrity.core.fold import Replace
-from integrity.core.keys import Key
+from integrity.core.keys import Key, KeyType
 from integrity.core.policy import policy_of
 from integrity.core.rules.model import Dependent, Parent, Place, RuleSet, Tombstones
 from integrity.errors import Finding
@@ -24,6 +26,9 @@ CLOCK_MS_MAX: Final = 2_000
 FUTURE_MS_MAX: Final = 60_000
 RETENTION_MS_MIN: Final = 24 * 60 * 60 * 1000
 """How long a record should be there: a store may be away for a night."""
+_COLLATING: Final = frozenset({"mysql", "mariadb", "sqlserver"})
+"""Sources whose text compares without regard to case, or to trailing spaces, unless told otherwise."""
+_UNSIGNED: Final = frozenset({"mysql", "mariadb"})
 
 _LIMITS: Final = Limits()
 
@@ -119,9 +124,12 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         yield _at(parent.place, "no_events", message, "run doctor again when there are some", "warning")
         return
     refused = Counter[Undecodable]()
+    keys: list[Key] = []
     for record in look.last:
         if isinstance(said := decoder(record), Undecodable):
             refused[said] += 1
+        elif isinstance(said, ParentChange):
+            keys.append(said.key)
     if refused:
         [(first, _)] = refused.most_common(1)
         count = refused.total()
@@ -132,12 +140,28 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
     if newest_ms > now_ms + FUTURE_MS_MAX:
         message = f"records of topic {look.name!r} are {(newest_ms - now_ms) // 1000} s in the future"
         yield _at(parent.place, "clock_ahead", message, "set the clocks of brokers and producers by NTP", "warning")
-    yield from _of_source(parent, look.name, [event for record in look.last if (event := _event(record)) is not None])
+    events = [event for record in look.last if (event := _event(record)) is not None]
+    yield from _of_source(parent, look.name, events)
+    yield from _of_keys(parent, look.name, {each.connector for each in events}, keys)
+
+
+def _of_keys(parent: Parent, topic: str, connectors: Collection[object], keys: Sequence[Key]) -> Iterator[Finding]:
+    """What the keys of a source may mean besides what is read."""
+    collating = _COLLATING.intersection(connectors)
+    if collating and KeyType.STRING in parent.key.types:
+        message = f"keys of topic {topic!r} are text, and {min(collating)} may call two of them equal that differ in"
+        hint = "dependents are found letter for letter: a binary collation of the key column, or a key of another type"
+        yield _at(parent.place, "keys_collated", f"{message} case, accents or trailing spaces", hint, "warning")
+    unsigned = _UNSIGNED.intersection(connectors)
+    if unsigned and any(type(part) is int and part < 0 for key in keys for part in key):
+        message = f"keys of topic {topic!r} are below 0: a bigint unsigned of {min(unsigned)} beyond 2^63-1 is sent so"
+        hint = "if it is one: bigint.unsigned.handling.mode=precise, schemas.enable=true and the key type numeric"
+        yield _at(parent.place, "keys_negative", message, hint, "warning")
 
 
 def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator[Finding]:
     assert parent.events is not None
-    others = sorted({each.connector for each in events if isinstance(each.connector, str)} - {"postgresql"})
+    others = sorted({each.connector for each in events if isinstance(each.connector, str)} - PLACES.keys())
     if others:
         message = f"the events of topic {topic!r} ({', '.join(others)}) are placed by their Kafka offset"
         hint = "that protects against redelivery, not against a source that emits an old event again"

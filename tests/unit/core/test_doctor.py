@@ -29,7 +29,15 @@ def rules_of(more: str = "") -> Any:
 
 
 def record(op: str, *, before: object = None, connector: str = "postgresql", key: object = None, at: int = 1) -> Record:
-    source = {"connector": connector, "lsn": 5, "schema": "shop", "table": "customers"}
+    source = {
+        "connector": connector,
+        "lsn": 5,
+        "schema": "shop",
+        "table": "customers",
+        "file": "b.1",
+        "pos": 4,
+        "row": 0,
+    }
     after = None if op == "d" else {"id": 1, "name": "x", "deleted_at": None}
     value = {"op": op, "before": before, "after": after, "source": source}
     text = None if op == "t" else json.dumps({"id": 1} if key is None else key).encode()
@@ -113,12 +121,22 @@ def test_topics_of_one_parent_with_different_partitions_are_told() -> None:
         ((), ("no_events", "warning")),
         ((record("c"), record("d", key={"ID": 1})), ("undecodable_events", "error")),
         ((record("c", at=NOW_MS + 120_000),), ("clock_ahead", "warning")),
-        ((record("c", connector="mysql"),), ("kafka_position_only", "warning")),
+        ((record("c", connector="vitess"),), ("kafka_position_only", "warning")),
+        ((record("c", connector="mysql", key={"id": -1}),), ("keys_negative", "warning")),
         ((record("c"), record("t")), ("truncate_seen", "warning")),
     ],
 )
 def test_last_records_tell_what_is_wrong_with_their_source(last: Sequence[Record], finding: tuple[str, str]) -> None:
     assert found(look(*last), EU) == [finding]
+
+
+@pytest.mark.parametrize(("connector", "told"), [("mariadb", ["keys_collated"]), ("postgresql", [])])
+def test_text_keys_of_a_source_with_collations_are_told(connector: str, told: list[str]) -> None:
+    topic = "customers"
+    text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("int64", "string") % ""
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    seen = look(record("c", connector=connector, key={"id": "abc"}))
+    assert [each.code for each in of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)] == told
 
 
 @pytest.mark.parametrize(
