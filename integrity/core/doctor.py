@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from integrity.core.change import ParentChange
+from integrity.core.change import Op, ParentChange
 from integrity.core.condition import Condition
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.positions import PLACES
@@ -124,12 +124,13 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         yield _at(parent.place, "no_events", message, "run doctor again when there are some", "warning")
         return
     refused = Counter[Undecodable]()
-    keys: list[Key] = []
+    changes: list[ParentChange] = []
     for record in look.last:
-        if isinstance(said := decoder(record), Undecodable):
+        said = decoder(record)
+        if isinstance(said, Undecodable):
             refused[said] += 1
         elif isinstance(said, ParentChange):
-            keys.append(said.key)
+            changes.append(said)
     if refused:
         [(first, _)] = refused.most_common(1)
         count = refused.total()
@@ -140,8 +141,13 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
     if newest_ms > now_ms + FUTURE_MS_MAX:
         message = f"records of topic {look.name!r} are {(newest_ms - now_ms) // 1000} s in the future"
         yield _at(parent.place, "clock_ahead", message, "set the clocks of brokers and producers by NTP", "warning")
+    if parent.events.format in ("debezium-flat", "json"):
+        if parent.events.types is None:
+            yield from _of_rows(parent, look.name, changes)
+        return
     events = [event for record in look.last if (event := _event(record)) is not None]
     yield from _of_source(parent, look.name, events)
+    keys = [change.key for change in changes]
     yield from _of_keys(parent, look.name, {each.connector for each in events}, keys)
 
 
@@ -157,6 +163,27 @@ def _of_keys(parent: Parent, topic: str, connectors: Collection[object], keys: S
         message = f"keys of topic {topic!r} are below 0: a bigint unsigned of {min(unsigned)} beyond 2^63-1 is sent so"
         hint = "if it is one: bigint.unsigned.handling.mode=precise, schemas.enable=true and the key type numeric"
         yield _at(parent.place, "keys_negative", message, hint, "warning")
+
+
+def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Iterator[Finding]:
+    """What rows and null records without an envelope tell of their source."""
+    assert parent.events is not None
+    is_flat = parent.events.format == "debezium-flat"
+    seen = {change.op for change in changes}
+    has_moved = any(change.to is not None for change in changes)
+    if is_flat and Op.ARRIVED in seen and not has_moved and not seen & {Op.DELETED, Op.GONE}:
+        message = f"key changes arrive in topic {topic!r}, but no deletion does: the connector drops them"
+        hint = "set delete.tombstone.handling.mode=rewrite-with-tombstone; integrity scan finds what was missed"
+        yield _at(parent.place, "deletions_dropped", message, hint)
+    if any(change.version is not None and change.version.position[:1] == (change.origin.offset,) for change in changes):
+        message = f"the events of topic {topic!r} are placed by their Kafka offset"
+        how = "let add.fields and add.headers tell op and lsn" if is_flat else "name a field that grows: version"
+        hint = f"that does not protect against a source that emits an old event again; {how} (docs/rules.md)"
+        yield _at(parent.place, "kafka_position_only", message, hint, "warning")
+    elif is_flat and Op.GONE in seen and not seen & {Op.DELETED, Op.MOVED}:
+        message = f"deletions in topic {topic!r} are null records that tell no position"
+        hint = "an old one that is emitted again counts as new; let add.headers tell it, as add.fields does for rows"
+        yield _at(parent.place, "deletions_unplaced", message, hint, "warning")
 
 
 def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator[Finding]:

@@ -13,9 +13,12 @@ from integrity.core.decode.json import check_depth, check_text, parse_deletion, 
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeyType, canonical, key_hash
+from integrity.core.rules.model import KeyFormat
 from tests.golden import histories_relational as relational
+from tests.golden.flat_histories import TOPICS
 from tests.golden.histories import HISTORIES
 from tests.golden.records import FILES, decoder, load
+from tests.golden.test_decode_flat_topics import flat
 
 RULES: list[Mapping[str, KeyType]] = [
     *[{"id": kind} for kind in KeyType],
@@ -161,3 +164,98 @@ def test_a_record_cut_short_says_nothing(record: Record, data: st.DataObject) ->
         return
     cut = record._replace(value=record.value[: data.draw(st.integers(0, len(record.value) - 1))])
     assert isinstance(BY_TOPIC.get(record.topic, DECODERS[0])(cut), Undecodable)
+
+
+# --- flattened topics and compacted tables ------------------------------------------------------------------------
+
+FLAT: list[tuple[str, Decoder]] = [
+    *[(form, flat(form, **key)) for form in ("debezium-flat", "json") for key in RULES],
+    *[
+        (form, flat(form, key_format=KeyFormat.STRING, id=kind))
+        for form in ("debezium-flat", "json")
+        for kind in KeyType
+    ],
+    ("debezium-flat", flat(key_format=KeyFormat.LONG, id=KeyType.INT64)),
+    ("debezium-flat", flat(copied=("id", "x"), id=KeyType.INT64)),
+]
+FLAT_CAPTURED = [record for file in sorted({topic.file for topic in TOPICS}) for record in load(file)]
+told = st.sampled_from(["true", "false", True, False, None, "d", "c", "r", "u", 5, "7", "bin.000001", 1.5])
+marks = st.sampled_from(
+    ["__deleted", "__op", "__lsn", "__source_file", "__source_pos", "__source_row", "__source_ts_ms", "__commit_lsn"]
+)
+rows = (
+    st.dictionaries(marks, told, max_size=4).flatmap(
+        lambda said: st.fixed_dictionaries({"id": scalars}, optional={"x": documents}).map(lambda row: row | said)
+    )
+    | st.none()
+).flatmap(
+    lambda row: st.sampled_from([row, {"schema": {"type": "struct", "fields": []}, "payload": row}, {"payload": row}])
+)
+flat_values = rows.map(lambda row: json.dumps(row).encode()) | some_bytes
+flat_headers = st.lists(
+    st.tuples(st.sampled_from(["__debezium.newkey", "__debezium.oldkey", "__op", "__lsn"]), keys | some_bytes)
+    | st.tuples(marks, told.map(lambda value: json.dumps(value).encode())),
+    max_size=3,
+)
+
+
+def is_told_gone(record: Record) -> bool:
+    """Whether a flattened record says that its key has ended."""
+    row = None if record.value is None else json.loads(record.value)
+    if isinstance(row, dict) and row.keys() == {"schema", "payload"}:
+        schema = row["schema"]
+        if isinstance(schema, dict) and isinstance(schema.get("type"), str):
+            row = row["payload"] if isinstance(row["payload"], dict) or schema["type"] == "struct" else row
+        elif schema is None and isinstance(row["payload"], dict):
+            row = row["payload"]
+    if row is None:
+        return True
+    if row.get("__deleted") in (True, "true") or row.get("__op") == "d":
+        return True
+    ops = [value for name, value in record.headers if name == "__op" and value is not None]
+    return "__op" not in row and any(op in (b"d", b'"d"') or b'"payload"' in op for op in ops)
+
+
+def says_no_more_than_it_may(form: str, record: Record, decoded: Decoded) -> None:
+    match decoded:
+        case ParentChange(op=op):
+            is_moved = any(name == "__debezium.newkey" for name, _ in record.headers)
+            if op is Op.ALIVE or op is Op.ARRIVED:
+                assert record.value is not None
+                assert decoded.to is None
+            elif form == "json":
+                assert (op, record.value, is_moved) == (Op.GONE, None, False)
+            else:
+                assert is_told_gone(record)
+                assert (decoded.to is not None) == is_moved
+                assert decoded.to != decoded.key
+                assert op is not Op.MOVED or is_moved
+                assert op is not Op.DELETED or not is_moved
+                assert (decoded.version is None) == (op is Op.GONE)
+        case Ignored():
+            pass
+        case Undecodable():
+            assert decoded.stage in ("key", "value", "header")
+            assert len(decoded.message) < 300
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(keys | some_bytes, flat_values, flat_headers, integers, st.integers(0, 2**63 - 1))
+def test_any_bytes_on_a_flattened_topic_are_decoded_to_a_value(
+    key: bytes | None, value: bytes | None, headers: Headers, timestamp_ms: int, offset: int
+) -> None:
+    record = Record("t", 0, offset, timestamp_ms, key, value, headers)
+    for form, decode in FLAT:
+        says_no_more_than_it_may(form, record, decode(record))
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_captured_flattened_records_with_broken_bytes_are_decoded_to_a_value(data: st.DataObject) -> None:
+    record = data.draw(st.sampled_from(FLAT_CAPTURED))
+    headers = tuple((name, data.draw(mutilated(value))) for name, value in record.headers)
+    broken = record._replace(
+        key=data.draw(mutilated(record.key)), value=data.draw(mutilated(record.value)), headers=headers
+    )
+    for form, decode in FLAT:
+        says_no_more_than_it_may(form, broken, decode(broken))

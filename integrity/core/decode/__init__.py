@@ -9,7 +9,9 @@ from collections.abc import Collection
 
 from integrity.core.decode.debezium import debezium_decoder
 from integrity.core.decode.derived import derived_decoder
+from integrity.core.decode.flat import flat_decoder
 from integrity.core.decode.json_events import json_events_decoder
+from integrity.core.decode.json_table import json_table_decoder
 from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.rules.model import Parent
@@ -31,8 +33,12 @@ def decoder_for(parent: Parent, limits: Limits | None = None, *, copied: Collect
     match parent.events.format:
         case "debezium":
             return debezium_decoder(parent, limits, copied)
+        case "debezium-flat":
+            return flat_decoder(parent, limits, copied)
         case "outbox":
             return outbox_decoder(parent, limits, copied)
+        case "json" if parent.events.types is None:
+            return json_table_decoder(parent, limits, copied)
         case "json":
             return json_events_decoder(parent, limits, copied)
         case "integrity":

@@ -114,7 +114,7 @@ class _Debezium:
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
         assert parent.events is not None
         self._entity = parent.entity
-        self._keys = KeyReader(parent.key, limits)
+        self._keys = KeyReader(parent.key, limits, parent.events.key_format)
         deleted_when = parent.events.deleted_when
         self._condition = None if deleted_when is None else Condition(deleted_when)
         self._epoch = parent.events.epoch

@@ -56,7 +56,7 @@ class DomainEvents:
         types = events.types
         self._entity = parent.entity
         self._epoch = events.epoch
-        self._keys = KeyReader(parent.key, limits)
+        self._keys = KeyReader(parent.key, limits, events.key_format)
         self._bare = _bare_type(parent.key)
         self._bounds = Bounds(limits.key_text_max, limits.digits_max)
         self._limits = limits

@@ -1,32 +1,44 @@
-"""Where a parent's key is read from: the record key, a header, or an object, each JSON with or without its schema."""
+"""Where a parent's key is read from: the record key, a header, or an object, each JSON with or without its schema.
+
+A record key may also be a bare scalar that is no JSON, where the rule says so (`key_format`): text cannot be told from
+JSON text by looking at it, nor eight bytes from another serializer's.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import assert_never
 
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.record import Limits, Record, Refused
 from integrity.core.decode.schema import HINTS_MAX, WHOLE, Hints, hints_of
 from integrity.core.keys import GATES, Bounds, FieldHint, Gate, Key, KeyRefused, KeySpec, KeyType, Scalar
+from integrity.core.rules.model import KeyFormat
 from integrity.errors import Reason
 
 _PLAIN_NAME = re.compile("[A-Za-z0-9_]+", re.ASCII)
 _HEX = re.compile("(?:[0-9a-f]{4})+|(?:[0-9A-F]{4})+")
 """Text that is hexadecimal and base64 alike, of other bytes."""
 _BITS = "io.debezium.data.Bits"
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
+_STRUCT = "Struct{"
+"""How the StringConverter begins a key of several fields, or of one that was not extracted: nothing in it is quoted."""
+_LONG_BYTES = 8
 
 
 class KeyReader:
     """Reads the keys of one parent. Fields are found by name and pass the gate of their type; others are left alone."""
 
-    __slots__ = ("_bounds", "_fields", "_hints", "_limits", "_plain_key")
+    __slots__ = ("_bounds", "_fields", "_format", "_hints", "_kind", "_limits", "_plain_key")
 
-    def __init__(self, spec: KeySpec, limits: Limits) -> None:
+    def __init__(self, spec: KeySpec, limits: Limits, form: KeyFormat = KeyFormat.JSON) -> None:
+        self._format = form
         self._fields = tuple((name, _gate_of(kind)) for name, kind in spec.fields)
         # Most keys are one whole number, and that text can be told at sight: nothing in it is left to parse or doubt.
         [(name, kind), *others] = spec.fields
-        is_plain = not others and kind is KeyType.INT64 and _PLAIN_NAME.fullmatch(name)
+        self._kind = kind
+        is_plain = form is KeyFormat.JSON and not others and kind is KeyType.INT64 and _PLAIN_NAME.fullmatch(name)
         self._plain_key = (
             re.compile(rb'\{"%b":(-?[1-9][0-9]{0,17}|0)\}' % name.encode()).fullmatch if is_plain else None
         )
@@ -47,9 +59,52 @@ class KeyReader:
         if self._plain_key is not None and (plain := self._plain_key(text)) is not None:
             return (int(plain[1]),), None
         try:
-            return self.in_text(text, None, None, control_characters=False)
+            match self._format:
+                case KeyFormat.JSON:
+                    return self.in_text(text, None, None, control_characters=False)
+                case KeyFormat.STRING:
+                    return (self._bare_text(text),), None
+                case KeyFormat.LONG:
+                    return (self._bare_long(text),), None
+                case _:
+                    assert_never(self._format)
         except (JsonFault, KeyRefused) as fault:
-            raise Refused(fault.reason, f"The record key is refused: {fault.message}.", "key") from None
+            message = fault.message
+            if self._format is KeyFormat.JSON and fault.reason in (Reason.BAD_JSON, Reason.SCHEMA_REGISTRY_PAYLOAD):
+                message = f"{message}; for bare text, or a long, the rule says so in key_format"
+            raise Refused(fault.reason, f"The record key is refused: {message}.", "key") from None
+
+    def _bare_text(self, raw: bytes) -> Scalar:
+        """The one part of a key that is its text, as a StringSerializer or StringConverter writes it."""
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise KeyRefused(Reason.BAD_ENCODING, "not UTF-8") from None
+        if text.startswith(_STRUCT):
+            # Text columns are not quoted in it: a value may look like the end of one field and the start of another.
+            raise KeyRefused(Reason.TYPE_MISMATCH, "a whole struct as text; extract its field (ExtractField$Key)")
+        value: object = text
+        hint: FieldHint | None = None
+        match self._kind:
+            case KeyType.INT32 | KeyType.INT64 | KeyType.DATE | KeyType.TIMESTAMP:
+                value = int(text) if _WHOLE.fullmatch(text) else text
+            case KeyType.BOOL:
+                value = {"true": True, "false": False}.get(text, text)
+            case KeyType.NUMERIC:
+                hint = FieldHint("string")
+            case KeyType.STRING | KeyType.UUID | KeyType.OBJECTID:
+                pass
+            case KeyType.BYTES:
+                raise KeyRefused(Reason.TYPE_MISMATCH, "text for bytes")
+            case _:
+                assert_never(self._kind)
+        return self._fields[0][1](value, hint, self._bounds)
+
+    def _bare_long(self, raw: bytes) -> Scalar:
+        """The one part of a key that is eight bytes, big endian, as a LongSerializer or LongConverter writes it."""
+        if len(raw) != _LONG_BYTES:
+            raise KeyRefused(Reason.TYPE_MISMATCH, f"{len(raw)} bytes are no long, which has {_LONG_BYTES}")
+        return int.from_bytes(raw, "big", signed=True)
 
     def in_header(self, name: str, header: bytes | None, old: Key, hints: Hints | None) -> Key:
         """The key in the header of that name; a field that it lacks keeps its old value.

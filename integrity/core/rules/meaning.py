@@ -15,6 +15,7 @@ from integrity.core.rules.model import (
     Dependent,
     EventValue,
     Ignore,
+    KeyFormat,
     KeyFrom,
     Literal,
     Match,
@@ -54,6 +55,10 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         found["types"] = _types(events.types)
     if events is not None and events.key_from is not KeyFrom.RECORD:
         found["key_from"] = events.key_from
+    if events is not None and events.key_format is not KeyFormat.JSON:
+        found["key_format"] = events.key_format
+    if events is not None and events.version is not None:
+        found["version"] = list(events.version)
     if source is not None:
         found["source"] = [source.store, source.target.kind, source.target.name]
     if parent.copies:

@@ -195,6 +195,14 @@ class Tombstones(StrEnum):
     IGNORE = "ignore"
 
 
+class KeyFormat(StrEnum):
+    """How the record keys of a parent's events are written."""
+
+    JSON = "json"
+    STRING = "string"
+    LONG = "long"
+
+
 class KeyFrom(StrEnum):
     """Where the parent's key is read from."""
 
@@ -236,6 +244,8 @@ class Events:
 
     `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read. `source`
     is where the parents themselves are, as far as the rule says. `types` is there where events are domain events.
+    `version` is the path of the field that places a change, None where the format itself knows. A `key_format` other
+    than JSON goes with a key of one field that it can hold.
     """
 
     topics: tuple[str, ...]
@@ -247,6 +257,8 @@ class Events:
     source: Source | None = None
     types: Types | None = None
     key_from: KeyFrom = KeyFrom.RECORD
+    key_format: KeyFormat = KeyFormat.JSON
+    version: tuple[str, ...] | None = None
 
     @property
     def tell_who_lives(self) -> bool:

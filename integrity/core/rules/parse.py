@@ -17,6 +17,7 @@ from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
+from integrity.core.rules.event_fields import check_condition, check_json, read_key_format, read_version
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
@@ -228,7 +229,7 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
         tombstones = choice_of(report, "tombstones", fields["tombstones"][1], [*Tombstones])
     if "truncate" in fields:
         choice_of(report, "truncate", fields["truncate"][1], TRUNCATES, TRUNCATES_LATER)
-    deleted_when = _deleted_when(report, fields["deleted_when"][1]) if "deleted_when" in fields else None
+    deleted_when = _deleted_when(report, fields["deleted_when"][1], kind) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
     source = read_source(report, fields["source"][1], key) if "source" in fields else None
     types = None if kind is None else read_types(report, fields, mapping, kind, key)
@@ -244,18 +245,24 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
         message = "types has key_changed, and nothing orders the keys of several topics"
         report.add(FindingCode.FORMAT_FIELD, message, fields["topics"][0], "Write one topic.")
     spec = _spec(key)
+    key_format = read_key_format(report, fields, spec)
+    version = read_version(report, fields, kind)
+    check_json(report, fields, kind)
     if not topics or kind is None or spec is None or tombstones is None or key_from is None:
         return topics, key, None
     found = tuple(topic.value for topic in topics)
-    said = Tombstones(tombstones)
-    return topics, key, Events(found, kind, spec, said, deleted_when, epoch, source, types, KeyFrom(key_from))
+    said, where = Tombstones(tombstones), KeyFrom(key_from)
+    events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, key_format, version)
+    return topics, key, events
 
 
-def _deleted_when(report: Report, node: Node) -> str | None:
+def _deleted_when(report: Report, node: Node, form: str | None) -> str | None:
     text = text_of(report, "deleted_when", node)
     fault = None if text is None else condition.fault_of(text.value)
     if text is not None and fault is not None:
         report.add(FindingCode.BAD_CONDITION, f"the condition {fault}", text)
+    elif text is not None:
+        check_condition(report, node, text.value, form)
     return None if text is None else text.value
 
 

@@ -21,6 +21,7 @@ from integrity.core.rules.vocabulary import (
     EPOCH_MAX,
     EVENTS_FIELDS,
     FORMATS,
+    KEY_FORMATS,
     KEY_FROM,
     KEY_TYPES,
     LATE_CHILDREN_FIELDS,
@@ -123,6 +124,8 @@ def _events() -> Schema:
             "payload": _NAME,
             "new_key": {"type": "object", "minProperties": 1, "additionalProperties": _NAME},
             "key_from": _words(KEY_FROM) | {"default": KeyFrom.RECORD.value},
+            "key_format": _words(KEY_FORMATS) | {"default": "json"},
+            "version": _NAME,
         },
         required=("format", "key"),
     )

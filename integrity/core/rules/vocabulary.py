@@ -41,6 +41,8 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "payload": "The field of the value that holds the payload. Left out, the value is the payload.",
     "new_key": "Of a type in key_changed: key field -> field of the payload that has its new value.",
     "key_from": "Where the key is: in the record key (record, the default) or in the payload.",
+    "key_format": "How record keys are written: json (the default), string (bare text) or long (eight bytes).",
+    "version": "The field of the value whose whole number places a change in the order of its key's changes.",
 }
 TYPES_FIELDS: Mapping[str, str] = {
     "deleted": "The types that say: the parent was deleted.",
@@ -63,7 +65,6 @@ SOURCE_FIELDS: Mapping[str, str] = {
 EVENTS_LATER = (
     "pattern",
     "tenant",
-    "version",
     "pair_by",
 )
 
@@ -120,26 +121,35 @@ TOMBSTONE_FIELDS: Mapping[str, str] = {
 
 FORMATS: Mapping[str, str] = {
     "debezium": "Debezium's change event envelope as JSON, with or without schemas.",
+    "debezium-flat": "Rows as Debezium's ExtractNewRecordState leaves them, in every delete mode, as JSON.",
     "outbox": "Domain events that Debezium's EventRouter or MongoEventRouter takes from an outbox table; see types.",
-    "json": "Domain events as JSON objects; see types.",
+    "json": "A compacted topic used as a table: JSON objects, and null records for what is gone. With types: domain "
+    "events as JSON objects.",
     "integrity": "Derived events of this program, written by another installation.",
 }
-FORMATS_LATER = ("debezium-flat", "mongodb", "cloudevents", "qlik")
+FORMATS_LATER = ("mongodb", "cloudevents", "qlik")
 FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
-    "tombstones": ("debezium", "outbox", "json"),
+    "tombstones": ("debezium", "debezium-flat", "outbox", "json"),
     "truncate": ("debezium",),
-    "deleted_when": ("debezium",),
+    "deleted_when": ("debezium", "debezium-flat", "json"),
     "types": ("outbox", "json"),
     "type_from": ("outbox", "json"),
     "payload": ("outbox", "json"),
     "new_key": ("outbox", "json"),
     "key_from": ("outbox", "json"),
+    "key_format": ("debezium", "debezium-flat", "outbox", "json"),
+    "version": ("debezium-flat", "json"),
 }
 """The fields of `events` that not every format takes, and those that do."""
-TYPES_REQUIRED = ("outbox", "json")
+TYPES_REQUIRED = ("outbox",)
 """The formats that say nothing without `types`."""
-COPIED_FORMATS = ("debezium", "outbox", "json")
+COPIED_FORMATS = ("debezium", "debezium-flat", "outbox", "json")
 """The formats whose events hold the parent's row."""
+KEY_FORMATS: Mapping[str, str] = {
+    "json": "JSON: an object of the key's fields, or the one field's value; with or without its schema.",
+    "string": "The text of the one key field, as a StringSerializer or StringConverter writes it.",
+    "long": "Eight bytes, big endian, as a LongSerializer or LongConverter writes them.",
+}
 TRUNCATES = ("ignore",)
 TRUNCATES_LATER = ("delete_all",)
 EPOCH_MAX = 1_000_000

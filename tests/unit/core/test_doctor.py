@@ -111,6 +111,26 @@ def test_what_domain_events_lack_is_told(
     assert [(each.code, each.severity) for each in of] == [*expected, ("kafka_position_only", "warning")]
 
 
+@pytest.mark.parametrize(
+    ("file", "form", "expected"),
+    [
+        ("pg_flat_rewrite_with_tombstone", "debezium-flat", []),
+        ("pg_flat_rewrite", "debezium-flat", []),
+        ("pg_flat_drop", "debezium-flat", ["deletions_dropped"]),
+        ("pg_flat_tombstone", "debezium-flat", ["deletions_unplaced"]),
+        ("pg_insertfield_flat", "debezium-flat", ["kafka_position_only"]),
+        ("kt_compacted", "json", ["kafka_position_only"]),
+    ],
+)
+def test_what_flattened_topics_and_tables_do_not_tell_is_told(file: str, form: str, expected: list[str]) -> None:
+    topic = "kt.customers" if form == "json" else f"{file}.public.customers"
+    text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("format: debezium", f"format: {form}")
+    parent = parse_rules({"customer.yaml": text % ""}).by_entity["customer"]
+    seen = TopicLook(topic, 1, {}, [each for each in load(file) if each.topic == topic])
+    of = of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)
+    assert [each.code for each in of] == expected
+
+
 def test_topics_of_one_parent_with_different_partitions_are_told() -> None:
     assert found(look(record("c"), partitions=4), EU) == [("partitions_differ", "warning")]
 

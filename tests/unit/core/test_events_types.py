@@ -80,7 +80,6 @@ def test_types_and_new_key_are_read() -> None:
     ("lines", "code"),
     [
         (("format: outbox",), FindingCode.MISSING_FIELD),
-        (("format: json",), FindingCode.MISSING_FIELD),
         (("format: outbox", "types: {}"), FindingCode.EMPTY),
         (("format: outbox", "types: [D]"), FindingCode.WRONG_TYPE),
         (("format: outbox", "types: {deleted: D}"), FindingCode.WRONG_TYPE),

@@ -17,8 +17,10 @@ from integrity.core.rules.model import (
     Action,
     Cascade,
     Dependent,
+    Events,
     EventValue,
     Ignore,
+    KeyFormat,
     Match,
     Nullify,
     Parent,
@@ -276,7 +278,6 @@ def test_undo_of_a_rule_that_changes_nothing_is_refused(action: str) -> None:
 LATER_EVENTS = [
     "pattern: x",
     "tenant: {header: X}",
-    "version: lsn",
     "truncate: delete_all",
     "pair_by: x",
 ]
@@ -292,9 +293,58 @@ def test_pattern_in_place_of_a_topic_is_one_finding() -> None:
     assert _codes(_file(f"{TABLE}, {CASCADE}", head=head)) == [FindingCode.NOT_SUPPORTED_YET]
 
 
-@pytest.mark.parametrize("name", ["debezium-flat", "mongodb", "cloudevents", "qlik"])
+@pytest.mark.parametrize("name", ["mongodb", "cloudevents", "qlik"])
 def test_format_of_a_later_version_is_refused(name: str) -> None:
     assert _codes(VALID.replace("debezium", name)) == [FindingCode.NOT_SUPPORTED_YET]
+
+
+def _events_of(more: str, form: str = "json", key: str = "{id: int64}") -> Events:
+    head = HEAD.replace("format: debezium", f"format: {form}").replace("{id: int64}", key) + f"  {more}\n"
+    events = parse_rules({"a.yaml": _file(f"{TABLE}, {CASCADE}", head=head)}).parents[0].events
+    assert events is not None
+    return events
+
+
+def _faults_of(more: str, form: str = "json", key: str = "{id: int64}") -> list[str]:
+    try:
+        _events_of(more, form, key)
+    except RulesError as error:
+        return [str(finding.code) for finding in error.findings]
+    return []
+
+
+def test_key_format_and_version_are_read() -> None:
+    assert _events_of("key_format: long").key_format is KeyFormat.LONG
+    assert _events_of("key_format: string", key="{id: uuid}", form="debezium-flat").key_format is KeyFormat.STRING
+    assert _events_of("key_format: json").key_format is KeyFormat.JSON
+    assert _events_of("version: meta.rev").version == ("meta", "rev")
+    assert _events_of("version: __source_scn", form="debezium-flat").version == ("__source_scn",)
+
+
+@pytest.mark.parametrize(
+    ("more", "form", "key", "code"),
+    [
+        ("key_format: avro", "json", "{id: int64}", "unknown_value"),
+        ("key_format: long", "json", "{id: int32}", "unknown_value"),
+        ("key_format: string", "json", "{id: bytes}", "unknown_value"),
+        ("key_format: string", "debezium", "{tenant: string, id: int64}", "unknown_value"),
+        ("version: rev", "debezium", "{id: int64}", "format_field"),
+        ("key_format: string", "integrity", "{id: int64}", "format_field"),
+        ("types: {deleted: [x]}\n  version: rev", "json", "{id: int64}", "format_field"),
+        ('types: {deleted: [x]}\n  deleted_when: "after.a"', "json", "{id: int64}", "format_field"),
+        ("payload: data", "json", "{id: int64}", "format_field"),
+        ("key_from: payload", "json", "{id: int64}", "format_field"),
+        ("version: rev", "debezium-flat", "{id: int64}", "unknown_value"),
+        ("version: __a.b", "debezium-flat", "{id: int64}", "unknown_value"),
+        ("version: a..b", "json", "{id: int64}", "bad_column"),
+        ("version: 5", "json", "{id: int64}", "wrong_type"),
+        ('deleted_when: "before.a == 1"', "json", "{id: int64}", "bad_condition"),
+        ("deleted_when: \"op == 'u'\"", "json", "{id: int64}", "bad_condition"),
+        ('deleted_when: "source.a == 1"', "debezium-flat", "{id: int64}", "bad_condition"),
+    ],
+)
+def test_field_that_does_not_fit_the_format_or_the_key_is_refused(more: str, form: str, key: str, code: str) -> None:
+    assert [each for each in _faults_of(more, form, key) if each != "missing_key_field"] == [code]
 
 
 def test_file_without_events_is_told_what_it_continues() -> None:

@@ -1,0 +1,292 @@
+"""The format `debezium-flat`: rows that ExtractNewRecordState has taken out of their envelopes, in every delete mode.
+
+A null is a deletion, or the record that repeats one: a real null record, the four bytes `null`, or a null inside a
+schema, since the converter decides which of them the SMT's null becomes. A row with `__deleted` is a deletion whose row
+may be made up: its key is the record key's and nothing else of it is read. A deletion or null with the header
+`__debezium.newkey` is a key change and never a deletion. Every row else says that its key lives, updates included:
+after compaction an update may be all that is left between two deletions.
+
+A change is placed by what `add.fields` or `add.headers` tells: PostgreSQL's `__lsn`, MySQL's and MariaDB's
+`__source_file`, `__source_pos` and `__source_row`, or the rule's `version`. A row that tells nothing is placed by its
+Kafka offset, and a null by what stands before it (`Op.GONE`). SQL Server marks no key changes, and is refused where
+it can be told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from integrity.core.change import Op, ParentChange, Row, Version
+from integrity.core.condition import Condition
+from integrity.core.decode.debezium import NEW_KEY, OLD_KEY, TRACEPARENT
+from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.record import (
+    Decoded,
+    Decoder,
+    Ignored,
+    Limits,
+    Record,
+    Refused,
+    change_of,
+    traceparent_in,
+)
+from integrity.core.decode.row import copied_row
+from integrity.core.decode.schema import Hints
+from integrity.core.decode.value import ValueReader, is_deleted, is_envelope, refused, version_number
+from integrity.core.keys import Key
+from integrity.core.rules.model import Parent, Tombstones
+from integrity.errors import Reason
+
+OP = "__op"
+DELETED = "__deleted"
+_LSN = ("__lsn", "__source_lsn")
+_BINLOG = (("__source_file", "__source_pos", "__source_row"), ("__file", "__pos", "__row"))
+_TIME = "__source_ts_ms"
+_SQL_SERVER = ("__commit_lsn", "__source_commit_lsn", "__change_lsn", "__source_change_lsn")
+_CONNECTOR = ("__connector", "__source_connector")
+_HEADERS = frozenset((OP, *_LSN, *_BINLOG[0], *_BINLOG[1], _TIME, *_SQL_SERVER, *_CONNECTOR))
+_BINLOG_FILE = re.compile(r".*\.([0-9]{1,18})", re.DOTALL)
+
+_TRUNCATED = Ignored("t", "A truncate names no key.")
+_MESSAGE = Ignored("m", "A logical message says nothing about a key.")
+_SAME_KEY = Ignored("d", "The key change leads to an equal key.")
+_TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
+_SNAPSHOT = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
+
+
+def flat_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
+    """The decoder of one parent's topics; `copied` are the fields of the row that are wanted, None: no row is."""
+    return _Flat(parent, limits, copied).decode
+
+
+class _Told(NamedTuple):
+    """What the headers of a record tell. `fields` are those that `add.headers` wrote, unread."""
+
+    moved: bool
+    new_key: bytes | None
+    arrived: bool
+    traceparent: str | None
+    fields: Mapping[str, bytes | None]
+
+
+class _Flat:
+    __slots__ = (
+        "_condition",
+        "_copied",
+        "_entity",
+        "_epoch",
+        "_headers",
+        "_ignores_tombstones",
+        "_keys",
+        "_limits",
+        "_values",
+        "_version_field",
+    )
+
+    def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        events = parent.events
+        assert events is not None
+        self._entity = parent.entity
+        self._keys = KeyReader(parent.key, limits, events.key_format)
+        self._condition = None if events.deleted_when is None else Condition(events.deleted_when)
+        self._epoch = events.epoch
+        self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
+        self._limits = limits
+        self._copied = None if copied is None else tuple(copied)
+        self._values = ValueReader(limits)
+        # The loader takes one name only, which a column of the row can't have.
+        self._version_field = None if events.version is None else events.version[0]
+        self._headers = _HEADERS if self._version_field is None else _HEADERS | {self._version_field}
+
+    def decode(self, record: Record) -> Decoded:
+        """What a record says. Never raises."""
+        try:
+            if record.value is None:
+                return self._null(record)
+            try:
+                document, hints = self._values.of(record.value)
+            except JsonFault as fault:
+                raise refused(fault) from None
+            if document is None:
+                return self._null(record)
+            if type(document) is not dict:
+                raise Refused(Reason.BAD_ENVELOPE, "The record value is no row: it is no JSON object.", "value")
+            if is_envelope(document):
+                return _of_envelope(document)
+            return self._row(record, document, hints)
+        except Refused as refusal:
+            return refusal.undecodable
+
+    def _null(self, record: Record) -> Decoded:
+        """A deletion or key change, or the null record that repeats it."""
+        if record.key is None:
+            raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
+        if self._ignores_tombstones:
+            return _TOMBSTONE
+        told = self._told(record)
+        op = self._op({}, told)
+        if op is not None and op != "d":
+            raise Refused(Reason.BAD_ENVELOPE, f"The value is null, and the header {OP} is no d.", "header")
+        version = self._position({}, told)
+        return self._ended(record, told, version, Op.GONE if version is None else Op.DELETED, {})
+
+    def _row(self, record: Record, fields: dict[str, object], hints: Hints | None) -> Decoded:
+        told = self._told(record)
+        op = self._op(fields, told)
+        deleted = _deleted_flag(fields)
+        if op == "t" or op == "m":
+            return _TRUNCATED if op == "t" else _MESSAGE
+        if deleted is not None and op is not None and deleted != (op == "d"):
+            raise Refused(Reason.BAD_ENVELOPE, f"The row's {DELETED} and {OP} contradict each other.", "value")
+        is_unplaced = op == "r" and self._is_unplaced(fields, told)
+        version = None if is_unplaced else self._placed(record, fields, told)
+        if deleted or op == "d":
+            return self._ended(record, told, version, Op.DELETED, fields)
+        key, _ = self._keys.of(record)
+        if self._condition is not None and op != "r" and is_deleted(self._condition, record, fields, op):
+            assert version is not None, "only a snapshot read has no place"
+            if told.arrived:
+                # Deleted where the key change has led: just after it, so that it takes the rows that came along.
+                version = version._replace(position=(*version.position, 1))
+            return self._change(record, Op.DELETED, key, None, version, fields, told)
+        row = None if self._copied is None else copied_row(fields, self._copied, hints)
+        if version is None and row is None:
+            return _SNAPSHOT
+        return self._change(record, Op.ARRIVED if told.arrived else Op.ALIVE, key, None, version, fields, told, row)
+
+    def _ended(
+        self, record: Record, told: _Told, version: Version | None, op: Op, fields: Mapping[str, object]
+    ) -> Decoded:
+        """A deletion or null, or, when the header of a new key is there, a key change."""
+        key, hints = self._keys.of(record)
+        if not told.moved:
+            return self._change(record, op, key, None, version, fields, told)
+        to = self._keys.in_header(NEW_KEY, told.new_key, key, hints)
+        if to == key:
+            return _SAME_KEY
+        return self._change(record, Op.MOVED if op is Op.DELETED else op, key, to, version, fields, told)
+
+    def _change(
+        self,
+        record: Record,
+        op: Op,
+        key: Key,
+        to: Key | None,
+        version: Version | None,
+        fields: Mapping[str, object],
+        told: _Told,
+        row: Row | None = None,
+    ) -> ParentChange:
+        occurred_ms = self._said(_TIME, fields, told)
+        return change_of(record, self._entity, op, key, to, version, occurred_ms, told.traceparent, row)
+
+    # --- what add.fields and add.headers tell ---------------------------------------------------------------------
+
+    def _told(self, record: Record) -> _Told:
+        """All headers are looked through, however many: a key change must never pass for a deletion."""
+        moved, new_key, arrived, trace = False, None, False, None
+        fields: dict[str, bytes | None] = {}
+        wanted = self._headers
+        for name, value in record.headers:
+            if name == NEW_KEY:
+                moved, new_key = True, value
+            elif name == OLD_KEY:
+                arrived = True
+            elif name == TRACEPARENT:
+                trace = value
+            elif name in wanted and fields.setdefault(name, value) != value:
+                # On a null record the SMT writes its headers twice.
+                raise Refused(Reason.BAD_ENVELOPE, f"The header {name} is there twice, with two values.", "header")
+        return _Told(moved, new_key, arrived, traceparent_in(trace, record.headers, self._limits), fields)
+
+    def _said(self, name: str, fields: Mapping[str, object], told: _Told) -> object:
+        """What the row says under a name, or the header of that name; None when neither does."""
+        if name in fields:
+            return fields[name]
+        raw = told.fields.get(name)
+        if raw is None:
+            return None
+        try:
+            value = parse(raw, self._limits)
+        except JsonFault:
+            # SimpleHeaderConverter writes text without quotes.
+            try:
+                return raw.decode()
+            except UnicodeDecodeError:
+                raise Refused(Reason.BAD_ENCODING, f"The header {name} is not UTF-8.", "header") from None
+        if type(value) is dict and value.keys() == {"schema", "payload"}:
+            return value["payload"]
+        return value
+
+    def _is_said(self, name: str, fields: Mapping[str, object], told: _Told) -> bool:
+        return name in fields or name in told.fields
+
+    def _op(self, fields: Mapping[str, object], told: _Told) -> str | None:
+        """The op of the event behind the record, None when nothing tells it."""
+        op = self._said(OP, fields, told)
+        if op is None:
+            return None
+        if type(op) is not str or op not in "crudtm" or len(op) != 1:
+            raise Refused(Reason.UNKNOWN_OP, f"The record has an {OP} other than c r u d t m.", "value")
+        if OP in fields and OP in told.fields and self._said(OP, {}, told) != op:
+            raise Refused(Reason.BAD_ENVELOPE, f"The row's {OP} and the header's contradict each other.", "value")
+        return op
+
+    def _is_unplaced(self, fields: Mapping[str, object], told: _Told) -> bool:
+        """Whether it is a row of an incremental snapshot, which PostgreSQL gives a position that is null."""
+        name = self._version_field
+        names = (name,) if name is not None else _LSN
+        return any(self._is_said(each, fields, told) and self._said(each, fields, told) is None for each in names)
+
+    def _placed(self, record: Record, fields: Mapping[str, object], told: _Told) -> Version:
+        """The place of a row; one that tells none is placed by its offset, unless the rule says that it tells one."""
+        version = self._position(fields, told)
+        if version is not None:
+            return version
+        position = record.offset if self._version_field is None else version_number(None, self._version_field)
+        return Version(self._epoch, (position,))
+
+    def _position(self, fields: Mapping[str, object], told: _Told) -> Version | None:
+        """The place of a change in its source's order; None where nothing tells it. Refused where it can't be read."""
+        for name in _LSN if self._version_field is None else (self._version_field,):
+            if self._is_said(name, fields, told):
+                return Version(self._epoch, (version_number(self._said(name, fields, told), name),))
+        if self._version_field is not None:
+            return None
+        for names in _BINLOG:
+            if all(self._is_said(name, fields, told) for name in names):
+                file, pos, row = (self._said(name, fields, told) for name in names)
+                numbered = _BINLOG_FILE.fullmatch(file) if type(file) is str else None
+                if numbered is None:
+                    raise Refused(Reason.BAD_VERSION, f"The {names[0]} is no file of a binary log.", "value")
+                place = (int(numbered[1]), version_number(pos, names[1]), version_number(row, names[2]))
+                return Version(self._epoch, place)
+        connector = next((said for name in _CONNECTOR if (said := self._said(name, fields, told)) is not None), None)
+        if connector == "sqlserver" or any(self._is_said(name, fields, told) for name in _SQL_SERVER):
+            message = "SQL Server sends key changes as deletions without a mark, which is not supported in flat topics."
+            raise Refused(Reason.BAD_ENVELOPE, message, "value")
+        return None
+
+
+def _deleted_flag(fields: Mapping[str, object]) -> bool | None:
+    """What a rewritten row says of itself; None when it says nothing. Text for relational connectors."""
+    flag = fields.get(DELETED)
+    if flag is None and DELETED not in fields:
+        return None
+    if flag is True or flag == "true":
+        return True
+    if flag is False or flag == "false":
+        return False
+    raise Refused(Reason.BAD_ENVELOPE, f"The row's {DELETED} is neither true nor false.", "value")
+
+
+def _of_envelope(fields: Mapping[str, object]) -> Decoded:
+    """A logical message passes the SMT as it is; any other envelope has not passed it."""
+    if fields["op"] == "m":
+        return _MESSAGE
+    raise Refused(
+        Reason.BAD_ENVELOPE, "The record value is a whole envelope, no flattened row: write format: debezium.", "value"
+    )

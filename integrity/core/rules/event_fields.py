@@ -1,0 +1,86 @@
+"""The fields of `events` that depend on its format: `version`, `key_format`, and what `deleted_when` may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from integrity.core.condition import Condition
+from integrity.core.keys import KeySpec, KeyType
+from integrity.core.rules import names
+from integrity.core.rules.document import Node
+from integrity.core.rules.findings import FindingCode, Report, shown
+from integrity.core.rules.model import KeyFormat, TargetKind
+from integrity.core.rules.vocabulary import KEY_FORMATS
+from integrity.core.rules.walk import Fields, choice_of, text_of
+
+_OF_TABLES: Final = ("version", "deleted_when")
+_OF_EVENTS: Final = ("type_from", "payload", "new_key", "key_from")
+_NOT_TOLD: Final[Mapping[str, Collection[str]]] = {
+    "debezium-flat": ("before", "source"),
+    "json": ("before", "source", "op"),
+}
+"""What a condition can't ask for, by format."""
+
+
+def read_version(report: Report, fields: Fields, form: str | None) -> tuple[str, ...] | None:
+    """The path of the field that places a change; None where the format itself knows."""
+    if "version" not in fields:
+        return None
+    _, node = fields["version"]
+    text = text_of(report, "version", node)
+    if text is None or form is None:
+        return None
+    if fault := names.column_fault(TargetKind.TOPIC, text.value):
+        report.add(FindingCode.BAD_COLUMN, f"the field {shown(text.value)} of version {fault}", text)
+        return None
+    if form == "debezium-flat" and ("." in text.value or not text.value.startswith("__")):
+        message = f"version must be a field that add.fields adds, not {shown(text.value)}: its name begins with __"
+        hint = "Of the columns of a deleted row only those of the key are sure to be real."
+        report.add(FindingCode.UNKNOWN_VALUE, message, text, hint)
+        return None
+    return tuple(text.value.split("."))
+
+
+def read_key_format(report: Report, fields: Fields, key: KeySpec | None) -> KeyFormat:
+    """How record keys are written; JSON where the rule does not say."""
+    if "key_format" not in fields:
+        return KeyFormat.JSON
+    _, node = fields["key_format"]
+    word = choice_of(report, "key_format", node, KEY_FORMATS)
+    if word is None or key is None:
+        return KeyFormat.JSON
+    chosen = KeyFormat(word)
+    if chosen is KeyFormat.JSON:
+        return chosen
+    if len(key.fields) > 1:
+        message = f"a key of {len(key.fields)} fields is no bare {chosen}"
+        report.add(FindingCode.UNKNOWN_VALUE, message, node, "Leave key_format out: such a key is a JSON object.")
+    elif chosen is KeyFormat.LONG and key.types[0] is not KeyType.INT64:
+        message = f"a long is an int64, not {key.types[0]}"
+        report.add(FindingCode.UNKNOWN_VALUE, message, node, "Write key: {id: int64}, or leave key_format out.")
+    elif chosen is KeyFormat.STRING and key.types[0] is KeyType.BYTES:
+        report.add(FindingCode.UNKNOWN_VALUE, "bytes have no text", node, "Write keys with the JsonConverter.")
+    else:
+        return chosen
+    return KeyFormat.JSON
+
+
+def check_condition(report: Report, node: Node, condition: str, form: str | None) -> None:
+    """Reports what a condition asks for and the events of that format do not tell."""
+    asked = sorted(Condition(condition).names & set(_NOT_TOLD.get(form or "", ())))
+    if asked:
+        message = f"the condition names {', '.join(asked)}, which events of format {form} do not tell"
+        report.add(FindingCode.BAD_CONDITION, message, node)
+
+
+def check_json(report: Report, fields: Fields, form: str | None) -> None:
+    """`json` is two formats: domain events where there are `types`, else a table. Reports the other one's fields."""
+    if form != "json":
+        return
+    is_events = "types" in fields
+    for name in _OF_TABLES if is_events else _OF_EVENTS:
+        if name in fields:
+            what, hint = ("domain events", "leave types out") if is_events else ("a compacted table", "write types")
+            message = f"{what} in the format json have no {name}"
+            report.add(FindingCode.FORMAT_FIELD, message, fields[name][0], f"Leave it out, or {hint}.")

@@ -1,0 +1,308 @@
+"""Flattened rows and compacted tables, record by record: what each shape says, and the reason of each dead letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from integrity.core.change import Op, ParentChange, Version
+from integrity.core.decode import decoder_for
+from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Record, Undecodable
+from integrity.core.fold import settle
+from integrity.core.keys import KeySpec, KeyType
+from integrity.core.outcome import Outcome
+from integrity.core.rules.model import Events, KeyFormat, Parent, Place, Tombstones
+from integrity.errors import Reason
+from tests.unit.core.test_decode_debezium import change, new_key, record, refusal, text_of
+
+FLAT, JSON = "debezium-flat", "json"
+
+
+def reader(
+    form: str = FLAT, kind: KeyType = KeyType.INT64, copied: Sequence[str] | None = None, **more: Any
+) -> Decoder:
+    events = Events(("t",), form, KeySpec((("id", kind),)), more.pop("tombstones", Tombstones.DELETE), **more)
+    return decoder_for(Parent("customer", events, (), Place("customer.yaml", 1, 1)), copied=copied)
+
+
+def flat(row: object, headers: Headers = (), key: bytes | None = b'{"id":10}', **more: Any) -> Decoded:
+    return reader(**more)(record(None if row is None else text_of(row), key, headers))
+
+
+def table(row: object, headers: Headers = (), key: bytes | None = b'{"id":10}', **more: Any) -> Decoded:
+    return reader(JSON, **more)(record(None if row is None else text_of(row), key, headers))
+
+
+ROW: dict[str, object] = {
+    "id": 10,
+    "email": "a@x.test",
+    "__op": "u",
+    "__lsn": 4711,
+    "__source_ts_ms": 1_795_470_742_997,
+}
+
+
+def test_an_update_says_that_its_key_lives() -> None:
+    found = change(flat(ROW))
+    assert (found.op, found.key, found.version, found.occurred_ms) == (
+        Op.ALIVE, (10,), Version(0, (4711,)), 1_795_470_742_997
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "headers", "version"),
+    [
+        ({"__lsn": 7}, (), (7,)),
+        ({"__lsn": "7"}, (), (7,)),
+        ({"__source_lsn": 7}, (), (7,)),
+        ({}, [("__lsn", b"7")], (7,)),
+        ({}, [("__source_lsn", b'{"schema":{"type":"int64"},"payload":7}')], (7,)),
+        ({"__lsn": 7}, [("__lsn", b"8")], (7,)),
+        ({"__source_file": "bin.000010", "__source_pos": 5, "__source_row": 2}, (), (10, 5, 2)),
+        ({"__file": "a.b.000009", "__pos": 5, "__row": 0}, (), (9, 5, 0)),
+        ({}, [("__source_file", b"bin.000010"), ("__source_pos", b"5"), ("__source_row", b"2")], (10, 5, 2)),
+        ({"__source_file": "bin.000010", "__source_pos": 5}, (), (42,)),
+        ({}, (), (42,)),
+    ],
+)
+def test_a_row_is_placed_by_what_add_fields_and_add_headers_tell(
+    row: dict[str, object], headers: Headers, version: tuple[int, ...]
+) -> None:
+    for deleted in ({}, {"__deleted": "true"}):
+        found = change(flat({"id": 10} | row | deleted, headers))
+        assert (found.op, found.version) == (Op.DELETED if deleted else Op.ALIVE, Version(0, version))
+    assert change(flat({"id": 10} | row, headers, epoch=3)).version == Version(3, version)
+
+
+@pytest.mark.parametrize("place", [None, -1, 2**63, 1.5, True, "x", "", [], {}, "1.5"])
+def test_a_row_whose_position_is_none_is_a_dead_letter(place: object) -> None:
+    assert refusal(flat({"id": 10, "__lsn": place, "__deleted": "true"})) == (Reason.BAD_VERSION, "value")
+    assert refusal(flat({"id": 10, "__lsn": place})) == (Reason.BAD_VERSION, "value")
+    parts = {"__source_file": "bin.1", "__source_pos": place, "__source_row": 0}
+    assert refusal(flat({"id": 10} | parts)) == (Reason.BAD_VERSION, "value")
+    assert refusal(table({"id": 10, "rev": place}, version=("rev",))) == (Reason.BAD_VERSION, "value")
+
+
+@pytest.mark.parametrize("file", [None, "bin", "bin.x", 5, "bin.1x", "bin." + "1" * 19, ""])
+def test_a_binary_log_whose_file_has_no_number_is_a_dead_letter(file: object) -> None:
+    row = {"id": 10, "__source_file": file, "__source_pos": 5, "__source_row": 0}
+    assert refusal(flat(row)) == (Reason.BAD_VERSION, "value")
+
+
+def test_a_row_of_an_incremental_snapshot_has_no_place() -> None:
+    unplaced = {"id": 10, "__op": "r", "__lsn": None}
+    assert isinstance(flat(unplaced), Ignored)
+    copied = change(flat(unplaced, copied=("id",)))
+    assert (copied.op, copied.version) == (Op.ALIVE, None)
+    assert change(flat({"id": 10, "__op": "r", "__lsn": 5})).version == Version(0, (5,))
+
+
+@pytest.mark.parametrize("value", [None, b"null", b'{"schema":{"type":"struct","fields":[]},"payload":null}',
+                                   b'{ "payload": null, "schema": {"type": "struct"} }'])  # fmt: skip
+def test_every_null_is_one(value: bytes | None) -> None:
+    decode = reader()
+    found = change(decode(record(value)))
+    assert (found.op, found.key, found.to, found.version) == (Op.GONE, (10,), None, None)
+    moved = change(decode(record(value, headers=new_key(b'{"id":11}'))))
+    assert (moved.op, moved.to) == (Op.GONE, (11,))
+    assert isinstance(decode(record(value, headers=new_key(b'{"id":10}'))), Ignored)
+    assert refusal(decode(record(value, None))) == (Reason.NULL_KEY, "key")
+    assert isinstance(reader(tombstones=Tombstones.IGNORE)(record(value)), Ignored)
+    placed = change(decode(record(value, headers=[("__lsn", b"7"), ("__op", b"d")])))
+    assert (placed.op, placed.version) == (Op.DELETED, Version(0, (7,)))
+    placed = change(decode(record(value, headers=[("__lsn", b"7"), *new_key(b'{"id":11}')])))
+    assert (placed.op, placed.to, placed.version) == (Op.MOVED, (11,), Version(0, (7,)))
+    assert refusal(decode(record(value, headers=[("__lsn", b"x")]))) == (Reason.BAD_VERSION, "value")
+    assert refusal(decode(record(value, headers=[("__op", b"c")]))) == (Reason.BAD_ENVELOPE, "header")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"schema":null,"payload":null}',  # no converter writes it: a row with two columns
+        b'{"schema":"x","payload":null}',
+        b'{"schema":{"type":"struct"},"payload":null,"id":1}',
+        b'{"payload":null}',
+    ],
+)
+def test_a_null_that_no_converter_writes_is_no_deletion(value: bytes) -> None:
+    assert change(reader()(record(value))).op is Op.ALIVE
+    assert change(reader(JSON)(record(value))).op is Op.ALIVE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"", b"x", b"5", b'"x"', b"[]", b"true", b'{"id":1', b'{"id":1,"id":1}', b"\xff", b"\0\0\0\0\1x", b'{"a":NaN}',
+        b'{"schema":{"type":"string"},"payload":null}', b'{"schema":{"type":"int32"},"payload":5}',
+        b'{"schema":{"type":"struct"},"payload":{"a":1,"a":2}}',
+    ],
+)  # fmt: skip
+def test_a_value_that_is_no_row_is_a_dead_letter(value: bytes) -> None:
+    for form in (FLAT, JSON):
+        for _ in range(2):
+            decoded = reader(form)(record(value))
+            assert isinstance(decoded, Undecodable)
+            assert decoded.stage == "value"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"__op": "d"}, None),
+        ({"__op": "d", "__deleted": True}, None),
+        ({"__op": "d", "__deleted": "false"}, Reason.BAD_ENVELOPE),
+        ({"__op": "c", "__deleted": "true"}, Reason.BAD_ENVELOPE),
+        ({"__op": "x"}, Reason.UNKNOWN_OP),
+        ({"__op": ""}, Reason.UNKNOWN_OP),
+        ({"__op": "cr"}, Reason.UNKNOWN_OP),
+        ({"__op": 5}, Reason.UNKNOWN_OP),
+        ({"__deleted": "true", "__commit_lsn": "0:0:1"}, Reason.BAD_ENVELOPE),
+        ({"__deleted": "true", "__connector": "sqlserver"}, Reason.BAD_ENVELOPE),
+    ],
+)
+def test_a_row_in_doubt_is_a_dead_letter_and_never_a_deletion(row: dict[str, object], reason: Reason | None) -> None:
+    decoded = flat({"id": 10} | row)
+    if reason is None:
+        assert change(decoded).op is Op.DELETED
+    else:
+        assert refusal(decoded) == (reason, "value")
+
+
+def test_a_header_and_a_row_that_name_two_ops_are_a_dead_letter() -> None:
+    assert refusal(flat({"id": 10, "__op": "c"}, [("__op", b"d")])) == (Reason.BAD_ENVELOPE, "value")
+    assert change(flat({"id": 10, "__op": "c"}, [("__op", b'"c"')])).op is Op.ALIVE
+    assert change(flat({"id": 10}, [("__op", b"d")])).op is Op.DELETED
+    assert refusal(flat({"id": 10}, [("__op", b"\xff")])) == (Reason.BAD_ENCODING, "header")
+    assert isinstance(flat({"id": 10, "__op": "t"}), Ignored)
+
+
+def test_the_condition_is_asked_of_rows_but_not_of_a_snapshots() -> None:
+    marked = {"id": 10, "status": "gone", "__lsn": 7}
+    rule = {"deleted_when": "after.status == 'gone'"}
+    assert change(flat(marked, **rule)).op is Op.DELETED
+    assert change(flat(marked | {"__op": "r"}, **rule)).op is Op.ALIVE
+    arrived = change(flat(marked, [("__debezium.oldkey", b'{"id":9}')], **rule))
+    assert (arrived.op, arrived.version) == (Op.DELETED, Version(0, (7, 1)))
+    assert refusal(flat({"id": 10}, **rule)) == (Reason.BAD_ENVELOPE, "value")
+    asks_op = {"deleted_when": "op == 'u' && after.status == 'gone'"}
+    assert change(flat(marked | {"__op": "u"}, **asks_op)).op is Op.DELETED
+    assert refusal(flat(marked, **asks_op)) == (Reason.BAD_ENVELOPE, "value")
+
+
+def test_a_rule_may_name_the_field_that_places_a_flattened_row() -> None:
+    rule = {"version": ("__source_scn",)}
+    assert change(flat({"id": 10, "__source_scn": "99", "__lsn": 5}, **rule)).version == Version(0, (99,))
+    assert refusal(flat({"id": 10, "__lsn": 5}, **rule)) == (Reason.BAD_VERSION, "value")
+    assert refusal(flat({}, **rule)) == (Reason.BAD_VERSION, "value")
+    assert change(flat(None, [("__source_scn", b"99")], **rule)).version == Version(0, (99,))
+    assert change(flat(None, [("__lsn", b"5")], **rule)).op is Op.GONE
+
+
+def test_a_compacted_table_is_placed_by_its_own_field() -> None:
+    assert change(table({"meta": {"rev": 7}}, version=("meta", "rev"))).version == Version(0, (7,))
+    assert refusal(table({"meta": 5}, version=("meta", "rev"))) == (Reason.BAD_VERSION, "value")
+    gone = change(table(None, version=("meta", "rev")))
+    assert (gone.op, gone.version) == (Op.GONE, None)
+    assert isinstance(table(None, tombstones=Tombstones.IGNORE), Ignored)
+    assert refusal(table(None, key=None)) == (Reason.NULL_KEY, "key")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "key"),
+    [
+        (KeyType.STRING, b"007", "007"),
+        (KeyType.STRING, b"null", "null"),
+        (KeyType.STRING, b'"a"', '"a"'),
+        (KeyType.STRING, b"", ""),
+        (KeyType.STRING, b'{"id":1}', '{"id":1}'),
+        (KeyType.INT64, b"-7", -7),
+        (KeyType.INT32, b"0", 0),
+        (KeyType.BOOL, b"true", True),
+        (KeyType.OBJECTID, b"123456789012345678901234", "123456789012345678901234"),
+        (KeyType.INT64, b"007", None),
+        (KeyType.INT64, b"-0", None),
+        (KeyType.INT64, b"7.0", None),
+        (KeyType.INT64, b" 7", None),
+        (KeyType.INT64, "\u0667".encode(), None),
+        (KeyType.INT64, b"9223372036854775808", None),
+        (KeyType.INT64, b"Struct{id=7}", None),
+        (KeyType.STRING, b"Struct{id=7}", None),
+        (KeyType.STRING, b"\xff", None),
+        (KeyType.BOOL, b"1", None),
+        (KeyType.NUMERIC, b"1e5", None),
+        (KeyType.UUID, b"x", None),
+    ],
+)
+def test_bare_text_is_the_whole_key_where_the_rule_says_so(kind: KeyType, text: bytes, key: object) -> None:
+    decoded = flat(ROW, key=text, kind=kind, key_format=KeyFormat.STRING)
+    if key is None:
+        assert refusal(decoded)[1] == "key"
+    else:
+        assert change(decoded).key == (key,)
+
+
+@pytest.mark.parametrize("raw", [b"", b"1", b"\0" * 4, b"\0" * 9, b'{"id":1}x'])
+def test_a_long_has_eight_bytes(raw: bytes) -> None:
+    assert refusal(flat(ROW, key=raw, key_format=KeyFormat.LONG)) == (Reason.TYPE_MISMATCH, "key")
+
+
+def test_eight_bytes_of_json_are_no_long() -> None:
+    """Every eight bytes are a long: the rule has to say that they are."""
+    assert change(flat(ROW, key=b'{"id":1}')).key == (1,)
+    assert change(flat(ROW, key=b'{"id":1}', key_format=KeyFormat.LONG)).key == (0x7B226964223A317D,)
+
+
+# --- what comes of an old deletion that the source emits again ----------------------------------------------------
+
+
+def outcomes(decode: Decoder, *records: tuple[object, Headers]) -> list[Outcome | None]:
+    changes: list[ParentChange] = []
+    for offset, (row, headers) in enumerate(records):
+        read = Record("t", 0, offset, 0, b'{"id":10}', None if row is None else text_of(row), headers)
+        changes.append(change(decode(read)))
+    return settle(changes, {}).outcomes
+
+
+def at(lsn: int, deleted: str = "false") -> tuple[object, Headers]:
+    return {"id": 10, "rev": lsn, "__lsn": lsn, "__deleted": deleted}, ()
+
+
+APPLIED, STALE, DUPLICATE = Outcome.APPLIED, Outcome.STALE, Outcome.DUPLICATE
+
+
+def test_old_deletion_that_is_emitted_again_acts_only_where_it_tells_no_place() -> None:
+    """Created at 10, deleted at 20, created again at 30; then the deletion once more."""
+    deletion = at(20, "true")
+    assert outcomes(reader(), at(10), deletion, at(30), deletion) == [None, APPLIED, None, STALE]
+    told: tuple[object, Headers] = (None, [("__lsn", b"20"), ("__op", b"d")])
+    assert outcomes(reader(), at(10), told, at(30), told) == [None, APPLIED, None, STALE]
+    # A null record that tells nothing, and a row that is placed by its offset, count as new.
+    null: tuple[object, Headers] = (None, ())
+    assert outcomes(reader(), at(10), null, at(30), null) == [None, APPLIED, None, APPLIED]
+    alive: tuple[object, Headers] = ({"id": 10, "__deleted": "false"}, ())
+    dead: tuple[object, Headers] = ({"id": 10, "__deleted": "true"}, ())
+    assert outcomes(reader(), alive, dead, alive, dead) == [None, APPLIED, None, APPLIED]
+
+
+def test_old_object_that_is_emitted_again_is_stale_where_the_rule_names_a_version() -> None:
+    live: tuple[object, Headers] = ({"rev": 30, "gone": False}, ())
+    dead: tuple[object, Headers] = ({"rev": 20, "gone": True}, ())
+    condition = "after.gone"
+    assert outcomes(reader(JSON, deleted_when=condition, version=("rev",)), dead, live, dead) == [APPLIED, None, STALE]
+    assert outcomes(reader(JSON, deleted_when=condition), dead, live, dead) == [APPLIED, None, APPLIED]
+
+
+def test_the_null_record_of_a_placed_deletion_says_nothing_more() -> None:
+    null: tuple[object, Headers] = (None, [("__lsn", b"20")])
+    assert outcomes(reader(), at(10), at(20, "true"), null) == [None, APPLIED, DUPLICATE]
+    assert outcomes(reader(), at(10), at(20, "true"), (None, ())) == [None, APPLIED, None]
+
+
+def test_an_update_between_two_null_records_keeps_the_second_one_a_deletion() -> None:
+    """Compaction took the creation between them."""
+    null: tuple[object, Headers] = (None, ())
+    update: tuple[object, Headers] = ({"id": 10, "__op": "u", "__lsn": 30}, ())
+    assert outcomes(reader(), null, update, null) == [APPLIED, None, APPLIED]
