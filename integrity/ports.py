@@ -15,6 +15,7 @@ from integrity.core.outbox import Outgoing
 from integrity.core.outcome import ApplyResult
 from integrity.core.scan import Known, Page
 from integrity.core.sweep import Sweep, SweepResult
+from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Portion, UndoResult
 from integrity.errors import Finding
 
@@ -111,6 +112,21 @@ class Sweepable(Protocol):
         """Do one page of a sweep in one transaction, and remember where the next one begins. Never raises for what a
         row or server did. The first call of an age begins at its `until_ms`: older keys are not looked at. When
         another process is at the same sweep, or owns the store, nothing is done."""
+        ...
+
+
+class Truncatable(Protocol):
+    """A store in which truncates are carried out: `Store.apply` keeps their notes. Both calls raise UnreachableError
+    when the server does not answer, LedgerError when there is no ledger."""
+
+    name: str
+
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        """The notes that the lane keeps; none when another process owns the store."""
+        ...
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """What the ledger knows of the next keys of an entity, in an order of its own; the first ones after b""."""
         ...
 
 

@@ -39,7 +39,18 @@ from integrity.kafka.open_letters import OpenLetters
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, WantedTopic, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.kafka.scans import ScanResult, ScanResults, publish, scans_topic
-from integrity.ports import Deadline, Examinable, Inspectable, Outbox, Parents, Scannable, Store, Sweepable, Undoable
+from integrity.ports import (
+    Deadline,
+    Examinable,
+    Inspectable,
+    Outbox,
+    Parents,
+    Scannable,
+    Store,
+    Sweepable,
+    Truncatable,
+    Undoable,
+)
 from integrity.service.doctor import Examination, examine
 from integrity.service.enforce import Enforcer
 from integrity.service.expiry import Expiry
@@ -52,6 +63,7 @@ from integrity.service.scan import ParentRows, Subject
 from integrity.service.scan_repair import Repairer
 from integrity.service.supervisor import Member, Supervisor
 from integrity.service.sweep import Sweeper
+from integrity.service.truncate import Counting, Truncator
 from integrity.service.undo import Undoer
 from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
@@ -110,7 +122,7 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
     return []
 
 
-class OpenStore(Store, Inspectable, Sweepable, Undoable, Examinable, Protocol):
+class OpenStore(Store, Inspectable, Sweepable, Undoable, Examinable, Truncatable, Protocol):
     """What every kind of store can do."""
 
 
@@ -154,7 +166,11 @@ def copy_name(copy: Copy) -> str:
     return f"{copy.store}.{copy.id}"
 
 
-def open_copy(store: StoreSettings, settings: Settings, parent: Parent, copy: Copy) -> Store:
+class CopyStore(Store, Truncatable, Protocol):
+    """What the store of a copy can do."""
+
+
+def open_copy(store: StoreSettings, settings: Settings, parent: Parent, copy: Copy) -> CopyStore:
     """The store of one copy, not connected yet. Its progress and versions go by what the rule says of its rows: they
     are made anew when that changes."""
     group = settings.lane(copy_name(copy))
@@ -644,7 +660,7 @@ def _lane_decoders(rules: RuleSet, store: str) -> dict[str, tuple[str, Decoder]]
 
 
 def _copy_lane(
-    store: Store,
+    store: CopyStore,
     store_settings: StoreSettings,
     settings: Settings,
     rules: RuleSet,
@@ -672,8 +688,9 @@ def _copy_lane(
             halts=halts,
             unread=copy.id,
         )
-        for _ in range(1 if store.exclusive else store_settings.pool_size)
+        for _ in range((1 if store.exclusive else store_settings.pool_size) + 1)
     ]
+    aside = enforcers.pop()  # for truncates
     return Lane(
         store=store,
         open_source=lambda: Consumer(
@@ -689,11 +706,12 @@ def _copy_lane(
         batch_size=store_settings.batch_size,
         returning=Returning(redrives, copy.store, {copy.id}, alone=True),
         complete=compacted,
+        truncator=Truncator(store, aside, timeout_s=2 * store_settings.timeout) if parent.truncates else None,
     )
 
 
 def _lane(
-    store: Store,
+    store: OpenStore,
     store_settings: StoreSettings,
     settings: Settings,
     rules: RuleSet,
@@ -723,8 +741,13 @@ def _lane(
             timeout_s=2 * store_settings.timeout,
             halts=halts,
         )
-        for _ in range(1 if store.exclusive else store_settings.pool_size)
+        for _ in range((1 if store.exclusive else store_settings.pool_size) + 1)
     ]
+    aside = enforcers.pop()  # for truncates
+    parents = [rules.by_entity[entity] for entity in rules.of_store(store.name)]
+    truncator: Truncator | None = None
+    if any(parent.truncates for parent in parents):
+        truncator = Truncator(store, aside, timeout_s=2 * store_settings.timeout, counting=Counting(store, rules))
     return Lane(
         store=store,
         open_source=lambda: Consumer(
@@ -739,4 +762,5 @@ def _lane(
         decoders=decoders,
         batch_size=store_settings.batch_size,
         returning=Returning(redrives, store.name, dependents, {copy.id for _, copy in rules.copies_of(store.name)}),
+        truncator=truncator,
     )

@@ -62,6 +62,23 @@ class Discard(NamedTuple):
     event: str
 
 
+class NoteWrite(NamedTuple):
+    """A note of a truncate to keep: `data`, or None to forget it. `fresh`: only if there is none of this id yet."""
+
+    id: str
+    data: bytes | None
+    fresh: bool = False
+
+
+class Page(NamedTuple):
+    """What makes the changes of a batch a page of an event that is of many keys (`core.truncate`). It comes back from a
+    dead letter of the dependent `only`, unless that is ""; `approved` and `retries` are as those of a Redrive."""
+
+    only: str = ""
+    approved: bool = False
+    retries: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Changes in the order of arrival (per partition: by offset), and how far they take each partition.
@@ -70,7 +87,8 @@ class Batch:
     leaves that effect out and records it beside the ledger row. `redrives` maps the index of a change to the dead
     letter that it comes back from; of the `discards` the store forgets that they were left out. `at_ms` is the wall
     clock, in milliseconds since the epoch: for `$now` and the ledger's times, never for a decision. `trace_id` is 32
-    hex digits, or "". `only`, unless it is "", is the one dependent that all changes are about.
+    hex digits, or "". `only`, unless it is "", is the one dependent that all changes are about. `notes` are kept with
+    the progress. A `page` has no spans.
     """
 
     changes: tuple[ParentChange, ...]
@@ -81,6 +99,13 @@ class Batch:
     redrives: Mapping[int, Redrive] = field(default_factory=dict)
     discards: tuple[Discard, ...] = ()
     only: str = ""
+    notes: tuple[NoteWrite, ...] = ()
+    page: Page | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """It may have no more rows than one transaction is to have: it can be cut, or worked off in parts."""
+        return bool(self.spans) or (self.page is not None and len(self.changes) > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +120,13 @@ class Share:
     exceptions: Mapping[tuple[int, str], DeadLetterMark]
     redrives: Mapping[int, Redrive] = field(default_factory=dict)
     only: str = ""
+    page: Page | None = None
 
     @property
     def approved(self) -> frozenset[int]:
         """The changes that may have any number of rows."""
+        if self.page is not None and self.page.approved:
+            return frozenset(range(len(self.changes)))
         return frozenset(index for index, redrive in self.redrives.items() if redrive.approved)
 
     def left_out(self, dependent: str) -> Callable[[int], Outcome | None] | None:
@@ -146,6 +174,7 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
                 {(local_of[i], d): mark for (i, d), mark in batch.exceptions.items() if i in local_of},
                 {local_of[i]: redrive for i, redrive in batch.redrives.items() if i in local_of},
                 batch.only,
+                batch.page,
             )
         )
     return found

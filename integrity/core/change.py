@@ -109,3 +109,14 @@ class ParentChange(NamedTuple):
     occurred_ms: int
     traceparent: str | None = None
     row: Row | None = None
+
+
+class Truncation(NamedTuple):
+    """All parents of an entity were removed at once. `version` has a place among those of every key of its source: none
+    of them has an event in between that began before it and ended after it."""
+
+    entity: str
+    version: Version
+    origin: Origin
+    occurred_ms: int
+    traceparent: str | None = None

@@ -18,7 +18,7 @@ from integrity.core.batch import DeadLetterMark
 from integrity.core.change import EARLIEST, Cell, Op, Origin, ParentChange, Version
 from integrity.core.fold import Group, Marked, Removed
 from integrity.core.keys import Key
-from integrity.core.ledger import Fate, LastRecord
+from integrity.core.ledger import Fate, Head, LastRecord
 from integrity.core.outcome import Effect, Outcome, Rejected
 from integrity.core.rules.model import Copy, Tombstone
 from integrity.errors import Reason
@@ -37,6 +37,11 @@ class Known(NamedTuple):
     last: LastRecord | None
     missed: tuple[Version, ...] = ()
     """Versions later than what was done, ascending."""
+
+    @property
+    def head(self) -> Head:
+        """The same as a dependent's ledger says it of a key that lives, or has a version alone."""
+        return Head(self.version if self.alive else None, (), self.last)
 
 
 _NOTHING = Known(EARLIEST, False, None)

@@ -194,8 +194,11 @@ def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator
         hint = "that protects against redelivery, not against a source that emits an old event again"
         yield _at(parent.place, "kafka_position_only", message, hint, "warning")
     if any(each.op == "t" for each in events):
-        message = f"a truncate is among the last records of topic {topic!r}: it changes nothing"
-        hint = "what depended on the rows is still there: integrity scan finds it, integrity scan --repair mends it"
+        deletes = parent.truncates
+        does = "deletes the parents that are known to live" if deletes else "changes nothing"
+        message = f"a truncate is among the last records of topic {topic!r}: it {does}"
+        rest = "on other parents" if deletes else "on the rows"
+        hint = f"what depended {rest} is still there: integrity scan finds it, integrity scan --repair mends it"
         yield _at(parent.place, "truncate_seen", message, hint, "warning")
     condition = parent.events.deleted_when
     bare = [each for each in events if each.op == "u" and not each.has_before and each.connector == "postgresql"]

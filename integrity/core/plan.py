@@ -77,12 +77,15 @@ class _Reference(NamedTuple):
 class Plan:
     """One walk down the graph: `ask` for a portion, `take` what the stores say of it, until there is none."""
 
-    def __init__(self, rules: RuleSet, entity: str, key: Key, to: Key | None, *, keys_max: int = KEYS_MAX) -> None:
+    def __init__(
+        self, rules: RuleSet, entity: str, keys: Sequence[Key], to: Key | None = None, *, keys_max: int = KEYS_MAX
+    ) -> None:
+        """Of a deletion of these keys, or of a change of the one key."""
         self._references = {parent.entity: _references(rules, parent.entity) for parent in rules.parents}
         self._keys_max = keys_max
-        self._seen = {(entity, key, to)}
+        self._seen = {(entity, key, to) for key in keys}
         self._waiting: dict[tuple[str, bool], deque[_Going]] = {
-            (entity, to is None): deque([_Going(key, to, 1, None, (entity, key), "")])
+            (entity, to is None): deque([_Going(key, to, 1, None, (entity, key), "") for key in keys])
         }
         self._cut: set[tuple[str, bool]] = set()
         self._found: dict[tuple[str, bool], Planned] = {}

@@ -144,7 +144,8 @@ def admit(
     left_out = [
         LeftOut(share.changes[index], dependent, mark, _version_of(share, settled, index))
         for (index, dependent), mark in share.exceptions.items()
-        if outcomes[index] is Outcome.APPLIED
+        # One dead letter stands for all keys of a page: what it left out is told by the keys' fates.
+        if outcomes[index] is Outcome.APPLIED and share.page is None
     ]
     if not share.only:
         return Admitted(starts, only, over, left_out)
@@ -164,7 +165,8 @@ def _missing(share: Share, settled: Settled) -> list[tuple[Key, Fate]]:
             settled.outcomes[index] = None  # the key was heard of since it was looked up
             continue
         settled.outcomes[index] = Outcome.APPLIED
-        found.append((change.key, newest._replace(change=index)))
+        if (index, share.only) not in share.exceptions:
+            found.append((change.key, newest._replace(change=index)))
     return found
 
 

@@ -48,7 +48,7 @@ PUBLISH_TIMEOUT_S = 15.0
 Exceptions = dict[tuple[int, str], DeadLetterMark]
 """(index of the change, dependent id) -> why that effect is left out."""
 
-_HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
+_HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE, Op.MISSING)
 
 
 class DeadLetterSink(Protocol):
@@ -117,14 +117,22 @@ class Enforcer:
         self.halts = halts
         self._waiting_for: set[str] = set()
         self.trouble = Trouble()
+        self.letters = 0
+        """How many dead letters it has written."""
         self.in_parts = False
         """An event is being worked off in parts, which takes its time: stopping loses the open part alone."""
 
-    async def enforce(self, piece: Piece) -> None:
+    async def enforce(self, piece: Piece, exceptions: Exceptions | None = None) -> None:
         """Returns when everything in the piece is durable. Raises DivergedError; never gives up otherwise."""
         if piece.refused:
             await self._publish([self._refused(refused) for refused in piece.refused])
-        await self._enforce(piece)
+        await self._enforce(piece, dict(exceptions or {}))
+
+    async def hold(self, record: Record, entity: str, dependent: str, message: str, retries: int = 0) -> str:
+        """Dead-letter an event for one dependent until somebody approves it; the id of its dead letter."""
+        letter = self._letter(record, entity, dependent, Reason.TOO_MANY_ROWS, message, Stage.STORE, 1)
+        await self._publish([replace(letter, status=Status.HELD, retries=retries)])
+        return letter.id
 
     async def _enforce(self, piece: Piece, exceptions: Exceptions | None = None) -> None:
         exceptions = exceptions or {}
@@ -146,6 +154,9 @@ class Enforcer:
                 exceptions,
                 piece.redrives,
                 tuple(piece.discards),
+                "" if piece.page is None else piece.page.only,
+                tuple(piece.notes),
+                piece.page,
             )
             began = began if self.in_parts and began is not None else time.monotonic()
             with self._watch.batch(self._store.name, batch) as span:
@@ -219,17 +230,20 @@ class Enforcer:
             entity = dependent.partition(".")[0]
             for index, change in enumerate(piece.changes):
                 redrive = piece.redrives.get(index) if piece.redrives else None
-                about_others = redrive is not None and redrive.dependent not in (ANY_DEPENDENT, dependent)
+                about = "" if redrive is None else redrive.dependent
+                if piece.page is not None:
+                    about = piece.page.only
+                about_others = about not in ("", ANY_DEPENDENT, dependent)
                 if change.entity != entity or change.op not in _HAPPENED or about_others:
                     continue
                 if (index, dependent) in exceptions:
                     continue
                 record = piece.records[index]
                 letter = self._letter(record, entity, dependent, halt.reason, halt.message, Stage.STORE, 1)
-                if redrive is not None and redrive.dependent == dependent:
-                    letter = replace(letter, retries=redrive.retries)
-                letters.append(letter)
+                letters.append(replace(letter, retries=_retries(piece, index, dependent)))
                 exceptions[index, dependent] = DeadLetterMark(halt.reason, letter.id)
+        if piece.page is not None:
+            letters = list({letter.id: letter for letter in letters}.values())  # one for all keys
         if letters:
             await self._publish(letters)
         return bool(letters)
@@ -254,10 +268,9 @@ class Enforcer:
         cause: Retry | Rejected | Held,
     ) -> None:
         """Dead-letter the piece's only event for one dependent; the batch goes on without it."""
-        change, record, redrive = piece.changes[0], piece.records[0], piece.redrives.get(0)
+        change, record = piece.changes[0], piece.records[0]
         letter = self._letter(record, change.entity, dependent, reason, cause.message, Stage.STORE, attempts)
-        if redrive is not None and redrive.dependent == dependent:
-            letter = replace(letter, retries=redrive.retries)
+        letter = replace(letter, retries=_retries(piece, 0, dependent))
         outcome = Outcome.DEAD_LETTERED
         if isinstance(cause, Held):
             letter, outcome = replace(letter, status=Status.HELD), Outcome.HELD
@@ -328,6 +341,7 @@ class Enforcer:
     async def _publish(self, letters: Sequence[DeadLetter]) -> None:
         """Until they are acknowledged: nothing moves past an event whose dead letter may be lost."""
         await self._acknowledged(lambda deadline: self._dead_letters.publish(letters, deadline))
+        self.letters += len(letters)
         for letter in letters:
             self._watch.dead_lettered(self._store.name, letter)
             log.warning(
@@ -364,3 +378,11 @@ class Enforcer:
             rules=self._rules_hash,
             failed_at_ms=int(time.time() * 1000),
         )
+
+
+def _retries(piece: Piece, index: int, dependent: str) -> int:
+    """How often the dead letter of a change and dependent has come back."""
+    if piece.page is not None:
+        return piece.page.retries if piece.page.only in ("", dependent) else 0
+    redrive = piece.redrives.get(index)
+    return redrive.retries if redrive is not None and redrive.dependent == dependent else 0

@@ -18,9 +18,10 @@ from typing import Protocol
 from integrity.core.batch import Span, TopicPartition
 from integrity.core.decode.record import Decoder
 from integrity.core.retry import Backoff
-from integrity.errors import UnreachableError
+from integrity.errors import OperationError, UnreachableError
 from integrity.ports import Bounds, Deadline, Fetch, Source, Store
 from integrity.service.enforce import DivergedError, Enforcer
+from integrity.service.truncate import Truncator
 from integrity.service.waiting import sleep_or, within
 from integrity.service.work import Buffer, Piece, Reader, Returning
 
@@ -38,6 +39,8 @@ REVOKE_GRACE_S = 3.0
 """A slow member stops the whole group: after this long the open batch is rolled back."""
 STOP_GRACE_S = 10.0
 DIVERGED_PAUSE_S = 1.0
+TRUNCATES_EVERY_S = 1.0
+"""How often it is looked whether the time of a truncate has come."""
 LOOKUP_TIMEOUT_S = 30.0
 
 
@@ -109,11 +112,13 @@ class Lane:
         batch_size: int,
         returning: Returning | None = None,
         complete: Collection[str] | None = None,
+        truncator: Truncator | None = None,
     ) -> None:
         """As many sessions work side by side as there are enforcers, which share their halts.
 
         With `complete`, a partition of which the store has no progress is read from its first record, whatever the
-        group has committed; it names the topics that are compacted, so that nothing of their keys is missed."""
+        group has committed; it names the topics that are compacted, so that nothing of their keys is missed. The
+        `truncator` carries out truncates, where a rule says that they delete."""
         self._store = store
         self._open_source = open_source
         self._source: Source | None = None
@@ -123,6 +128,7 @@ class Lane:
         self._batch_size = batch_size
         self._topics = decoders.keys()
         self._complete = complete
+        self._truncator = truncator
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -139,6 +145,7 @@ class Lane:
         if not self._joined:
             return "has not joined its consumer group yet"
         found = next((session.trouble for session in self._sessions if session.trouble), "")
+        found = found or ("" if self._truncator is None else self._truncator.trouble)
         return found or self._enforcers[0].halts.trouble
 
     async def caught_up(self, deadline: Deadline) -> bool:
@@ -153,7 +160,7 @@ class Lane:
             ends = ends or {partition: at.end for partition, at in found.items() if at.end > at.first}
             durable = self._durable()
             if all(durable.get(p, found[p].committed or 0) >= end for p, end in ends.items() if p in found):
-                return True
+                return not await self._truncates_wait()
             if deadline.remaining_s() <= COMMIT_EVERY_S:
                 return False
             await asyncio.sleep(COMMIT_EVERY_S)
@@ -184,15 +191,65 @@ class Lane:
                     self._ends = {partition: at.end for partition, at in found.items() if at.end > at.first}
                 self._joined = True
                 poll = tasks.create_task(self._poll(source, stop), name=f"{self._store.name}: poll")
-                halts = tasks.create_task(self._enforcers[0].halts.watch(), name=f"{self._store.name}: halts")
+                aside = [tasks.create_task(self._enforcers[0].halts.watch(), name=f"{self._store.name}: halts")]
+                if self._truncator is not None:
+                    truncates = self._carry_out_truncates(self._truncator)
+                    aside.append(tasks.create_task(truncates, name=f"{self._store.name}: truncates"))
                 await self._commit_regularly(stop, to_end)
-                halts.cancel()
+                for task in aside:
+                    task.cancel()
                 await poll
                 await self._end_sessions(STOP_GRACE_S)
         finally:
             self._joined = False
             await self._end_sessions(0)
             await source.stop()
+
+    # --- truncates ----------------------------------------------------------------------------------------------
+
+    async def _carry_out_truncates(self, truncator: Truncator) -> None:
+        """For ever; what it has not finished when it is cancelled is done anew."""
+        failures = 0
+        while True:
+            await asyncio.sleep(TRUNCATES_EVERY_S if not failures else self._backoff.delay_s(failures, random.random()))
+            try:
+                await truncator.round(self)
+                failures = 0
+            except OperationError as exc:
+                failures += 1
+                log.warning(
+                    "truncates can't be carried out yet", extra={"store": self._store.name, "error": exc.message}
+                )
+
+    async def _truncates_wait(self) -> bool:
+        """Whether there is a truncate that is not carried out, or nobody knows."""
+        try:
+            return self._truncator is not None and bool(await self._truncator.waiting())
+        except OperationError:
+            return True
+
+    def has(self, partition: TopicPartition) -> bool:
+        """See `Place.has`."""
+        return any(partition in session.partitions for session in self._sessions)
+
+    async def ends(self) -> Mapping[TopicPartition, int]:
+        """See `Place.ends`."""
+        assert self._source is not None
+        found = await self._source.bounds(None, Deadline.after(LOOKUP_TIMEOUT_S))
+        return {partition: at.end for partition, at in found.items() if at.end > at.first}
+
+    async def are_enforced(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """See `Place.are_enforced`. Of partitions that another process has, the store says how far they are."""
+        durable = self._durable()
+        others = sorted(partition for partition in ends if partition not in durable)
+        if others:
+            assert self._source is not None
+            deadline = Deadline.after(LOOKUP_TIMEOUT_S)
+            progress = await self._store.progress(others, deadline)
+            bounds = await self._source.bounds(others, deadline)
+            # Without a progress the lane begins where the group is committed, as `_place` has it.
+            durable |= {p: progress.get(p, bounds[p].committed or 0) for p in others if p in bounds}
+        return all(durable.get(partition, 0) >= end for partition, end in ends.items())
 
     # --- the polling side ---------------------------------------------------------------------------------------
 
@@ -404,7 +461,7 @@ class Lane:
         ends = self._ends or {}
         others = [p for p, end in ends.items() if durable.get(p, -1) < end]
         if not others:
-            return True
+            return not await self._truncates_wait()
         mine = {partition for session in self._sessions for partition in session.partitions}
         if not mine.isdisjoint(others):
             return False
@@ -413,4 +470,4 @@ class Lane:
             bounds = await self._source.bounds(others, Deadline.after(COMMIT_TIMEOUT_S))
         except UnreachableError:
             return False
-        return all((bounds[p].committed or 0) >= ends[p] for p in others)
+        return all((bounds[p].committed or 0) >= ends[p] for p in others) and not await self._truncates_wait()

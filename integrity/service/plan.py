@@ -36,7 +36,7 @@ async def plan(
     """What a deletion of the key (or a change to `to`) would do; `stores` has all that the entity reaches.
 
     Each question has the `deadline` of its store; after `until` no more are asked. `tell` is called every 10 s."""
-    walk = Plan(rules, entity, key, to)
+    walk = Plan(rules, entity, [key], to)
     silent: dict[str, OperationError] = {}
     told_s = time.monotonic()
     while (portion := walk.ask(silent)) is not None:

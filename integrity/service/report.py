@@ -18,7 +18,7 @@ from integrity.core.sweep import Repaired
 from integrity.kafka.audit import AuditTrail
 from integrity.kafka.dead_letters import DeadLetter, Stage
 from integrity.service.stale_alarm import StaleAlarm
-from integrity.service.work import Piece
+from integrity.service.work import TRUNCATE, Piece
 from integrity.telemetry import BatchSpan, Metrics, Tracing
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Report:
         self._tracing = tracing
         self._audit = audit
         self._groups = groups
+        self._rules = rules
         self._stale_alarm = StaleAlarm()
         self._formats = {
             parent.entity: "integrity" if parent.events is None else parent.events.format for parent in rules.parents
@@ -105,6 +106,12 @@ class Report:
     def read(self, store: str, piece: Piece) -> None:
         for (entity, op), count in piece.counts.items():
             self._metrics.count_events(entity, self._formats[entity], op, count)
+            if op == TRUNCATE:
+                deletes = self._rules.by_entity[entity].truncates
+                log.warning(
+                    "truncate_seen: all parents were removed at once",
+                    extra={"store": store, "entity": entity, "truncates": count, "deletes": deletes},
+                )
 
     def position(self, store: str, lag: Mapping[TopicPartition, int], oldest_ms: int | None) -> None:
         for partition, records in lag.items():

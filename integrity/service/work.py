@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from integrity.core.batch import ANY_DEPENDENT, Discard, Redrive, Span, TopicPartition
-from integrity.core.change import Op, ParentChange
+from integrity.core.batch import ANY_DEPENDENT, Discard, NoteWrite, Page, Redrive, Span, TopicPartition
+from integrity.core.change import Op, ParentChange, Truncation
 from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
+from integrity.core.truncate import Note
 from integrity.errors import Reason
 from integrity.kafka.redrives import Ask, read_returned
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 BUFFER_BYTES_MAX = 16 * 1024 * 1024
 """Records kept for a lane, in bytes of keys and values: beyond it nothing more is fetched."""
+
+TRUNCATE = "t"
+"""What a truncate is counted as, whatever the rule says of it."""
 
 _HAPPENED = (Op.DELETED, Op.MOVED)
 
@@ -36,7 +40,7 @@ class Piece:
     """A part of what was read, in order: `records[i]` is what `changes[i]` was decoded from.
 
     `redrives` says by index which changes come back from dead letters. `settled` are those that came back and turned
-    out to ask for nothing."""
+    out to ask for nothing. `notes` are of truncates. As a `page` it is a part of one of them: it has no spans."""
 
     changes: list[ParentChange] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -44,6 +48,8 @@ class Piece:
     redrives: dict[int, Redrive] = field(default_factory=dict)
     settled: list[Redrive] = field(default_factory=list)
     discards: list[Discard] = field(default_factory=list)
+    notes: list[NoteWrite] = field(default_factory=list)
+    page: Page | None = None
     spans: dict[TopicPartition, Span] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(entity, op) -> records, for the metrics."""
@@ -55,6 +61,7 @@ class Piece:
             self.redrives |= {len(self.changes) + index: redrive for index, redrive in other.redrives.items()}
         self.settled += other.settled
         self.discards += other.discards
+        self.notes += other.notes
         self.changes += other.changes
         self.records += other.records
         self.refused += other.refused
@@ -122,6 +129,9 @@ class Reader:
             elif isinstance(decoded, Ignored):
                 counts[decoded.op] += 1
                 continue
+            elif isinstance(decoded, Truncation):
+                counts[TRUNCATE] += 1
+                piece.notes.append(Note.of(decoded, record).to_keep())
             else:
                 counts["undecodable"] += 1
                 if decoded.repeated:
@@ -165,6 +175,8 @@ class Reader:
                 piece.changes.append(decoded)
                 piece.records.append(original)
                 piece.size += len(record.key or b"") + len(record.value or b"")
+            elif isinstance(decoded, Truncation):
+                piece.notes.append(Note.of(decoded, original, redrive).to_keep())
             elif isinstance(decoded, Ignored):
                 piece.settled.append(redrive)
             else:
@@ -212,16 +224,23 @@ class Buffer:
 
 
 def _weight(piece: Piece) -> int:
-    return len(piece.changes) + len(piece.refused) + len(piece.settled) + len(piece.discards)
+    return len(piece.changes) + len(piece.refused) + len(piece.settled) + len(piece.discards) + len(piece.notes)
 
 
 def halves(piece: Piece) -> tuple[Piece, Piece]:
     """Cut a piece with at least two changes in the middle. Each keeps the order of its partitions; the spans meet at
     the first change of the second half. Refused records were dealt with before: they stay in neither. What dead letters
-    ask for beside changes goes with the first half: it may be done any number of times."""
+    ask for beside changes, and notes, go with the first half: it may be done any number of times."""
     middle = len(piece.changes) // 2
-    first = Piece(piece.changes[:middle], piece.records[:middle], settled=piece.settled, discards=piece.discards)
-    second = Piece(piece.changes[middle:], piece.records[middle:])
+    first = Piece(
+        piece.changes[:middle],
+        piece.records[:middle],
+        settled=piece.settled,
+        discards=piece.discards,
+        notes=piece.notes,
+        page=piece.page,
+    )
+    second = Piece(piece.changes[middle:], piece.records[middle:], page=piece.page)
     for index, redrive in piece.redrives.items():
         if index < middle:
             first.redrives[index] = redrive

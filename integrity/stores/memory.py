@@ -68,6 +68,7 @@ from integrity.core.sweep import (
     repairs,
     repairs_below,
 )
+from integrity.core.truncate import KnownKeys
 from integrity.core.undo import (
     Kept,
     Looked,
@@ -145,6 +146,8 @@ class _State:
     """What was put back, and when."""
     numbered: int = 0
     """How many records have ever been kept."""
+    notes: dict[str, bytes] = field(default_factory=dict)
+    """Truncates that are to be carried out."""
 
     def draft(self) -> _State:
         """A copy to change, in which an arrival is still the very row of its target."""
@@ -169,6 +172,7 @@ class _State:
             dict(self.kept),
             dict(self.undone),
             self.numbered,
+            dict(self.notes),
         )
 
 
@@ -416,6 +420,14 @@ class MemoryStore:
                     after: Row = dict(zip(columns, turn.after, strict=True))
                     self._keep(state, rule, turn, row, dict(reference), after, at_ms)
 
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        return list(self._state.notes.values())
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        found = sorted((key_hash(of, key), key, head) for (of, key), head in self._state.heads.items() if of == entity)
+        page = [each for each in found if each[0] > after][:keys_max]
+        return KnownKeys([each[1:] for each in page], page[-1][0] if len(page) == keys_max else None)
+
     async def waiting(self, records_max: int, deadline: Deadline) -> Sequence[Waiting]:
         found = sorted(self._state.outbox.items(), key=lambda item: (item[1].version, item[0]))
         return [Waiting(name, record) for name, record in found[:records_max]]
@@ -444,6 +456,11 @@ class MemoryStore:
         for partition, span in batch.spans.items():
             draft.progress[partition] = max(span.next, counts.get(partition, 0))
             draft.parts[partition] = remaining(draft.parts.get(partition, {}), batch.changes)
+        for note in batch.notes:
+            if note.data is None:
+                draft.notes.pop(note.id, None)
+            elif not note.fresh or note.id not in draft.notes:
+                draft.notes[note.id] = note.data
         self._state = draft
         return Applied(effects)
 
@@ -486,7 +503,7 @@ class MemoryStore:
         for rule in rules:
             left_out = share.left_out(rule.id)
             groups = self._groups(state, rule, share, decision, settled)
-            is_bound = rule.rows is None and batch.spans
+            is_bound = rule.rows is None and batch.is_bound
             if is_bound and sum(self._count(state, rule, acting(groups))) > self._rows_max:
                 raise TooManyRows
             done = already(parts, changes, rule.id)
@@ -531,7 +548,7 @@ class MemoryStore:
         while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
             read |= missing
             heads |= {key: head for key in missing if (head := state.heads.get((entity, key)))}
-        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].keeps_alive)
         asked = keys_in_question(share, settled)
         pending: dict[Key, list[Pending]] = {}
         for (of_entity, key, _, _), each in state.exceptions.items():

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from integrity.core.batch import Batch, TopicPartition, shares, standing
 from integrity.core.copies import Known, marks_of, plan
 from integrity.core.fold import Marked
-from integrity.core.keys import Key
+from integrity.core.keys import Key, key_hash
 from integrity.core.outcome import Applied, ApplyResult, Diverged, Rejected
 from integrity.core.rules.model import Tombstone
+from integrity.core.truncate import KnownKeys
 from integrity.errors import Finding
 from integrity.ports import Deadline
 from integrity.stores.memory import Row, mark_values
@@ -30,6 +31,7 @@ class MemoryCopy:
         self.rows: dict[Key, Row] = {}
         self.known: dict[Key, Known] = {}
         self._progress: dict[TopicPartition, int] = {}
+        self._notes: dict[str, bytes] = {}
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]:
         return ()
@@ -42,6 +44,14 @@ class MemoryCopy:
 
     async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
         return {p: self._progress[p] for p in partitions if p in self._progress}
+
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        return list(self._notes.values())
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        found = sorted((key_hash(entity, key), key, known.head) for key, known in self.known.items())
+        page = [each for each in found if each[0] > after][:keys_max]
+        return KnownKeys([each[1:] for each in page], page[-1][0] if len(page) == keys_max else None)
 
     async def close(self) -> None:
         return None
@@ -71,6 +81,11 @@ class MemoryCopy:
                     self.rows[group.key] = row | mark_values(action, end.fate, batch.at_ms)
             self.known |= found.known
             effects += [effect._replace(change=share.indexes[effect.change]) for effect in found.effects]
+        for note in batch.notes:
+            if note.data is None:
+                self._notes.pop(note.id, None)
+            elif not note.fresh or note.id not in self._notes:
+                self._notes[note.id] = note.data
         for partition, span in batch.spans.items():
             self._progress[partition] = max(span.next, counts.get(partition, 0))
         return Applied(effects)

@@ -22,9 +22,9 @@ class StoreRule:
     policy: Policy
     rows: Rows | None = None
     """What its rows are, where something depends on them in this store, or somewhere by derived events."""
-    several_topics: bool = False
-    """The events of one key may be in several topics, which nothing orders: its being alive is worth a row in the
-    ledger, so that older events of the other topics are stale."""
+    keeps_alive: bool = False
+    """That a key is alive is worth a row in the ledger. Its events may be in several topics, which nothing orders: so
+    older events of the other topics are stale. Or a truncate deletes all parents: so it is known which there are."""
 
     @property
     def id(self) -> str:
@@ -42,7 +42,7 @@ def store_rules(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...
                 parent.key,
                 policy_of(dependent, parent.key),
                 rows_of(rules, dependent),
-                parent.events is not None and len(parent.events.topics) > 1,
+                parent.truncates or (parent.events is not None and len(parent.events.topics) > 1),
             )
             for parent in (rules.by_entity[entity],)
             for dependent in dependents

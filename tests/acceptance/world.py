@@ -142,6 +142,10 @@ class World:
         await self.source.execute(statement)
         await self.native.execute(statement)
 
+    async def another(self) -> asyncpg.Connection:
+        """A second connection to the database of orders."""
+        return await asyncpg.connect(self.environment["INTEGRITY_STORES__ORDERS_DB__URL"])
+
     async def children(self, name: str, rows: Sequence[tuple[int, int]]) -> None:
         """Write dependents (id, customer id) to their store and to the native database."""
         await self.native.executemany(f"insert into {name}(id, customer_id) values ($1, $2)", rows)
@@ -323,6 +327,7 @@ async def a_world(
                     "value.converter": "org.apache.kafka.connect.json.JsonConverter",
                     "key.converter.schemas.enable": "false",
                     "value.converter.schemas.enable": "false",
+                    "skipped.operations": "none",  # by default truncates
                 },
             ),
         )

@@ -12,10 +12,12 @@ import pytest_asyncio
 from integrity.core.batch import Batch, DeadLetterMark, Discard, Redrive, Span, TopicPartition
 from integrity.core.change import ParentChange
 from integrity.core.copies import UPSERT
-from integrity.core.outcome import Applied, Effect, Outcome, Rejected, Retry
+from integrity.core.outcome import Applied, ApplyResult, Effect, Outcome, Rejected, Retry
 from integrity.errors import Reason
 from integrity.ports import Deadline
+from integrity.service import truncate as service
 from tests.contract.copies import CopyHarness, opened, params, row
+from tests.contract.truncates import Desk, back, said
 from tests.contract.world import AT_MS, TOPIC, Events, apply
 
 COPY = "customer.customer_copy"
@@ -280,3 +282,62 @@ async def test_two_processes_with_the_same_keys_leave_the_newest_rows(
 
         await asyncio.gather(enforce(0), enforce(1))
         assert await copies.rows() == {key: ("v51", None) for key in keys}
+
+
+@pytest.mark.parametrize("marks", [False, True])
+async def test_truncate_ends_the_rows_of_all_that_is_not_newer(
+    copies: CopyHarness, marks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "KEYS_MAX", 2)
+    store = await copies.open(marks=marks)
+    desk = Desk(store, None)
+    events = Events()
+    for key in range(1, 6):
+        events.alive((key,), key, row=row(f"n{key}"))
+    events.truncated(50, partition=1)
+    events.alive((2,), 60, row=row("new"))
+    await apply(store, events.batch())
+    assert len(await desk.waiting()) == 1
+    desk.here.enforced = False
+    await desk.round()
+    assert len(await copies.rows()) == 5
+    desk.here.enforced = True
+    await desk.round()
+    events.alive((3,), 40, row=row("late"))
+    await apply(store, events.batch())
+    events.alive((4,), 70, row=row("again"))
+    await apply(store, events.batch())
+    living = {key: name for key, (name, _, *gone) in (await copies.rows()).items() if gone != [True]}
+    assert living == {2: "new", 4: "again"}
+    assert desk.done() == {(COPY, Outcome.APPLIED): 4}
+    assert await desk.waiting() == []
+
+
+async def test_what_a_truncate_could_not_remove_from_a_copy_goes_when_its_dead_letter_comes_back(
+    copies: CopyHarness,
+) -> None:
+    store: Any = await copies.open()
+    desk = Desk(store, None)
+    events = Events()
+    for key in (1, 2, 3):
+        events.alive((key,), key, row=row(f"n{key}"))
+    note = events.truncated(50)
+    await apply(store, events.batch())
+    real = store.apply
+
+    async def refusing(batch: Batch, deadline: Deadline) -> ApplyResult:
+        if any(change.key == (2,) and (i, COPY) not in batch.exceptions for i, change in enumerate(batch.changes)):
+            return Rejected(COPY, Reason.CONSTRAINT_VIOLATION, "Something refers to the row.")
+        result: ApplyResult = await real(batch, deadline)
+        return result
+
+    store.apply = refusing
+    await desk.round()
+    assert await copies.rows() == {2: ("n2", None)}
+    store.apply = real
+    events.noted(said(note), back(desk.letters))
+    await apply(store, events.batch())
+    await desk.round()
+    assert await copies.rows() == {}
+    assert [letter.id for letter in desk.letters.published] == [change.id for change in desk.letters.marked]
+    assert await desk.waiting() == []

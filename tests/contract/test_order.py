@@ -160,7 +160,7 @@ async def test_lone_tombstone_after_an_alive_record_is_a_deletion(harness: Harne
 
 async def test_older_delete_of_another_topic_leaves_a_parent_alone_that_was_only_seen_alive(harness: Harness) -> None:
     """Nothing orders two topics: what the one says of a key's life must be known when the other's old delete comes."""
-    store = await harness.open(rules_of(rule(Cascade(), several_topics=True)), orders(1, 2))
+    store = await harness.open(rules_of(rule(Cascade(), keeps_alive=True)), orders(1, 2))
     here, there = Events(), Events(topic="archive.public.customers")
     here.alive((1,), 20)
     await apply(store, here.batch())
@@ -174,7 +174,7 @@ async def test_older_delete_of_another_topic_leaves_a_parent_alone_that_was_only
 
 
 async def test_what_two_topics_say_twice_is_done_once(harness: Harness) -> None:
-    store = await harness.open(rules_of(rule(Cascade(), several_topics=True)), orders(1, 2))
+    store = await harness.open(rules_of(rule(Cascade(), keeps_alive=True)), orders(1, 2))
     here, there = Events(), Events(topic="archive.public.customers")
     for events in (here, there):
         events.deleted((1,), 10)
@@ -187,7 +187,7 @@ async def test_what_two_topics_say_twice_is_done_once(harness: Harness) -> None:
 
 async def test_lone_tombstone_of_another_topic_leaves_a_living_parent_alone(harness: Harness) -> None:
     """It has no version, and no place in the order of the topic that said that the key lives."""
-    store = await harness.open(rules_of(rule(Cascade(), several_topics=True)), orders(1))
+    store = await harness.open(rules_of(rule(Cascade(), keeps_alive=True)), orders(1))
     here, there = Events(), Events(topic="archive.public.customers")
     here.alive((1,), 20)
     await apply(store, here.batch())

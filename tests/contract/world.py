@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from integrity.core.batch import Batch, DeadLetterMark, Span, TopicPartition
-from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.batch import Batch, DeadLetterMark, NoteWrite, Redrive, Span, TopicPartition
+from integrity.core.change import Op, Origin, ParentChange, Truncation, Version
 from integrity.core.change import Row as Fields
+from integrity.core.decode.record import Record
 from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.core.outcome import Applied, Effect
 from integrity.core.policy import policy_of
@@ -23,6 +24,7 @@ from integrity.core.rules.model import (
     TargetKind,
     Tombstone,
 )
+from integrity.core.truncate import Note
 from integrity.ports import Deadline, Store
 from integrity.stores.memory import Row
 from integrity.stores.rule import StoreRule
@@ -55,7 +57,7 @@ def rule(
     published: bool = False,
     match: Match = Match.SIMPLE,
     as_of: str | None = None,
-    several_topics: bool = False,
+    keeps_alive: bool = False,
     undo_ms: int | None = None,
 ) -> StoreRule:
     """A dependent of a table; its reference columns are `customer_<key field>` unless `columns` names them.
@@ -80,7 +82,7 @@ def rule(
         undo_ms=undo_ms,
     )
     found = None if rows is None else rows_with(rows, own, dependent.columns, recorded=recorded, published=published)
-    return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found, several_topics)
+    return StoreRule(entity, dependent, spec, policy_of(dependent, spec), found, keeps_alive)
 
 
 def rules_of(*rules: StoreRule) -> Rules:
@@ -100,6 +102,7 @@ class Events:
         self._next: dict[int, int] = {}
         self._start: dict[int, int] = {}
         self._open: list[ParentChange] = []
+        self._notes: list[NoteWrite] = []
 
     def deleted(self, key: Key, at: int, partition: int = 0, *, occurred: int | None = None) -> ParentChange:
         return self._append(Op.DELETED, key, None, at, partition, occurred)
@@ -120,6 +123,18 @@ class Events:
     def gone(self, key: Key, to: Key | None = None, partition: int = 0) -> ParentChange:
         return self._append(Op.GONE, key, to, None, partition)
 
+    def truncated(self, at: int, partition: int = 0) -> Note:
+        """A truncate of all parents, as the lane notes it."""
+        change = self._append(Op.DELETED, (), None, at, partition)
+        self._open.pop()
+        return self.noted(Truncation(self._entity, Version(0, (at,)), change.origin, change.occurred_ms))
+
+    def noted(self, truncation: Truncation, redrive: Redrive | None = None) -> Note:
+        """The same, also of one that comes back from a dead letter."""
+        note = Note.of(truncation, Record(*truncation.origin, None, b"truncated", ()), redrive)
+        self._notes.append(note.to_keep())
+        return note
+
     def batch(
         self, *, exceptions: Mapping[tuple[int, str], DeadLetterMark] | None = None, reset: bool = False
     ) -> Batch:
@@ -129,8 +144,9 @@ class Events:
             if end > self._start.get(partition, 0)
         }
         changes, self._open = tuple(self._open), []
+        notes, self._notes = tuple(self._notes), []
         self._start |= self._next
-        return Batch(changes, spans, at_ms=AT_MS, trace_id="0" * 31 + "1", exceptions=exceptions or {})
+        return Batch(changes, spans, at_ms=AT_MS, trace_id="0" * 31 + "1", exceptions=exceptions or {}, notes=notes)
 
     def _append(
         self,

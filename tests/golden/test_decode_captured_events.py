@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import pytest
 
-from integrity.core.change import Op, ParentChange, Version
+from integrity.core.change import Op, ParentChange, Truncation, Version
+from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoded, Ignored, Record, Undecodable
-from integrity.core.keys import Key, KeyType
+from integrity.core.keys import Key, KeySpec, KeyType
+from integrity.core.rules.model import Events, Parent, Place, Tombstones, Truncates
 from integrity.errors import Reason
 from tests.golden.histories import ALIVE, COUNTS, DELETED, FATES, HISTORIES, NUMERIC, Expected, Fate
 from tests.golden.records import FILES, at, decode, decoder, load, of_topic
@@ -24,6 +26,8 @@ def seen(decoded: Decoded) -> Expected:
     match decoded:
         case ParentChange():
             return Expected(decoded.op, decoded.key, decoded.to)
+        case Truncation():
+            return Expected("t")
         case Ignored():
             return Expected(decoded.op)
         case Undecodable():
@@ -258,3 +262,19 @@ def test_a_truncate_names_no_key_and_does_nothing(table: str, offset: int) -> No
     decoded = decode(record, **BIGINT)
     assert isinstance(decoded, Ignored)
     assert decoded.op == "t"
+
+
+@pytest.mark.parametrize("table", ["public.composite", "public.customers_idx", "public.customers_full"])
+def test_a_truncate_comes_after_everything_before_it_and_before_everything_after_it(table: str) -> None:
+    """Of all keys: the statement holds the table for itself."""
+    records = of_topic("pg_env", table)
+    [place] = [n for n, record in enumerate(records) if record.key is None and record.value is not None]
+    events = Events((table,), "debezium", KeySpec((("id", KeyType.INT64),)), Tombstones.DELETE)
+    parent = Parent("customer", replace(events, truncate=Truncates.DELETE_ALL), (), Place("customer.yaml", 1, 1))
+    found = decoder_for(parent)(records[place])
+    assert isinstance(found, Truncation)
+    lsns = [envelope_of(record)["source"]["lsn"] for record in records if record.value is not None]
+    [lsn] = found.version.position
+    assert lsns.count(lsn) == 1
+    before = [envelope_of(r)["source"]["lsn"] for r in records[:place] if r.value is not None]
+    assert max(int(str(each)) for each in before) < lsn

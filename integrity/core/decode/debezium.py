@@ -40,11 +40,12 @@ from integrity.core.decode.record import (
     Refused,
     change_of,
     traceparent_in,
+    truncation_of,
 )
 from integrity.core.decode.row import copied_row, plain, texts
 from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, Hints, hints_of
 from integrity.core.keys import UNAVAILABLE, Key, KeySpec, KeyType, Scalar
-from integrity.core.rules.model import Parent, Tombstones
+from integrity.core.rules.model import Parent, Tombstones, Truncates
 from integrity.errors import Reason
 
 NEW_KEY = "__debezium.newkey"
@@ -109,6 +110,7 @@ class _Debezium:
         "_keys",
         "_limits",
         "_row_hints",
+        "_truncates",
     )
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
@@ -120,6 +122,7 @@ class _Debezium:
         self._epoch = parent.events.epoch
         self._folds = _folds_of(parent.key)
         self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
+        self._truncates = parent.events.truncate is Truncates.DELETE_ALL
         self._limits = limits
         self._copied = None if copied is None else tuple(copied)
         self._row_hints: dict[bytes, Hints] = {}
@@ -144,6 +147,8 @@ class _Debezium:
                     return self._judged(record, op, envelope, schema, self._condition)
                 if op == "c" or op == "r" or op == "u":
                     return self._alive(record, op, self._source(envelope), self._row_copied(envelope, schema))
+                if op == "t" and self._truncates:
+                    return self._truncated(record, self._source(envelope))
                 return op if isinstance(op, Ignored) else _WITHOUT_KEY[op]
             except JsonFault as fault:
                 raise Refused(fault.reason, f"The record value is refused: {fault.message}.", "value") from None
@@ -243,6 +248,14 @@ class _Debezium:
         trace = _headers(record.headers, self._limits)[2]
         said = _ARRIVED if _is_arrival(record) else _ALIVE
         return self._change(record, said, key, None, version, source, trace, row)
+
+    def _truncated(self, record: Record, source: Source) -> Decoded:
+        """A truncate that deletes: only where its place can be compared with those of all keys."""
+        if source["connector"] != _POSTGRESQL:
+            message = "Nothing tells which events of other keys a truncate of this connector comes after."
+            raise Refused(Reason.BAD_VERSION, message, "value")
+        trace = _headers(record.headers, self._limits)[2]
+        return truncation_of(record, self._entity, self._placed(record, source), source.get("ts_ms"), trace)
 
     def _tombstone(self, record: Record) -> Decoded:
         if record.key is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from integrity.core.change import Op, Origin, ParentChange, Row, Version
+from integrity.core.change import Op, Origin, ParentChange, Row, Truncation, Version
 from integrity.core.keys import Key
 from integrity.errors import Reason
 
@@ -26,7 +26,8 @@ class Record(NamedTuple):
 
 
 class Ignored(NamedTuple):
-    """A record that says nothing about a key: an update that keeps it, a heartbeat, a truncate, a logical message.
+    """A record that says nothing about a key: an update that keeps it, a heartbeat, a logical message, or a truncate
+    where the rule says that it does nothing.
 
     `op` is the metric label (u, t, m, heartbeat, transaction); `why` is a constant sentence for the log.
     """
@@ -54,7 +55,7 @@ class Refused(Exception):
         self.undecodable = Undecodable(reason, message, stage)
 
 
-Decoded = ParentChange | Ignored | Undecodable
+Decoded = ParentChange | Truncation | Ignored | Undecodable
 
 Decoder = Callable[[Record], Decoded]
 """Makes of one record what it says. Never raises on any bytes."""
@@ -102,6 +103,14 @@ def change_of(
     topic, partition, offset = record[:3]
     origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
     return _tuple(ParentChange, (entity, op, key, to, version, origin, occurred_ms, traceparent, row))
+
+
+def truncation_of(
+    record: Record, entity: str, version: Version, occurred_ms: object, traceparent: str | None
+) -> Truncation:
+    """What a record says of all keys; `occurred_ms` as that of a change."""
+    said = change_of(record, entity, Op.DELETED, (), None, version, occurred_ms, traceparent)
+    return Truncation(entity, version, said.origin, said.occurred_ms, traceparent)
 
 
 def traceparent_in(value: bytes | None, headers: Headers, limits: Limits) -> str | None:

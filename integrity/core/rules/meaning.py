@@ -24,6 +24,7 @@ from integrity.core.rules.model import (
     Restrict,
     SetDefault,
     Tombstone,
+    Truncates,
     Types,
 )
 
@@ -59,6 +60,8 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         found["key_format"] = events.key_format
     if events is not None and events.version is not None:
         found["version"] = list(events.version)
+    if events is not None and events.truncate is not Truncates.IGNORE:
+        found["truncate"] = events.truncate
     if source is not None:
         found["source"] = [source.store, source.target.kind, source.target.name]
     if parent.copies:

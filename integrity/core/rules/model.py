@@ -230,6 +230,13 @@ class Types:
     new_key: Mapping[str, str]
 
 
+class Truncates(StrEnum):
+    """What a truncate of the parent's table does."""
+
+    IGNORE = "ignore"
+    DELETE_ALL = "delete_all"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The parent's own table or collection: its columns or fields are named as the key fields are."""
@@ -259,6 +266,7 @@ class Events:
     key_from: KeyFrom = KeyFrom.RECORD
     key_format: KeyFormat = KeyFormat.JSON
     version: tuple[str, ...] | None = None
+    truncate: Truncates = Truncates.IGNORE
 
     @property
     def tell_who_lives(self) -> bool:
@@ -281,6 +289,11 @@ class Parent:
     """How long after a fate was enforced its key is looked at again for late rows, in milliseconds, ascending."""
     copies: tuple[Copy, ...] = ()
     """Only of a parent with events."""
+
+    @property
+    def truncates(self) -> bool:
+        """A truncate of its table is the deletion of all parents."""
+        return self.events is not None and self.events.truncate is Truncates.DELETE_ALL
 
     @property
     def followers(self) -> Mapping[str, Dependent]:

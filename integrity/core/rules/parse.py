@@ -21,7 +21,7 @@ from integrity.core.rules.event_fields import check_condition, check_json, read_
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
-from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, KeyFrom, Parent, Place, RuleSet, Tombstones
+from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, KeyFrom, Parent, Place, RuleSet, Tombstones, Truncates
 from integrity.core.rules.source import read_source
 from integrity.core.rules.types import read_types
 from integrity.core.rules.vocabulary import (
@@ -36,8 +36,6 @@ from integrity.core.rules.vocabulary import (
     LATE_CHILDREN_FIELDS,
     PARENT_FIELDS,
     PARENT_LATER,
-    TRUNCATES,
-    TRUNCATES_LATER,
     VERSION,
 )
 from integrity.core.rules.walk import (
@@ -227,8 +225,9 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
     tombstones: str | None = Tombstones.DELETE
     if "tombstones" in fields:
         tombstones = choice_of(report, "tombstones", fields["tombstones"][1], [*Tombstones])
+    truncate: str | None = Truncates.IGNORE
     if "truncate" in fields:
-        choice_of(report, "truncate", fields["truncate"][1], TRUNCATES, TRUNCATES_LATER)
+        truncate = choice_of(report, "truncate", fields["truncate"][1], [*Truncates])
     deleted_when = _deleted_when(report, fields["deleted_when"][1], kind) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
     source = read_source(report, fields["source"][1], key) if "source" in fields else None
@@ -248,11 +247,12 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
     key_format = read_key_format(report, fields, spec)
     version = read_version(report, fields, kind)
     check_json(report, fields, kind)
-    if not topics or kind is None or spec is None or tombstones is None or key_from is None:
+    if not topics or kind is None or spec is None or tombstones is None or truncate is None or key_from is None:
         return topics, key, None
     found = tuple(topic.value for topic in topics)
-    said, where = Tombstones(tombstones), KeyFrom(key_from)
-    events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, key_format, version)
+    said, where, emptied = Tombstones(tombstones), KeyFrom(key_from), Truncates(truncate)
+    more = key_format, version, emptied
+    events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, *more)
     return topics, key, events
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
 from integrity.core.rules.copies import COLUMNS_MAX
-from integrity.core.rules.model import EventValue, KeyFrom, Match, Tombstones
+from integrity.core.rules.model import EventValue, KeyFrom, Match, Tombstones, Truncates
 from integrity.core.rules.types import TYPES_MAX
 from integrity.core.rules.vocabulary import (
     ACTIONS,
@@ -31,7 +31,6 @@ from integrity.core.rules.vocabulary import (
     PARENT_FIELDS,
     SOURCE_FIELDS,
     TOMBSTONE_FIELDS,
-    TRUNCATES,
     TYPE_FROM_FIELDS,
     TYPES_FIELDS,
     VERSION,
@@ -111,7 +110,7 @@ def _events() -> Schema:
             "format": _words(FORMATS),
             "key": _key(),
             "tombstones": {"enum": [str(word) for word in Tombstones], "default": Tombstones.DELETE.value},
-            "truncate": {"enum": list(TRUNCATES), "default": TRUNCATES[0]},
+            "truncate": {"enum": [str(word) for word in Truncates], "default": Truncates.IGNORE.value},
             "deleted_when": {"type": "string", "minLength": 1, "maxLength": EXPRESSION_CHARACTERS_MAX},
             "epoch": {"type": "integer", "minimum": 0, "maximum": EPOCH_MAX, "default": 0},
             "source": _source(),

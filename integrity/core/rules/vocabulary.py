@@ -31,7 +31,8 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "format": "The format of the events.",
     "key": "The parent's key fields, in order, each with its type: {id: int64}. Found by name in the record key.",
     "tombstones": "What a null record without a deletion before it says: delete (the default) or ignore.",
-    "truncate": "What a truncate of the parent's table does: ignore (the default) only reports it.",
+    "truncate": "What a truncate of the parent's table does: ignore (the default) only reports it, delete_all deletes "
+    "all parents that are known to live.",
     "deleted_when": "A CEL condition over before, after, source, op and headers: a create or update that fulfils it "
     "is a deletion.",
     "epoch": "Raise it by one when the source begins to count its versions anew. The default is 0.",
@@ -150,8 +151,6 @@ KEY_FORMATS: Mapping[str, str] = {
     "string": "The text of the one key field, as a StringSerializer or StringConverter writes it.",
     "long": "Eight bytes, big endian, as a LongSerializer or LongConverter writes them.",
 }
-TRUNCATES = ("ignore",)
-TRUNCATES_LATER = ("delete_all",)
 EPOCH_MAX = 1_000_000
 
 KEY_TYPES: Mapping[str, str] = {

@@ -119,6 +119,7 @@ class Attempt:
                 return done
             effects += done
         await ledger.clear_exceptions([(each.dependent, each.event) for each in batch.discards], session)
+        await ledger.write_notes(batch.notes, session)
         return Applied(effects)
 
     async def _part(
@@ -188,7 +189,7 @@ class Attempt:
             found = hashes_of(entity, missing)
             hash_of |= found
             heads |= await self._ledger.heads({of: key for key, of in found.items()}, rules[0].spec, session)
-        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].keeps_alive)
         asked = {hash_of[key]: key for key in keys_in_question(share, settled)}
         pending = await self._ledger.pending(asked, session) if asked else {}
         admitted = admit(share, settled, policies(rules), pending)
@@ -281,7 +282,7 @@ class Attempt:
             case CarryOut(_, groups):
                 # The documents of a graph are taken in chunks, but in one transaction.
                 is_deep = ask.rule is not way.top or ask.rule.rows is not None
-                rows_max = None if is_deep or not self._batch.spans else self._rows_max
+                rows_max = None if is_deep or not self._batch.is_bound else self._rows_max
                 if ask.rule.dependent.array:
                     rows, came = await self._carry_out_of_lists(ask, way, rows_max, session)
                 else:

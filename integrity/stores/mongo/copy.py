@@ -16,6 +16,7 @@ from integrity.core.batch import Batch, Share, shares, standing
 from integrity.core.copies import Put, marks_of, plan
 from integrity.core.keys import KeyRefused, KeyType
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected
+from integrity.core.truncate import KnownKeys
 from integrity.errors import Finding, Reason
 from integrity.ports import Deadline
 from integrity.stores.mongo import setup
@@ -52,6 +53,11 @@ class MongoCopy(MongoStore):
         findings = await super().check(deadline)
         with setup.reach(self._at, self._budget_s(deadline)):
             return [*findings, *await _unique(self._ledger(), self._copy)]
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """See `Truncatable.known_keys`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await self._ledger().copied_keys(entity, self._copy.spec, after, keys_max)
 
     async def apply(self, batch: Batch, deadline: Deadline) -> ApplyResult:
         attempt = _Attempt(self._ledger(), self._copy, batch)
@@ -90,6 +96,7 @@ class _Attempt:
             if isinstance(done, Rejected):
                 return done
             effects += done
+        await ledger.write_notes(batch.notes, session)
         return Applied(effects)
 
     async def _copy(self, share: Share, session: AsyncClientSession) -> list[Effect] | Rejected:

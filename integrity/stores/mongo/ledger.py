@@ -11,6 +11,7 @@
 `<schema>.undone`      a document a key, dependent and event of which somebody put back what it had changed
 `<schema>.outbox`      a document a derived event that waits to be published
 `<schema>.copied`      a document a copy and key: the newest version that was done, deletions too
+`<schema>.truncates`   a document a lane and truncate that is to be carried out: the event and its record
 `<schema>.meta`        the ledger's version, and the probe of `check`
 
 A version is the array [epoch, part, ...]. Every written document is changed for sure (`writes` counts), since MongoDB
@@ -31,9 +32,10 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 
-from integrity.core.batch import Batch, TopicPartition
+from integrity.core.batch import Batch, NoteWrite, TopicPartition
 from integrity.core.change import EARLIEST, Version
 from integrity.core.copies import Known
+from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, KeySpec, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outbox import Outgoing
@@ -41,6 +43,7 @@ from integrity.core.outcome import Effect, Outcome
 from integrity.core.parts import Parts
 from integrity.core.redrive import LeftOut, MadeUpFor
 from integrity.core.sweep import Repaired
+from integrity.core.truncate import KnownKeys
 from integrity.ports import Waiting
 
 Document = dict[str, Any]
@@ -59,6 +62,7 @@ COLLECTIONS: Final = (
     "copied",
     "undo",
     "undone",
+    "truncates",
     "meta",
 )
 INDEXES: Final[tuple[tuple[str, tuple[str, ...], Document | None], ...]] = (
@@ -80,6 +84,8 @@ LEDGER_ID: Final = "ledger"
 
 _DISPLAY_CHARACTERS_MAX: Final = 1024
 """How much of a key is kept to be read by people; the hash is what identifies it."""
+_HASH_MAX: Final = bytes(17)
+"""After every hash: bytes are compared by their length first."""
 _READ_DOCUMENTS: Final = 10_000
 _LOOKUP_KEYS_MAX: Final = 10_000
 """Keys in one filter: 16 bytes each, far below the 16 MB of a command."""
@@ -205,6 +211,7 @@ class Ledger:
                         "alive": known[key].alive,
                         "missed": [array_of(version) for version in known[key].missed],
                         "last": _last(known[key].last),
+                        "key": canonical(key)[:_DISPLAY_CHARACTERS_MAX],
                     },
                     "$inc": {"writes": 1},
                 },
@@ -215,6 +222,18 @@ class Ledger:
         ]
         if writes:
             await self.collection("copied").bulk_write(writes, ordered=False, session=session)
+
+    async def copied_keys(self, entity: str, spec: KeySpec, after: bytes, keys_max: int) -> KnownKeys:
+        """What is known of the next living keys of the lane's copy, by their hashes."""
+        chosen = {"_id": {"$gt": self._copied_id(after), "$lt": self._copied_id(_HASH_MAX)}, "alive": True}
+        documents = await self.collection("copied").find(chosen).sort("_id", 1).to_list(keys_max)
+        found: list[tuple[Key, Head]] = []
+        for document in documents:
+            key, version = key_of_ledger(document["key"], spec), version_of(document["version"])
+            if key is not None and version is not None and key_hash(entity, key) == bytes(document["_id"]["key"]):
+                found.append((key, Known(version, True, last_of(document["last"])).head))
+        after_ = bytes(documents[-1]["_id"]["key"]) if len(documents) == keys_max else None
+        return KnownKeys(found, after_, len(documents) - len(found))
 
     def _copied_id(self, hashed: bytes) -> Document:
         return {"copy": self.lane, "key": hashed}
@@ -446,6 +465,37 @@ class Ledger:
         """Forget exceptions (dependent, event): they were made up for, or given up. There are few of them."""
         if names := [{"dependent": dependent, "event": event} for dependent, event in over]:
             await self.collection("exceptions").delete_many({"$or": names}, session=session)
+
+    # --- truncates --------------------------------------------------------------------------------------------------
+
+    async def write_notes(self, notes: Iterable[NoteWrite], session: AsyncClientSession) -> None:
+        """Keep or forget truncates that are to be carried out."""
+        collection = self.collection("truncates")
+        for id_, data, fresh in notes:
+            name = {"_id": {"lane": self.lane, "id": id_}}
+            if data is None:
+                await collection.delete_one(name, session=session)
+            else:
+                values = {"$setOnInsert" if fresh else "$set": {"note": data}}
+                await collection.update_one(name, values, upsert=True, session=session)
+
+    async def notes(self) -> list[bytes]:
+        """The truncates that are to be carried out."""
+        return [bytes(each["note"]) async for each in self.collection("truncates").find({"_id.lane": self.lane})]
+
+    async def known_keys(self, entity: str, spec: KeySpec, after: bytes, keys_max: int) -> KnownKeys:
+        """What is known of the next keys of an entity, by their hashes."""
+        cursor = self.collection("keys").find({"_id": {"$gt": after}, "entity": entity}, {"key": 1})
+        documents = await cursor.sort("_id", 1).to_list(keys_max)
+        hashes: dict[bytes, Key] = {}
+        for document in documents:
+            key, hashed = key_of_ledger(document["key"], spec), bytes(document["_id"])
+            # A long key is cut there, and one of another type than the rule gives now means nothing.
+            if key is not None and key_hash(entity, key) == hashed:
+                hashes[hashed] = key
+        heads = await self.heads(hashes, spec, None)
+        after_ = bytes(documents[-1]["_id"]) if len(documents) == keys_max else None
+        return KnownKeys(list(heads.items()), after_, len(documents) - len(hashes))
 
 
 def commands(database: str, schema: str) -> str:

@@ -29,6 +29,7 @@ from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry, TooLarge, Unfinished
 from integrity.core.parts import TooManyRows
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
+from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, SettingsError
 from integrity.ports import Deadline, Waiting
@@ -186,6 +187,16 @@ class MongoStore:
             answer = of_branch(verdict_of(exc, sweeper.dependent), sweeper.below)
             assert isinstance(answer, Retry | Rejected | Broken), "an error is no success"
             return answer
+
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        """See `Truncatable.notes`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await self._ledger().notes()
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """See `Truncatable.known_keys`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            return await self._ledger().known_keys(entity, self._rules[entity][0].spec, after, keys_max)
 
     async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
         """See `Undoable.kept`."""

@@ -14,6 +14,7 @@ from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.copies import Plan, Put, plan
 from integrity.core.keys import KeyRefused, canonical, key_hasher
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
+from integrity.core.truncate import KnownKeys
 from integrity.errors import Finding, LedgerError, Reason, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.postgres.catalog import ledger_findings
@@ -83,6 +84,22 @@ class PostgresCopy:
         except DRIVER_ERRORS as exc:
             raise self._ledger_fault(fault_of(exc), "read") from exc
 
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        """See `Truncatable.notes`."""
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                return await self._ledger.notes(connection)
+        except DRIVER_ERRORS as exc:
+            raise self._ledger_fault(fault_of(exc), "read") from exc
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """See `Truncatable.known_keys`."""
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                return await self._ledger.copied_keys(connection, self._rule.spec, after, keys_max)
+        except DRIVER_ERRORS as exc:
+            raise self._ledger_fault(fault_of(exc), "read") from exc
+
     async def close(self) -> None:
         await self._sessions.close()
 
@@ -127,6 +144,7 @@ class PostgresCopy:
                 return done
             effects += done
         reached = {at: Progress(max(span.next, counts.get(at, 0))) for at, span in batch.spans.items()}
+        await self._ledger.write_notes(connection, batch.notes)
         await self._ledger.write_progress(connection, reached, found.keys(), batch.at_ms)
         at.dependent = self._rule.id  # a deferred constraint tells at the end
         await connection.execute("commit")

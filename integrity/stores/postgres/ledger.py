@@ -19,9 +19,10 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from integrity.core.batch import Batch, TopicPartition
+from integrity.core.batch import Batch, NoteWrite, TopicPartition
 from integrity.core.change import EARLIEST, Version, parse_version
 from integrity.core.copies import Known
+from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, KeySpec, canonical, key_hasher, parse_canonical
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outbox import Outgoing
@@ -29,6 +30,7 @@ from integrity.core.outcome import Effect
 from integrity.core.parts import Parts
 from integrity.core.redrive import LeftOut, MadeUpFor
 from integrity.core.sweep import Repaired
+from integrity.core.truncate import KnownKeys
 from integrity.ports import Waiting
 from integrity.stores.postgres.names import quoted
 
@@ -166,6 +168,15 @@ create table if not exists {schema}.repairs (
 comment on table {schema}.repairs is
     'Rows that were written late and went the way of a fate that had been enforced before.';
 
+create table if not exists {schema}.truncates (
+    lane text not null,
+    id text not null,
+    note bytea not null,
+    primary key (lane, id)
+);
+comment on table {schema}.truncates is
+    'Truncates that are to be carried out, per consumer group (lane): the event and its record, in MessagePack.';
+
 create table if not exists {schema}.undo (
     id bigint generated always as identity primary key,
     event text not null,
@@ -228,11 +239,13 @@ create table if not exists {schema}.copied (
     missed text not null,
     last text,
     last_alive boolean,
-    copy text not null
+    copy text not null,
+    key text not null
 ) with (fillfactor = 90);
 comment on table {schema}.copied is 'One row a copy and parent key: the newest version that was done, deletions too.';
 comment on column {schema}.copied.key_hash is 'That of the copy and the key.';
 comment on column {schema}.copied.copy is 'The copy, and eight digits that change when its rule does: for people only.';
+comment on column {schema}.copied.key is 'The key as JSON, cut to 1000 characters: for reading only.';
 comment on column {schema}.copied.missed is 'Versions of later events that dead letters stand for.';
 comment on column {schema}.copied.last is 'The last own record of the key: topic/partition/offset.';
 comment on column {schema}.copied.last_alive is 'Whether that record said that the key is alive.';
@@ -261,6 +274,7 @@ TABLES: Final = (
     "copied",
     "undo",
     "undone",
+    "truncates",
 )
 PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "meta": ("SELECT",),
@@ -275,6 +289,7 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "copied": ("SELECT", "INSERT", "UPDATE"),
     "undo": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "undone": ("SELECT", "INSERT", "UPDATE"),
+    "truncates": ("SELECT", "INSERT", "UPDATE", "DELETE"),
 }
 """What the service needs of each table."""
 
@@ -332,6 +347,16 @@ class Ledger:
             f"update {at}.progress p set next_offset = u.next, updated_at = $5, parts = u.parts::json"
             " from unnest($2::text[], $3::int4[], $4::int8[], $6::text[]) u(topic, partition, next, parts)"
             " where p.lane = $1 and p.topic = u.topic and p.partition = u.partition"
+        )
+        self._note_sql = (
+            f"insert into {at}.truncates as t (lane, id, note) values ($1, $2, $3)"
+            " on conflict (lane, id) do update set note = excluded.note where not $4"
+        )
+        self._note_delete_sql = f"delete from {at}.truncates where lane = $1 and id = $2"
+        self._notes_sql = f"select note from {at}.truncates where lane = $1"
+        self.known_keys_sql = (
+            "select key_hash, key, seen, last, last_alive, fate, moved_to, event, occurred_ms"
+            f" from {at}.keys where entity = $1 and key_hash > $2 order by key_hash limit $3"
         )
         heads = (
             "select key_hash, seen, last, last_alive, fate, moved_to, event, occurred_ms, older_fates"
@@ -426,6 +451,10 @@ class Ledger:
             f"select key_hash, version, alive, missed, last, last_alive from {at}.copied"
             " where key_hash = any($1::bytea[])"
         )
+        self._copied_keys_sql = (
+            f"select key_hash, key, version, last, last_alive from {at}.copied"
+            " where copy = $1 and alive and key_hash > $2 order by key_hash limit $3"
+        )
         self._known_update_sql = (
             f"update {at}.copied c set version = u.version, alive = u.alive, missed = u.missed, last = u.last,"
             " last_alive = u.last_alive from unnest($1::bytea[], $2::text[], $3::bool[], $4::text[], $5::text[],"
@@ -448,6 +477,18 @@ class Ledger:
             known[hashes[hashed]] = Known(parse_version(version), alive, at, left_out)
         return known
 
+    async def copied_keys(self, connection: Connection, spec: KeySpec, after: bytes, keys_max: int) -> KnownKeys:
+        """What is known of the next living keys of the lane's copy, by their hashes."""
+        rows = await connection.fetch(self._copied_keys_sql, self._lane, after, keys_max)
+        hash_of = key_hasher(self._lane)
+        found: list[tuple[Key, Head]] = []
+        for hashed, text, version, last, last_alive in rows:
+            key = key_of_ledger(text, spec)
+            if key is not None and hash_of(canonical(key)) == hashed:
+                at = None if last is None else record_of(last, last_alive)
+                found.append((key, Known(parse_version(version), True, at).head))
+        return KnownKeys(found, rows[-1][0] if len(rows) == keys_max else None, len(rows) - len(found))
+
     async def write_known(
         self,
         connection: Connection,
@@ -469,11 +510,11 @@ class Ledger:
                 if key in before:
                     changed.append((*row, before[key].version.text))
                 else:
-                    fresh.append((*row, self._lane))
+                    fresh.append((*row, self._lane, canonical(key)[:_KEY_TEXT_MAX]))
         if changed:
             _expect(await connection.execute(self._known_update_sql, *_columns(changed)), len(changed))
         if fresh:
-            columns = ("key_hash", "version", "alive", "missed", "last", "last_alive", "copy")
+            columns = ("key_hash", "version", "alive", "missed", "last", "last_alive", "copy", "key")
             try:
                 await connection.copy_records_to_table(
                     "copied", schema_name=self.schema, columns=columns, records=fresh
@@ -675,6 +716,38 @@ class Ledger:
             await connection.copy_records_to_table("keys", schema_name=self.schema, columns=_HEAD_COLUMNS, records=rows)
         except asyncpg.UniqueViolationError as exc:
             raise Collision from exc
+
+    async def write_notes(self, connection: Connection, notes: Sequence[NoteWrite]) -> None:
+        """Keep or forget truncates that are to be carried out."""
+        for id_, data, fresh in notes:
+            if data is None:
+                await connection.execute(self._note_delete_sql, self._lane, id_)
+            else:
+                await connection.execute(self._note_sql, self._lane, id_, data, fresh)
+
+    async def notes(self, connection: Connection) -> list[bytes]:
+        """The truncates that are to be carried out."""
+        return [row[0] for row in await connection.fetch(self._notes_sql, self._lane)]
+
+    async def known_keys(
+        self, connection: Connection, entity: str, spec: KeySpec, after: bytes, keys_max: int
+    ) -> KnownKeys:
+        """What is known of the next keys of an entity, by their hashes: heads with their newest fate."""
+        rows = await connection.fetch(self.known_keys_sql, entity, after, keys_max)
+        hash_of = key_hasher(entity)
+        found: list[tuple[Key, Head]] = []
+        for hashed, text, seen, last, alive, fate, moved_to, event, occurred_ms in rows:
+            key = key_of_ledger(text, spec)
+            # A long key is cut there, and one of another type than the rule gives now means nothing.
+            if key is None or hash_of(canonical(key)) != hashed:
+                continue
+            head = Head(
+                parse_version(told) if (told := seen or fate) else None,
+                () if fate is None else (fate_of(spec, fate, moved_to, event or last, occurred_ms),),
+                None if last is None else record_of(last, alive),
+            )
+            found.append((key, head))
+        return KnownKeys(found, rows[-1][0] if len(rows) == keys_max else None, len(rows) - len(found))
 
     async def read_pending(
         self, connection: Connection, keys: Collection[Key], hashes: Mapping[Key, bytes]

@@ -58,6 +58,7 @@ from integrity.core.redrive import (
     share_credit,
 )
 from integrity.core.sweep import Sweep, SweepResult, TooManyLate
+from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError
 from integrity.ports import Deadline, Waiting
@@ -243,6 +244,17 @@ class PostgresStore:
         assert isinstance(answer, Retry | Rejected | Broken), "a fault is no success"
         return answer
 
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        """See `Truncatable.notes`."""
+        async with self._asking(deadline, LedgerError, "the ledger can't be read", "Run `integrity migrate`.") as found:
+            return await self._ledger.notes(found)
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """See `Truncatable.known_keys`."""
+        spec = self._rules[entity][0].spec
+        async with self._asking(deadline, LedgerError, "the ledger can't be read", "Run `integrity migrate`.") as found:
+            return await self._ledger.known_keys(found, entity, spec, after, keys_max)
+
     async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
         """See `Undoable.kept`."""
         async with self._asking(deadline, LedgerError, "what was kept can't be read", "Run `integrity migrate`.") as on:
@@ -370,6 +382,7 @@ class PostgresStore:
                 )
                 for partition, span in batch.spans.items()
             }
+            await self._ledger.write_notes(connection, batch.notes)
         await self._ledger.write_progress(connection, reached, found.keys(), batch.at_ms)
         at.committing = True
         await connection.execute("commit")
@@ -409,7 +422,7 @@ class PostgresStore:
         rules = self._rules[share.entity]
         own = {change.key for change in share.changes}
         read, keys = await self._read(connection, share, rules, own)
-        settled = settle(share.changes, read.heads, done=aside(share, read.heads), keep_alive=rules[0].several_topics)
+        settled = settle(share.changes, read.heads, done=aside(share, read.heads), keep_alive=rules[0].keeps_alive)
         asked = keys_in_question(share, settled)
         pending = await self._ledger.read_pending(connection, asked, read.hashes) if asked else {}
         admitted = admit(share, settled, policies(rules), pending)
@@ -532,7 +545,7 @@ class PostgresStore:
                 hashes = way.hashes_of(rule, groups)
                 effects = self._effects_of(rule)
                 # The rows of a graph are taken in chunks, but in one transaction.
-                whole = way.is_deep or not effects.in_parts or not way.batch.spans
+                whole = way.is_deep or not effects.in_parts or not way.batch.is_bound
                 rows_max = None if whole else self._rows_max if way.left is None else way.left
                 rows = await effects.execute(
                     connection,

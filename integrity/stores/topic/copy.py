@@ -22,10 +22,12 @@ from aiokafka.partitioner import murmur2
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
 from integrity.core.change import Version
 from integrity.core.copies import Known, Plan, plan
-from integrity.core.keys import Key, canonical, key_hash
-from integrity.core.ledger import LastRecord
+from integrity.core.key_text import key_of_ledger
+from integrity.core.keys import Key, KeySpec, canonical, key_hash
+from integrity.core.ledger import Head, LastRecord
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
 from integrity.core.plain import as_written
+from integrity.core.truncate import KnownKeys
 from integrity.errors import Finding, LedgerError, OperationError, Reason
 from integrity.ports import Deadline
 from integrity.stores.rule import CopyRule
@@ -33,7 +35,7 @@ from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.faults import CLIENT_ERRORS, Unsent, meaning
 from integrity.stores.topic.fitness import Fitness, unreachable
 from integrity.stores.topic.reader import Reader, TopicGone, TopicMadeAnew
-from integrity.stores.topic.records import ProgressRecord, ReadRecord, Write, encode
+from integrity.stores.topic.records import ProgressRecord, ReadRecord, Write, clear_key, encode, note_key
 from integrity.stores.topic.scratch import Scratch
 from integrity.stores.topic.writer import BATCH_BYTES, Writer
 
@@ -42,6 +44,7 @@ _log = logging.getLogger(__name__)
 
 _SCHEMA: Final = """
 CREATE TABLE known (hash BLOB PRIMARY KEY, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE truncation (id TEXT PRIMARY KEY, note BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE progress (topic TEXT, partition INTEGER, next INTEGER NOT NULL, PRIMARY KEY (topic, partition));
 """
 # It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
@@ -56,6 +59,8 @@ class KnownRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     last: LastRecord | None = None
     missed: tuple[Version, ...] = ()
     row: dict[str, msgspec.Raw] = {}
+    key: str = ""
+    """The key, cut as in every ledger."""
 
 
 _decode_known: Final = msgspec.json.Decoder(KnownRecord).decode
@@ -160,6 +165,28 @@ class TopicCopy:
                 raise
             return result
 
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        """See `Truncatable.notes`."""
+        return await self._of_state(lambda state: state.notes(), [])
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """See `Truncatable.known_keys`."""
+        spec = self._rule.spec
+        return await self._of_state(lambda state: state.known_keys(entity, spec, after, keys_max), KnownKeys((), None))
+
+    async def _of_state(self, question: Callable[[_State], _T], nothing: _T) -> _T:
+        """What the ledger holds, as its owner has it; `nothing` when another process owns the copy."""
+        async with self._lock:
+            if self._fenced or self._writer is None:
+                return nothing
+            state = self._opened()
+            try:
+                return await self._in_thread(lambda: question(state))
+            except sqlite3.Error as exc:
+                await self._lose_state()
+                message = f"The file of what is known of a copy cannot be used ({type(exc).__name__})."
+                raise OperationError(message) from exc
+
     async def close(self) -> None:
         self._discard_writer()
         self._reader.close()
@@ -255,7 +282,7 @@ class TopicCopy:
             return Diverged(counts)
         effects: list[Effect] = []
         records: list[Write] = []
-        noted: list[tuple[bytes, bytes]] = []
+        noted: list[tuple[bytes, bytes | None]] = []
         for share in shares(batch, counts, [self._rule.entity]):
             done = await self._in_thread(lambda share=share: self._copy(state, share))  # type: ignore[misc]
             if isinstance(done, Rejected):
@@ -267,6 +294,9 @@ class TopicCopy:
         for at, span in batch.spans.items():
             progress = ProgressRecord(max(span.next, counts.get(at, 0)))
             noted.append((f"progress|{self._lane}|{at.topic}|{at.partition}".encode(), encode(progress)))
+        for note in batch.notes:
+            if not note.fresh or not await self._in_thread(lambda id_=note.id: state.has_note(id_)):  # type: ignore[misc]
+                noted.append((note_key(self._lane, note.id), note.data))
         await self._writer.begin()
         await self._writer.send([*records, *(Write(self._ledger, key, value, (), None) for key, value in noted)])
         await self._writer.delivered()
@@ -293,7 +323,8 @@ class TopicCopy:
         noted: list[tuple[bytes, bytes]] = []
         for key, each in found.known.items():
             row = rows.get(key, before[key].row if key in before and each.alive else {})
-            record = KnownRecord(each.version, each.alive, each.last, each.missed, row if each.alive else {})
+            text = clear_key(canonical(key))
+            record = KnownRecord(each.version, each.alive, each.last, each.missed, row if each.alive else {}, text)
             noted.append((f"known|{self._lane}|{key_hash(rule.entity, key).hex()}".encode(), encode(record)))
         effects = [effect._replace(change=share.indexes[effect.change]) for effect in found.effects]
         return effects, writes, noted
@@ -324,6 +355,7 @@ class _State:
         self._file = file
         self._known = f"known|{lane}|"
         self._progress = f"progress|{lane}|"
+        self._truncation = f"truncate|{lane}|"
         self._db = sqlite3.connect(file, check_same_thread=False)
         for pragma in _PRAGMAS:
             self._db.execute(pragma)
@@ -336,19 +368,24 @@ class _State:
     def clear(self) -> None:
         self._db.execute("DELETE FROM known")
         self._db.execute("DELETE FROM progress")
+        self._db.execute("DELETE FROM truncation")
         self._db.commit()
 
     def take(self, records: Sequence[ReadRecord]) -> None:
         """Records of the ledger. Raises ValueError for what is none."""
-        pairs = [(record.key or b"", record.value) for record in records]
-        if any(value is None for _, value in pairs):
-            raise ValueError("The ledger has no null records.")
-        self.note([(key, value) for key, value in pairs if value is not None])
+        self.note([(record.key or b"", record.value) for record in records])
 
-    def note(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+    def note(self, records: Sequence[tuple[bytes, bytes | None]]) -> None:
         for key, value in records:
             name = key.decode()
-            if name.startswith(self._known):
+            if name.startswith(self._truncation):
+                id_ = name.removeprefix(self._truncation)
+                self._db.execute("DELETE FROM truncation WHERE id = ?", (id_,))
+                if value is not None:
+                    self._db.execute("INSERT INTO truncation VALUES (?, ?)", (id_, value))
+            elif value is None:
+                raise ValueError("Nothing else of the ledger has null records.")
+            elif name.startswith(self._known):
                 _decode_known(value)
                 hashed = bytes.fromhex(name.removeprefix(self._known))
                 self._db.execute("INSERT OR REPLACE INTO known VALUES (?, ?)", (hashed, value))
@@ -363,6 +400,26 @@ class _State:
     def progress(self) -> dict[TopicPartition, int]:
         found = self._db.execute("SELECT topic, partition, next FROM progress")
         return {TopicPartition(topic, partition): next_ for topic, partition, next_ in found}
+
+    def notes(self) -> list[bytes]:
+        """The truncates that are to be carried out."""
+        return [bytes(data) for (data,) in self._db.execute("SELECT note FROM truncation")]
+
+    def has_note(self, id_: str) -> bool:
+        return self._db.execute("SELECT 1 FROM truncation WHERE id = ?", (id_,)).fetchone() is not None
+
+    def known_keys(self, entity: str, spec: KeySpec, after: bytes, keys_max: int) -> KnownKeys:
+        """What is known of the next keys, by their hashes."""
+        rows = self._db.execute(
+            "SELECT hash, data FROM known WHERE hash > ? ORDER BY hash LIMIT ?", (after, keys_max)
+        ).fetchall()
+        found: list[tuple[Key, Head]] = []
+        for hashed, data in rows:
+            record = _decode_known(data)
+            key = key_of_ledger(record.key, spec)
+            if key is not None and key_hash(entity, key) == hashed:
+                found.append((key, Known(record.version, record.alive, record.last).head))
+        return KnownKeys(found, bytes(rows[-1][0]) if len(rows) == keys_max else None, len(rows) - len(found))
 
     def known(self, hashes: Mapping[bytes, Key]) -> dict[Key, KnownRecord]:
         found: dict[Key, KnownRecord] = {}

@@ -147,6 +147,7 @@ class Enforcement:
         for share in shares(self._batch, self._counts, self._rules.keys()):
             effects += yield from self._share(share, parts)
         yield self._forget([(discard.dependent, discard.event) for discard in self._batch.discards])
+        yield self._notes()
         changes, progress = self._batch.changes, list[Write]()
         for at, span in self._batch.spans.items():
             of = self._state.parts(at) if at in self._counts else {}
@@ -202,7 +203,7 @@ class Enforcement:
         while missing := lookups(changes, read, {k: h.fates for k, h in heads.items()}, policies(rules)):
             read |= missing
             heads |= {key: head for key in missing if (head := self._state.head(key_hash(entity, key), spec))}
-        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].several_topics)
+        settled = settle(changes, heads, done=aside(share, heads), keep_alive=rules[0].keeps_alive)
         pending = {
             key: found
             for key in keys_in_question(share, settled)
@@ -264,7 +265,7 @@ class Enforcement:
 
     def _few_enough(self, rule: StoreRule, groups: Sequence[Group]) -> None:
         """Raises TooManyRows. The children of a graph are taken in chunks, but in one transaction."""
-        if self._rows_max is not None and self._batch.spans and rule.rows is None and groups:
+        if self._rows_max is not None and self._batch.is_bound and rule.rows is None and groups:
             parts = [(key_hash(rule.entity, group.key), group.since, group.born) for group in groups]
             if sum(self._state.choose(self._number(rule), parts, self._rows_max + 1)) > self._rows_max:
                 raise TooManyRows
@@ -523,6 +524,15 @@ class Enforcement:
             key = records.exception_key(dependent, event)
             self._state.put_exception(key, None)
             writes.append(self.record(key, None))
+        return writes
+
+    def _notes(self) -> list[Write]:
+        """Keep or forget truncates that are to be carried out."""
+        writes: list[Write] = []
+        for id_, data, fresh in self._batch.notes:
+            if not fresh or not self._state.has_note(id_):
+                self._state.put_note(id_, data)
+                writes.append(self.record(records.note_key(self._lane, id_), data))
         return writes
 
     def record(self, key: bytes, value: bytes | None) -> Write:

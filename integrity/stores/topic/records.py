@@ -3,7 +3,8 @@
 The ledger is a compacted topic beside the children. Its records are JSON, named by what they say: `head|<hash>`,
 `fate|<hash>|<version>`, `progress|<lane>|<topic>|<partition>`, `arrival|<dependent>|<topic>|<partition>|<hash>`,
 `exception|<dependent>|<event>`, `sweep|<lane>|<age>`, `repair|<hash>|<dependent>|<time>`, `writes|<topic>|<partition>`,
-`undone|<hash>|<dependent>|<event>|<time>`; and `undo|<number>`, in MessagePack, since it holds a child's bytes.
+`undone|<hash>|<dependent>|<event>|<time>`; and, in MessagePack, since they hold a record's bytes, `undo|<number>` and
+`truncate|<lane>|<event>`.
 """
 
 from __future__ import annotations
@@ -228,6 +229,10 @@ def exception_key(dependent: str, event_id: str) -> bytes:
 
 def sweep_key(lane: str, age_ms: int) -> bytes:
     return f"sweep|{lane}|{age_ms}".encode()
+
+
+def note_key(lane: str, id_: str) -> bytes:
+    return f"truncate|{lane}|{id_}".encode()
 
 
 def repair_key(key_hash: bytes, dependent: str, at_ms: int) -> bytes:

@@ -14,7 +14,7 @@ from typing import Final, TypeVar, assert_never
 
 import msgspec
 
-from integrity.core.change import Op, ParentChange
+from integrity.core.change import Op, ParentChange, Truncation
 from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.scan import Known, Page, known_of
@@ -291,8 +291,8 @@ def _decoding(topics: Sequence[str], decoder: Decoder) -> Read:
                 return (Held(unread, None), Held(name, found.key if lives else None))
             case Undecodable():
                 return (Held(unread, None, is_readable=False),)
-            case Ignored():
-                return ()
+            case Ignored() | Truncation():
+                return ()  # a topic of which the last record of a key counts takes none without a key
             case _:
                 assert_never(found)
 

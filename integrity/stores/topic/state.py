@@ -19,9 +19,11 @@ import msgspec
 from integrity.core.batch import TopicPartition
 from integrity.core.change import EARLIEST, Version
 from integrity.core.fold import Born
+from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, KeySpec, key_hash
 from integrity.core.ledger import Fate, Head, Pending
 from integrity.core.parts import Parts
+from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Portion
 from integrity.stores.topic import records
 from integrity.stores.topic.records import (
@@ -71,6 +73,7 @@ CREATE TABLE arrival (
     topic TEXT NOT NULL, partition INTEGER NOT NULL, key BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX arrival_hash ON arrival (rule, hash);
 CREATE INDEX arrival_child ON arrival (rule, topic, partition, key);
+CREATE TABLE truncation (id TEXT PRIMARY KEY, note BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE progress (
     topic TEXT, partition INTEGER, next INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (topic, partition));
 CREATE TABLE exception (
@@ -83,7 +86,7 @@ CREATE TEMP TABLE chosen (number INTEGER PRIMARY KEY, part INTEGER NOT NULL, chi
 """
 _TABLES: Final = (
     *("child", "reference", "head", "fate", "arrival", "exception", "sweep", "repair", "progress", "grave"),
-    *("undo", "undone"),
+    *("undo", "undone", "truncation"),
 )
 _INT64_MIN: Final = -(2**63)
 # It is only a cache: nothing of it has to survive a crash. Memory stays bounded: 16 MiB of pages.
@@ -288,6 +291,10 @@ class State:
                 self._take_repair(key, bytes.fromhex(rest.partition("|")[0]), value)
             case "undo":
                 self.put_kept(int(rest), value)
+            case "truncate":
+                lane, _, id_ = rest.partition("|")
+                if lane == self._lane:
+                    self.put_note(id_, value)
             case "undone":
                 self._take_undone(key, bytes.fromhex(rest.partition("|")[0]), value)
             case _:
@@ -500,6 +507,40 @@ class State:
             (*after, until_ms, limit),
         )
         return [(at_ms, digest) for at_ms, digest in found]
+
+    def notes(self) -> list[bytes]:
+        """The truncates that are to be carried out."""
+        return [bytes(data) for (data,) in self._db.execute("SELECT note FROM truncation")]
+
+    def has_note(self, id_: str) -> bool:
+        return self._db.execute("SELECT 1 FROM truncation WHERE id = ?", (id_,)).fetchone() is not None
+
+    def put_note(self, id_: str, data: bytes | None) -> None:
+        """Note a truncate; None: it is carried out."""
+        if data is None:
+            self._db.execute("DELETE FROM truncation WHERE id = ?", (id_,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO truncation VALUES (?, ?)", (id_, data))
+
+    def known_keys(self, entity: str, spec: KeySpec, after: bytes, keys_max: int) -> KnownKeys:
+        """What is known of the next keys, by their hashes: those of one entity."""
+        rows = self._db.execute(
+            "SELECT hash, data FROM head WHERE hash > ? ORDER BY hash LIMIT ?", (after, keys_max)
+        ).fetchall()
+        found: list[tuple[Key, Head]] = []
+        unreadable = 0
+        for digest, data in rows:
+            record = records.decode_head(data)
+            if record.entity != entity:
+                continue
+            key = key_of_ledger(record.key, spec)
+            # A long key is cut there, and one of another type than the rule gives now means nothing.
+            head = None if key is None or key_hash(entity, key) != digest else self.head(digest, spec)
+            if key is None or head is None:
+                unreadable += 1
+            else:
+                found.append((key, head))
+        return KnownKeys(found, bytes(rows[-1][0]) if len(rows) == keys_max else None, unreadable)
 
     def put_head(self, key_hash: bytes, data: bytes) -> None:
         self._put_head(key_hash, data)

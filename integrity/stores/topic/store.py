@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import msgspec
 
@@ -29,8 +29,9 @@ from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Rejec
 from integrity.core.parts import TooManyRows
 from integrity.core.rules.graph import derived_topic
 from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
+from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Portion, UndoResult
-from integrity.errors import Finding, LedgerError, OperationError, Reason
+from integrity.errors import Finding, LedgerError, OperationError, Reason, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.rule import StoreRule, merged
 from integrity.stores.topic import records, undo
@@ -220,6 +221,30 @@ class TopicStore:
 
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         return await self._inspector.impact(question, deadline)
+
+    async def notes(self, deadline: Deadline) -> Sequence[bytes]:
+        """See `Truncatable.notes`."""
+        return await self._of_state(lambda state: state.notes(), (), deadline)
+
+    async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
+        """See `Truncatable.known_keys`."""
+        spec = self._rules[entity][0].spec
+        none = KnownKeys((), None)
+        return await self._of_state(lambda state: state.known_keys(entity, spec, after, keys_max), none, deadline)
+
+    async def _of_state(self, question: Callable[[State], _T], nothing: _T, deadline: Deadline) -> _T:
+        """What the ledger holds, as its owner has it; `nothing` when another process owns the store."""
+
+        async def ask() -> _T:
+            if self._fenced or self._writer is None:
+                return nothing
+            state = self._opened()
+            return await self._in_thread(lambda: question(state))
+
+        result = await self._tried(ask, deadline)
+        if isinstance(result, Retry | Broken | Rejected | Diverged):
+            raise UnreachableError(f"Store {self.name}: the ledger can't be read.")
+        return cast("_T", result)
 
     async def kept(self, portion: Portion, deadline: Deadline) -> UndoResult:
         """See `Undoable.kept`."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
-from integrity.core.change import Op, Origin, ParentChange, Version
+from integrity.core.change import Op, Origin, ParentChange, Truncation, Version
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoded, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeySpec, KeyType
-from integrity.core.rules.model import Events, Parent, Place, Tombstones
+from integrity.core.rules.model import Events, Parent, Place, Tombstones, Truncates
 from integrity.errors import Reason, UsageError
 
 SOURCE = {"connector": "postgresql", "name": "shop", "ts_ms": 1_795_470_742_997, "schema": "public", "lsn": 4711}
@@ -95,6 +96,24 @@ def test_update_truncate_and_message_say_nothing_whatever_their_key(op: str, key
     decoded = decode(envelope(op), key)
     assert isinstance(decoded, Ignored)
     assert decoded.op == op
+
+
+def test_truncate_is_one_of_all_keys_where_the_rule_says_so() -> None:
+    parent = rule()
+    assert parent.events is not None
+    deleting = decoder_for(replace(parent, events=replace(parent.events, truncate=Truncates.DELETE_ALL, epoch=2)))
+    origin = Origin("shop.customers", 3, 42, TIMESTAMP_MS)
+    for value in (envelope("t"), wrapped({"type": "struct"}, json.loads(envelope("t")))):
+        assert deleting(record(value, None)) == Truncation("customer", Version(2, (4711,)), origin, 1_795_470_742_997)
+
+
+@pytest.mark.parametrize("source", [SOURCE | {"connector": "mysql"}, SOURCE | {"lsn": None}])
+def test_truncate_without_a_place_among_all_keys_is_a_dead_letter(source: dict[str, object]) -> None:
+    """A Kafka offset says nothing about the keys of other partitions."""
+    parent = rule()
+    assert parent.events is not None
+    deleting = decoder_for(replace(parent, events=replace(parent.events, truncate=Truncates.DELETE_ALL)))
+    assert refusal(deleting(record(envelope("t", source), None))) == (Reason.BAD_VERSION, "value")
 
 
 @pytest.mark.parametrize("schemas", [False, True])

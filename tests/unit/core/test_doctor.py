@@ -159,6 +159,14 @@ def test_text_keys_of_a_source_with_collations_are_told(connector: str, told: li
     assert [each.code for each in of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)] == told
 
 
+def test_truncate_is_told_whatever_it_does() -> None:
+    parent = rules_of(", truncate: delete_all").by_entity["customer"]
+    told = {each.name: each for each in (look(record("c"), record("t")), EU)}
+    [finding] = of_topics(parent, told, decoder_for(parent), NOW_MS)
+    assert (finding.code, finding.severity) == ("truncate_seen", "warning")
+    assert "deletes the parents that are known to live" in finding.message
+
+
 @pytest.mark.parametrize(
     ("condition", "before", "told"),
     [

@@ -211,7 +211,7 @@ def test_schema_wants_dependents_or_copies() -> None:
 @pytest.mark.parametrize("to", [None, (9,)])
 def test_plan_has_a_line_for_a_copy(to: tuple[int, ...] | None) -> None:
     """When the key changes, the row of the old key goes; that of the new one comes with an event of its own."""
-    walk = Plan(parse_rules({"a.yaml": _file(f"{TABLE}, name: c, {COLUMNS}")}), "customer", (7,), to)
+    walk = Plan(parse_rules({"a.yaml": _file(f"{TABLE}, name: c, {COLUMNS}")}), "customer", [(7,)], to)
     portion = walk.ask()
     assert portion is not None
     assert portion.stores == ("orders_db",)

@@ -31,6 +31,7 @@ from integrity.core.rules.model import (
     TargetKind,
     Tombstone,
     Tombstones,
+    Truncates,
 )
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import Finding, RulesError
@@ -79,7 +80,7 @@ events:
   format: debezium
   key: {tenant: string, code: int32}
   tombstones: ignore
-  truncate: ignore
+  truncate: delete_all
 dependents:
   - name: contacts
     store: crm_db
@@ -102,6 +103,7 @@ dependents:
     assert parent.events.topics == ("crm.accounts", "crm.archive")
     assert parent.events.key.fields == (("tenant", KeyType.STRING), ("code", KeyType.INT32))
     assert parent.events.tombstones is Tombstones.IGNORE
+    assert parent.events.truncate is Truncates.DELETE_ALL
     contacts, notes = parent.dependents
     assert (contacts.id, contacts.name, contacts.store) == ("account.contacts", "contacts", "crm_db")
     assert contacts.target == Target(TargetKind.TABLE, "crm.contacts")
@@ -278,7 +280,6 @@ def test_undo_of_a_rule_that_changes_nothing_is_refused(action: str) -> None:
 LATER_EVENTS = [
     "pattern: x",
     "tenant: {header: X}",
-    "truncate: delete_all",
     "pair_by: x",
 ]
 
@@ -785,6 +786,7 @@ def test_hash_ignores_comments_layout_order_and_file_names() -> None:
         ("customer_id: id", "customer: id"),
         ("shop.public.customers", "shop.customers"),
         ("{id: int64}", "{id: int64}\n  tombstones: ignore"),
+        ("{id: int64}", "{id: int64}\n  truncate: delete_all"),
     ],
 )
 def test_hash_changes_with_the_meaning(old: str, new: str) -> None:

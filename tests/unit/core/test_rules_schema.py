@@ -18,7 +18,6 @@ from integrity.core.rules.vocabulary import (
     FORMATS_LATER,
     KEY_TYPES,
     PARENT_LATER,
-    TRUNCATES_LATER,
 )
 from integrity.errors import RulesError
 
@@ -150,7 +149,7 @@ def test_fault_that_a_schema_can_see_is_refused_by_both(text: str) -> None:
         VALID,
         _changed("topic: shop.public.customers", "topics: [a, b]"),
         *(_changed("int64", kind) for kind in KEY_TYPES),
-        _changed("{id: int64}", "{id: int64}\n  tombstones: ignore\n  truncate: ignore"),
+        _changed("{id: int64}", "{id: int64}\n  tombstones: ignore\n  truncate: delete_all"),
         _changed("name: orders\n    ", ""),
         _changed("on_delete: cascade", "on_delete: {cascade: {}}"),
         _changed("on_delete: cascade", "on_delete: {ignore: {}}"),
@@ -182,7 +181,6 @@ def test_what_the_parser_accepts_the_schema_accepts(text: str) -> None:
         *(_changed("  format:", f"  {name}: x\n  format:") for name in EVENTS_LATER),
         *(_changed("    store: orders_db", f"    {name}: x\n    store: orders_db") for name in DEPENDENT_LATER),
         *(_changed("format: debezium", f"format: {name}") for name in FORMATS_LATER),
-        *(_changed("  format:", f"  truncate: {name}\n  format:") for name in TRUNCATES_LATER),
     ],
 )
 def test_schema_describes_this_version_only(text: str) -> None:

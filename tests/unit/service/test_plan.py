@@ -158,7 +158,7 @@ async def test_key_change_goes_down_identifying_references_only() -> None:
 
 def gone_down(rows: int | None) -> list[Planned]:
     """A walk down rows of one table, each referring to the one before: that many, or without end."""
-    walk = Plan(rules_of(category=CATEGORY), "category", (0,), None)
+    walk = Plan(rules_of(category=CATEGORY), "category", [(0,)], None)
     while (portion := walk.ask()) is not None:
         own = [(place, (key[0] + 1,)) for place, key in enumerate(portion.question.keys)]  # type: ignore[operator]
         there = tuple(each for each in own if rows is None or each[1][0] <= rows)
@@ -242,7 +242,7 @@ async def test_plan_says_what_enforcing_then_does() -> None:
 
 def test_a_plan_asks_about_no_key_twice() -> None:
     rules = rules_of(category=CATEGORY)
-    walk = Plan(rules, "category", (0,), None)
+    walk = Plan(rules, "category", [(0,)], None)
     portion = walk.ask()
     assert portion is not None
     twice = ((0, (1,)), (0, (1,)), (0, (0,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from integrity.core.batch import Batch
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.rules.parse import parse_rules
 from integrity.service.report import Report
+from integrity.service.work import Piece
 from integrity.settings import Settings
 from integrity.telemetry import Metrics, Tracing
 
@@ -35,3 +37,19 @@ def test_violations_are_counted_and_warned_of_once_a_dependent_without_keys(capl
     assert (line.levelname, line.args) == ("WARNING", ())
     fields = {name: getattr(line, name) for name in ("store", "dependent", "events", "rows")}
     assert fields == {"store": "orders_db", "dependent": "customer.orders", "events": 2, "rows": 5}
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+def test_truncate_is_counted_and_logged_whatever_it_does(deletes: bool, caplog: pytest.LogCaptureFixture) -> None:
+    text = Path("rules/customer.yaml").read_text()
+    says = "  truncate: delete_all\n" if deletes else ""
+    rules = parse_rules({"customer.yaml": text.replace("  format:", f"{says}  format:", 1)})
+    metrics = Metrics(version="1.2.3", rules=rules.hash)
+    report = Report(metrics, Tracing(), None, rules, Settings())
+    with caplog.at_level(logging.WARNING):
+        report.read("orders_db", Piece(counts=Counter({("customer", "t"): 2, ("customer", "alive"): 3})))
+    counted = 'integrity_events_total{entity="customer",format="debezium",op="t"} 2.0'
+    assert counted in metrics.render()[0].decode().splitlines()
+    [line] = caplog.records
+    assert line.message.startswith("truncate_seen")
+    assert (line.truncates, line.deletes) == (2, deletes)  # type: ignore[attr-defined]
