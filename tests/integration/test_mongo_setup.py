@@ -62,7 +62,7 @@ async def test_commands_that_are_printed_name_everything_that_migrate_creates(sh
     store = await shop.open(rule(Cascade()))
     text = store.ddl()
     names = [name for name in await shop.db.list_collection_names() if name.startswith("integrity.")]
-    assert len(names) == 12
+    assert len(names) == 13
     assert all(f"db.createCollection({json.dumps(name)});" in text for name in names)
     for name in names:
         async for index in await shop.db[name].list_indexes():
