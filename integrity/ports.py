@@ -244,6 +244,10 @@ class Source(Protocol):
         """Join the group; the listeners are awaited within rebalances, so they must be quick."""
         ...
 
+    def follow(self, topics: Sequence[str]) -> None:
+        """Read these topics, beside those that are read in any case: from the start on, or in place of those so far."""
+        ...
+
     async def poll(self, timeout_s: float, records_max: int, *, hold: Collection[TopicPartition]) -> Fetch:
         """The next records, none of the partitions in `hold`. Call it all the time: it keeps the membership alive.
         Raises UnreachableError when this member can't go on; then it is stopped and another one made."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, assert_never, cast
 
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -21,9 +23,11 @@ from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
 from integrity.core.doctor import TopicLook, defaults
 from integrity.core.policy import policy_of
+from integrity.core.retry import Backoff
 from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.meaning import copy_hash
 from integrity.core.rules.model import Copy, Dependent, Parent, RuleSet, Source, TargetKind
+from integrity.core.rules.patterns import has_patterns, with_topics
 from integrity.core.scan import parents_as_dependent
 from integrity.core.undo import Choice
 from integrity.errors import Finding, OperationError, RulesError, UnreachableError, UsageError
@@ -63,6 +67,7 @@ from integrity.service.scan import ParentRows, Subject
 from integrity.service.scan_repair import Repairer
 from integrity.service.supervisor import Member, Supervisor
 from integrity.service.sweep import Sweeper
+from integrity.service.topics import Follower, TopicWatch
 from integrity.service.truncate import Counting, Truncator
 from integrity.service.undo import Undoer
 from integrity.service.waiting import cancelled
@@ -277,6 +282,8 @@ def _needs(settings: Settings, rules: RuleSet, stores: Collection[str]) -> list[
 
 async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = ()) -> Examination:
     """Everything that `integrity doctor` finds."""
+    with suppress(UnreachableError):  # what is asked of Kafka below tells it
+        rules = await with_known_topics(settings, rules)
     async with AsyncExitStack() as stack:
         stores: dict[str, OpenStore] = {}
         copies: dict[str, list[Store]] = {}
@@ -319,6 +326,7 @@ async def scanning(
     settings: Settings, rules: RuleSet, dependents: Sequence[Dependent], *, actor: str
 ) -> AsyncIterator[Scans]:
     """The stores of these dependents and the parents that they refer to, not connected yet. `actor` is who asks."""
+    rules = await with_known_topics(settings, rules)
     # A question to one may have to wait for a topic that is read on.
     patience_s = max(VIEW_TIMEOUT_S, *(2 * store.timeout for store in settings.stores.values()))
     chosen = chosen_stores(settings, rules, sorted({dependent.store for dependent in dependents}))
@@ -407,13 +415,16 @@ def _parents(settings: Settings, rules: RuleSet, parent: Parent) -> tuple[Parent
         as_dependent = parents_as_dependent(parent.entity, source, columns, named[0].place)
     else:
         assert events is not None, "without events the rows are named"
+        if events.pattern is not None:
+            why = "a topic of its pattern may be gone, or yet to come"
+            message = f"The parents of {parent.entity} can't be looked up: {why}."
+            raise UsageError(message, hint="Name the parents' own table: events.source: {store: ..., table: ...}.")
         from integrity.stores.topic.scan import TopicParents
 
-        topics = ", ".join(events.topics)
         # Read as for a copy, of no field: an update says that its parent lives, and may be all that compaction left.
         decoder = decoder_for(parent, copied=())
         found = TopicParents(settings.kafka.client, events.topics, spec, decoder, is_telling=events.tell_who_lives)
-        return found, f"topic {topics}", note
+        return found, f"topic {events.shown}", note
     name, kind = as_dependent.store, as_dependent.target.kind
     if unfit := _unfit(settings, name, kind):
         place = parent.place
@@ -466,6 +477,7 @@ async def service(
         stack.push_async_callback(lambda: cancelled(hearing))
         report = Report(metrics, telemetry.tracing, audit, rules, settings)
         members: list[Member] = []
+        followers: list[Follower] = []
         stores: dict[str, Inspectable] = {}
         compacted = await _compacted(settings, rules, chosen)
         for name, store_settings in chosen.items():
@@ -476,6 +488,7 @@ async def service(
                 stack.push_async_callback(copied.close)
                 lane = _copy_lane(copied, store_settings, settings, rules, parent, copy, letters, report, compacted)
                 members.append(Member(copied, lane, None, copy=copy_name(copy)))
+                followers.append((lane, partial(_copy_decoders, copy=copy)))
             if not rules.of_store(name):
                 continue
             outbox: OutboxPublisher | None = None
@@ -485,6 +498,7 @@ async def service(
                 stack.push_async_callback(_closing(sender))
                 outbox = OutboxPublisher(cast("Outbox", store), sender.send)
             lane = _lane(store, store_settings, settings, rules, letters, report)
+            followers.append((lane, partial(_lane_decoders, store=name)))
             sweeper = Sweeper(
                 store,
                 report,
@@ -498,6 +512,9 @@ async def service(
             if name not in stores:  # another process works on it; who asks about a parent asks about all stores
                 stores[name] = store = open_store(name, settings.stores[name], settings, rules)
                 stack.push_async_callback(store.close)
+        watch = TopicWatch(lambda: _look_at_topics(settings, rules), followers)
+        watching = asyncio.create_task(watch.run(), name="topics")
+        stack.push_async_callback(lambda: cancelled(watching))
         supervisor = Supervisor(members, migrate=migrate)
         yield Service(supervisor, metrics, rules, stores)
 
@@ -519,6 +536,7 @@ async def redriver(
     settings: Settings, rules: RuleSet, reader: LetterReader, index: LetterIndex, person: Person
 ) -> AsyncIterator[Redriver]:
     """What sends dead letters back to the lanes of these settings, or gives them up."""
+    rules = await with_known_topics(settings, rules)
     client = settings.kafka.client
     topic = redrive_topic(settings.group)
     async with AsyncExitStack() as stack:
@@ -596,17 +614,55 @@ def _closing(sender: DerivedEvents) -> Callable[[], Awaitable[None]]:
     return lambda: sender.close(Deadline.after(CLOSE_TIMEOUT_S))
 
 
-async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:
-    """Raises RulesError for a topic that does not exist, with its place; says nothing when Kafka does not answer yet
+def _our_topics(settings: Settings, rules: RuleSet) -> set[str]:
+    """The topics of this program, which no pattern names."""
+    dead, group = settings.dlq.topic, settings.group
+    ours = {dead, status_topic(dead), redrive_topic(group), scans_topic(group), settings.audit.topic}
+    return ours | {derived_topic(parent.entity) for parent in rules.parents}
+
+
+async def with_known_topics(settings: Settings, rules: RuleSet) -> RuleSet:
+    """The rules with the topics that fulfil their patterns now. Asks Kafka only where there are patterns.
+
+    Raises UnreachableError, and RulesError where a topic would feed two parents.
+    """
+    return (await _look_at_topics(settings, rules))[0] if has_patterns(rules) else rules
+
+
+async def _look_at_topics(settings: Settings, rules: RuleSet) -> tuple[RuleSet, Collection[str]]:
+    known = await existing_topics(settings.kafka.client, Deadline.after(CLOSE_TIMEOUT_S))
+    return with_topics(rules, known, _our_topics(settings, rules)), known
+
+
+async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> RuleSet:
+    """The rules with the topics that fulfil their patterns now; with patterns it waits until Kafka answers.
+
+    Raises RulesError for a topic that does not exist, with its place; says nothing when Kafka does not answer yet
     (the lanes wait for it)."""
     parents = {entity: rules.by_entity[entity] for store in chosen for entity in rules.of_store(store)}
     parents |= {parent.entity: parent for store in chosen for parent, _ in rules.copies_of(store)}
-    wanted = {topic: parent for parent in parents.values() if parent.events for topic in parent.events.topics}
-    try:
-        known = await existing_topics(settings.kafka.client, Deadline.after(CLOSE_TIMEOUT_S))
-    except UnreachableError as exc:
-        log.warning("Kafka can't be reached; the lanes wait for it", extra={"error": exc.message})
-        return
+    wanted = {
+        topic: parent
+        for parent in parents.values()
+        if parent.events and parent.events.pattern is None
+        for topic in parent.events.topics
+    }
+    known: Collection[str] | None = None
+    attempt = 0
+    while known is None:
+        try:
+            rules, known = await _look_at_topics(settings, rules)
+        except UnreachableError as exc:
+            log.warning("Kafka can't be reached and is waited for", extra={"error": exc.message})
+            if not has_patterns(rules):
+                return rules
+            attempt += 1
+            await asyncio.sleep(Backoff().delay_s(attempt, random.random()))
+    for entity, parent in parents.items():
+        events = rules.by_entity[entity].events
+        if events is not None and events.pattern is not None and not events.topics:
+            place = f"{parent.place.file}:{parent.place.line}"
+            log.warning("no topic fulfils the pattern yet", extra={"pattern": events.pattern, "rule": place})
     findings = [
         Finding(
             "missing_topic",
@@ -624,6 +680,7 @@ async def require_topics(settings: Settings, rules: RuleSet, chosen: Collection[
     derived = {p.entity for store in chosen for p in (*rules.derived(store), *rules.follows_derived(store))}
     if missing := [entity for entity in sorted(derived) if derived_topic(entity) not in known]:
         await ensure_derived(settings.kafka.client, missing, Deadline.after(CONNECT_TIMEOUT_S))
+    return rules
 
 
 async def _compacted(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> frozenset[str]:
@@ -659,6 +716,14 @@ def _lane_decoders(rules: RuleSet, store: str) -> dict[str, tuple[str, Decoder]]
     return _decoders(parent for parent in parents if parent.events is not None or parent in followed)
 
 
+def _copy_decoders(rules: RuleSet, copy: Copy) -> dict[str, tuple[str, Decoder]]:
+    """The topics that the lane of a copy reads."""
+    parent = next(parent for parent in rules.parents if any(each.id == copy.id for each in parent.copies))
+    fields = tuple(dict.fromkeys(copy.values.values()))
+    topics = () if parent.events is None else parent.events.topics
+    return {topic: (parent.entity, decoder_for(parent, copied=fields)) for topic in topics}
+
+
 def _copy_lane(
     store: CopyStore,
     store_settings: StoreSettings,
@@ -671,8 +736,7 @@ def _copy_lane(
     compacted: Collection[str],
 ) -> Lane:
     assert parent.events is not None, "a parent with copies has events"
-    fields = tuple(dict.fromkeys(copy.values.values()))
-    decoders = {topic: (parent.entity, decoder_for(parent, copied=fields)) for topic in parent.events.topics}
+    decoders = _copy_decoders(rules, copy)
     watch = CopyReport(report, copy_name(copy))
     redrives = redrive_topic(settings.group)
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
@@ -696,7 +760,6 @@ def _copy_lane(
         open_source=lambda: Consumer(
             settings.kafka.client,
             group=settings.lane(copy_name(copy)),
-            topics=sorted(decoders),
             assignor=assignor(),
             made=[wanted(redrives)],
         ),
@@ -753,7 +816,6 @@ def _lane(
         open_source=lambda: Consumer(
             settings.kafka.client,
             group=settings.lane(store.name),
-            topics=sorted(decoders),
             assignor=assignor(),
             made=[wanted(redrives)],
         ),

@@ -38,7 +38,7 @@ async def _run(options: Options, stores: tuple[str, ...], migrate: bool, exit_at
     chosen = chosen_stores(settings, rules, stores)
     stop = asyncio.Event()
     with stop_on_signals(stop):
-        await unless(stop, require_topics(settings, rules, chosen))
+        rules = await unless(stop, require_topics(settings, rules, chosen)) or rules
         async with (
             service(settings, rules, stores, migrate=migrate) as wired,
             serving(wired, settings.http) as port,

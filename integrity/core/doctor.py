@@ -51,6 +51,9 @@ def of_topics(parent: Parent, looks: Mapping[str, TopicLook], decoder: Decoder, 
     if events is None:
         return []
     findings: list[Finding] = []
+    if not events.topics:
+        message, hint = f"no topic fulfils the pattern {events.pattern!r}", "look at it again, or start the connector"
+        findings.append(_at(parent.place, "missing_topic", message, hint))
     for topic in events.topics:
         look = looks.get(topic)
         if look is None:
@@ -59,7 +62,7 @@ def of_topics(parent: Parent, looks: Mapping[str, TopicLook], decoder: Decoder, 
         else:
             findings += [*_kept(parent, look), *_of_domain(parent, look), *_told(parent, look, decoder, now_ms)]
     counts = {topic: looks[topic].partitions for topic in events.topics if topic in looks}
-    if len(set(counts.values())) > 1:
+    if events.several_topics and len(set(counts.values())) > 1:
         listed = ", ".join(f"{topic}: {count}" for topic, count in counts.items())
         message = f"the topics of {parent.entity} have different numbers of partitions ({listed})"
         hint = "events of one key in two topics are in order by their versions alone; give them the same number"

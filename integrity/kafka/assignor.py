@@ -44,7 +44,8 @@ class SingleOwnerAssignor(AbstractPartitionAssignor):  # type: ignore[misc]  # t
         self, cluster: ClusterMetadata, members: Mapping[str, ConsumerProtocolMemberMetadata]
     ) -> dict[str, ConsumerProtocolMemberAssignment]:
         owner = min(members, key=lambda member: _rank(member, members[member]))
-        topics = sorted({topic for metadata in members.values() for topic in metadata.subscription})
+        # Members learn of new topics one after the other: the owner is given none that it does not know yet.
+        topics = sorted(members[owner].subscription)
         everything = [
             (topic, sorted(partitions)) for topic in topics if (partitions := cluster.partitions_for_topic(topic))
         ]

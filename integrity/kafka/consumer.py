@@ -69,15 +69,16 @@ class Consumer:
         client: Mapping[str, object],
         *,
         group: str,
-        topics: Sequence[str],
         assignor: type[AbstractPartitionAssignor] | AbstractPartitionAssignor,
+        topics: Sequence[str] = (),
         made: Sequence[WantedTopic] = (),
     ) -> None:
-        """`made` are topics to read as well, which are created where they are missing."""
+        """`made` are topics to read as well as `topics`, which are created where they are missing."""
         self._client = client
         self._group = group
-        self._topics = (*topics, *(topic.name for topic in made))
+        self._topics = tuple(topics)
         self._made = tuple(made)
+        self._listener: _Listener | None = None
         self._consumer = AIOKafkaConsumer(
             **client, **CONSUMER_SETTINGS, group_id=group, partition_assignment_strategy=(assignor,)
         )
@@ -109,7 +110,18 @@ class Consumer:
                 await self.stop()
                 raise
         # A start() that is given a topic which does not exist never returns: subscribe afterwards.
-        self._consumer.subscribe(topics=list(self._topics), listener=_Listener(revoked, self._assigned))
+        self._listener = _Listener(revoked, self._assigned)
+        self._consumer.subscribe(topics=self._all_topics(), listener=self._listener)
+
+    def follow(self, topics: Sequence[str]) -> None:
+        self._topics = tuple(topics)
+        if self._listener is not None:
+            # The assignment is void from this moment; the listener hears of it when the group is joined again.
+            self._ready.clear()
+            self._consumer.subscribe(topics=self._all_topics(), listener=self._listener)
+
+    def _all_topics(self) -> list[str]:
+        return [*self._topics, *(topic.name for topic in self._made)]
 
     async def _assigned(self, partitions: frozenset[TopicPartition]) -> None:
         # A rebalance clears pauses and sets positions back to the commit: nothing is read until `seek`.
@@ -192,7 +204,7 @@ class Consumer:
         admin = AIOKafkaAdminClient(**self._client)
         try:
             await admin.start()
-            return await _partitions(admin, self._topics)
+            return await _partitions(admin, self._all_topics())
         finally:
             await admin.close()
 

@@ -124,9 +124,10 @@ class Lane:
         self._source: Source | None = None
         self._enforcers = tuple(enforcers)
         self._watch = watch
-        self._reader = Reader(decoders, returning)
+        self._decoders = dict(decoders)
+        self._reader = Reader(self._decoders, returning)
         self._batch_size = batch_size
-        self._topics = decoders.keys()
+        self._topics = frozenset(decoders)
         self._complete = complete
         self._truncator = truncator
         self._sessions: dict[Session, asyncio.Task[None]] = {}
@@ -147,6 +148,27 @@ class Lane:
         found = next((session.trouble for session in self._sessions if session.trouble), "")
         found = found or ("" if self._truncator is None else self._truncator.trouble)
         return found or self._enforcers[0].halts.trouble
+
+    def follow(self, decoders: Mapping[str, tuple[str, Decoder]]) -> None:
+        """Read these topics from now on, new ones from their first record, and no others."""
+        topics, before = frozenset(decoders), self._topics
+        for topic in sorted(topics - before):
+            log.info("a topic is new and is read", extra={"store": self._store.name, "topic": topic})
+        for topic in sorted(before - topics):
+            log.warning(
+                "a topic is gone: events that it held and that were not read are lost; integrity scan finds their rows",
+                extra={"store": self._store.name, "topic": topic},
+            )
+        if topics == before:
+            return
+        # What is known of a topic stays, also of one that is gone: its partitions are given back a moment later.
+        self._decoders |= {topic: decoders[topic] for topic in topics - self._decoders.keys()}
+        self._topics = topics
+        # What is left of the ends seen at start: nothing of a topic that is gone can be waited for.
+        gone = {partition for partition in self._ends or () if partition.topic in before - topics}
+        self._ends = None if self._ends is None else {p: end for p, end in self._ends.items() if p not in gone}
+        if self._source is not None:
+            self._source.follow(sorted(topics))
 
     async def caught_up(self, deadline: Deadline) -> bool:
         """Whether all that was in the topics when it was asked is enforced, by this process or others of the group.
@@ -182,6 +204,7 @@ class Lane:
         """One membership in the group, from join to leave. Raises UnreachableError (in a group) when Kafka fails it;
         the next one is made anew, since a failed client can't be mended."""
         source = self._source = self._open_source()
+        source.follow(sorted(self._topics))
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks

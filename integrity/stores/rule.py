@@ -42,7 +42,7 @@ def store_rules(rules: RuleSet, store: str) -> Mapping[str, tuple[StoreRule, ...
                 parent.key,
                 policy_of(dependent, parent.key),
                 rows_of(rules, dependent),
-                parent.truncates or (parent.events is not None and len(parent.events.topics) > 1),
+                parent.truncates or (parent.events is not None and parent.events.several_topics),
             )
             for parent in (rules.by_entity[entity],)
             for dependent in dependents

@@ -149,6 +149,33 @@ async def test_a_topic_that_is_given_more_partitions_is_read_on_and_stays_in_ord
     assert [e.outcome for e in member.watch.effects if e.outcome is not Outcome.APPLIED] == [Outcome.STALE] * 2
 
 
+async def test_a_topic_that_is_made_while_the_lane_runs_is_read_and_one_that_is_gone_is_left(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    first, group, store = await create_topic(partitions=2), unique_name("group"), BentStore(memory_store(400))
+    one, two = Member(kafka, first, group, store), Member(kafka, first, group, store)
+    async with asyncio.TaskGroup() as tasks:
+        for member in (one, two):
+            tasks.create_task(member.lane.run(member.stop))
+        await produce(kafka, first, range(100), 2)
+        await until(lambda: keys_left(store) == set(range(100, 400)))
+        second = await create_topic(partitions=2)
+        await produce(kafka, second, range(100, 200), 2)
+        for member in (one, two):
+            member.lane.follow({first: ("customer", decode), second: ("customer", decode)})
+        await until(lambda: keys_left(store) == set(range(200, 400)))
+        for member in (one, two):
+            member.lane.follow({second: ("customer", decode)})
+        await produce(kafka, second, range(200, 300), 2)
+        await until(lambda: keys_left(store) == set(range(300, 400)))
+        await produce(kafka, first, range(300, 350), 2)
+        await produce(kafka, second, range(350, 400), 2)
+        await until(lambda: keys_left(store) == set(range(300, 350)))
+        one.stop.set()
+        two.stop.set()
+    assert one.rows + two.rows == 350
+
+
 async def send(kafka: KafkaServer, topic: str, *records: tuple[int, int, bytes]) -> None:
     """Records as partition, key and value, one after the other."""
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)

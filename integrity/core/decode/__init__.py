@@ -14,6 +14,7 @@ from integrity.core.decode.json_events import json_events_decoder
 from integrity.core.decode.json_table import json_table_decoder
 from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.record import Decoder, Limits
+from integrity.core.decode.tenant import tenant_decoder
 from integrity.core.rules.model import Parent
 from integrity.errors import UsageError
 
@@ -30,6 +31,13 @@ def decoder_for(parent: Parent, limits: Limits | None = None, *, copied: Collect
     limits = limits or Limits()
     if parent.events is None:
         return derived_decoder(parent.entity, parent.key, limits)
+    if parent.events.gives_tenant:
+        return tenant_decoder(parent, limits, lambda rest: _of_format(rest, limits, copied))
+    return _of_format(parent, limits, copied)
+
+
+def _of_format(parent: Parent, limits: Limits, copied: Collection[str] | None) -> Decoder:
+    assert parent.events is not None
     match parent.events.format:
         case "debezium":
             return debezium_decoder(parent, limits, copied)

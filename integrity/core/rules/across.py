@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from integrity.core.rules import patterns
 from integrity.core.rules.copies import CopyDraft
 from integrity.core.rules.dependents import DependentDraft
 from integrity.core.rules.findings import FindingCode, Located, Report, shown
@@ -31,6 +32,7 @@ class ParentDraft:
     key: KeyDraft | None = None
     parent: Parent | None = field(default=None)
     copies: Sequence[CopyDraft] = ()
+    pattern: Text | None = None
 
 
 def check_across(drafts: Sequence[ParentDraft]) -> None:
@@ -60,9 +62,32 @@ def check_across(drafts: Sequence[ParentDraft]) -> None:
             first = _claim(references, claim, draft.report, dependent.references_at)
             message = f"two rules on the same columns of {shown(dependent.target.name)} in {dependent.store}"
             _clash(draft.report, FindingCode.DUPLICATE_REFERENCE, message, first, dependent.references_at)
+    _check_patterns(drafts)
     _check_entities(drafts)
     _check_copies(drafts)
     _check_cycles(drafts)
+
+
+def _targeted(draft: ParentDraft) -> tuple[DependentDraft | CopyDraft, ...]:
+    return (*draft.dependents, *draft.copies)
+
+
+def _check_patterns(drafts: Sequence[ParentDraft]) -> None:
+    """No pattern names a topic that feeds another parent, or that rules write to."""
+    fed = [(topic.value, draft, topic, "feeds another parent") for draft in drafts for topic in draft.topics]
+    written = [
+        (each.target.name, draft, each.at, "is written to")
+        for draft in drafts
+        for each in _targeted(draft)
+        if each.target is not None and each.target.kind is TargetKind.TOPIC
+    ]
+    for draft in drafts:
+        for topic, other, at, what in (*fed, *written) if draft.pattern is not None else ():
+            assert draft.pattern is not None
+            if topic and patterns.compiled(draft.pattern.value).fullmatch(topic):
+                message = f"the pattern names {shown(topic)} too, which {what} at {other.report.file}:{at.line}"
+                hint = "Let it name the topics of this parent only."
+                draft.report.add(FindingCode.DUPLICATE_TOPIC, message, draft.pattern, hint)
 
 
 def _check_copies(drafts: Sequence[ParentDraft]) -> None:

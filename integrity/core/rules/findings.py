@@ -57,6 +57,7 @@ class FindingCode(StrEnum):
     BAD_TARGET = "bad_target"
     BAD_COLUMN = "bad_column"
     BAD_TOPIC = "bad_topic"
+    BAD_PATTERN = "bad_pattern"
     # meaning
     UNKNOWN_KEY_FIELD = "unknown_key_field"
     MISSING_KEY_FIELD = "missing_key_field"

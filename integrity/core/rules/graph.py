@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from integrity.core.rules.model import Dependent, RuleSet, action_name
+from integrity.core.rules.model import Dependent, Events, RuleSet, action_name
 
 DERIVED_TOPIC_PREFIX = "integrity.events."
 
@@ -75,6 +75,10 @@ class Graph:
     cycles: tuple[tuple[str, ...], ...]
 
 
+def _sources(events: Events) -> tuple[str, ...]:
+    return events.topics if events.pattern is None else (events.pattern,)
+
+
 def graph_of(rules: RuleSet) -> Graph:
     """The graph of all rule files. An entity without a file has a node too: its rows are named, nothing follows."""
     levels = _levels(rules)
@@ -87,7 +91,7 @@ def graph_of(rules: RuleSet) -> Graph:
             Node(
                 entity,
                 tuple(f"{name}: {kind}" for name, kind in spec.fields),
-                () if parent is None or parent.events is None else parent.events.topics,
+                () if parent is None or parent.events is None else _sources(parent.events),
                 named[0].store if named else None,
                 named[0].target.name if named else None,
                 level,

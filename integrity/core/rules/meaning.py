@@ -43,7 +43,7 @@ def _parent(parent: Parent) -> Mapping[str, object]:
     source = None if events is None else events.source
     found: dict[str, object] = {
         "parent": parent.entity,
-        "topics": None if events is None else sorted(events.topics),
+        "topics": None if events is None or events.pattern is not None else sorted(events.topics),
         "format": None if events is None else events.format,
         "key": _key(parent.key),
         "tombstones": None if events is None else events.tombstones,
@@ -62,6 +62,8 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         found["version"] = list(events.version)
     if events is not None and events.truncate is not Truncates.IGNORE:
         found["truncate"] = events.truncate
+    if events is not None and events.pattern is not None:
+        found["pattern"] = events.pattern
     if source is not None:
         found["source"] = [source.store, source.target.kind, source.target.name]
     if parent.copies:

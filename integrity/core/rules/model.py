@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +14,9 @@ from integrity.core.keys import KeySpec
 
 DEFAULT_SWEEPS_MS = (60_000, 600_000, 3_600_000)
 """The sweeps of a file that does not name its own."""
+
+TENANT = "tenant"
+"""The key field that the topic's name gives, where the pattern has a group of that name."""
 
 Literal = None | bool | int | float | str
 """A literal of a rule file (`where`, `set_default`, `tombstone.set`)."""
@@ -247,7 +251,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Where a parent's events come from. `topics` has at least one; no topic feeds two parents.
+    """Where a parent's events come from. No topic feeds two parents. `topics` has at least one; with a `pattern` they
+    are those that are known to fulfil it, if any (`core.rules.patterns`).
 
     `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read. `source`
     is where the parents themselves are, as far as the rule says. `types` is there where events are domain events.
@@ -267,12 +272,28 @@ class Events:
     key_format: KeyFormat = KeyFormat.JSON
     version: tuple[str, ...] | None = None
     truncate: Truncates = Truncates.IGNORE
+    pattern: str | None = None
 
     @property
     def tell_who_lives(self) -> bool:
         """Whether the newest event of a key says whether its parent lives. Domain and derived events tell what
         happened, and of most parents nothing has."""
         return self.types is None and self.format != "integrity"
+
+    @property
+    def several_topics(self) -> bool:
+        """Whether the events of one key may be in several topics. A tenant's are in the tenant's own."""
+        return len(self.topics) > 1 if self.pattern is None else not self.gives_tenant
+
+    @property
+    def gives_tenant(self) -> bool:
+        """Whether the key's tenant is read from the name of the topic."""
+        return self.pattern is not None and TENANT in re.compile(self.pattern).groupindex
+
+    @property
+    def shown(self) -> str:
+        """The topics in words."""
+        return ", ".join(self.topics) if self.pattern is None else self.pattern
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from integrity.core import condition
 from integrity.core.duration import duration_s
 from integrity.core.keys import KeySpec
-from integrity.core.rules import names
+from integrity.core.rules import names, patterns
 from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
@@ -21,7 +21,17 @@ from integrity.core.rules.event_fields import check_condition, check_json, read_
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
-from integrity.core.rules.model import DEFAULT_SWEEPS_MS, Events, KeyFrom, Parent, Place, RuleSet, Tombstones, Truncates
+from integrity.core.rules.model import (
+    DEFAULT_SWEEPS_MS,
+    TENANT,
+    Events,
+    KeyFrom,
+    Parent,
+    Place,
+    RuleSet,
+    Tombstones,
+    Truncates,
+)
 from integrity.core.rules.source import read_source
 from integrity.core.rules.types import read_types
 from integrity.core.rules.vocabulary import (
@@ -108,10 +118,11 @@ def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
     if root is None:
         return ParentDraft(report)
     topics: tuple[Text, ...] = ()
+    pattern: Text | None = None
     key: KeyDraft | None = None
     events: Events | None = None
     if "events" in fields:
-        topics, key, events = _events(report, fields["events"][1])
+        topics, pattern, key, events = _events(report, fields["events"][1])
     elif entity is not None:
         key = rows.get(entity.value)
         if key is None:
@@ -125,7 +136,7 @@ def _read(opening: _Opening, rows: Mapping[str, KeyDraft]) -> ParentDraft:
     copies = _copies(report, fields, entity, key, events)
     sweeps = _late_children(report, fields)
     own = key if "events" in fields else None
-    draft = ParentDraft(report, entity, topics, dependents, own, copies=copies)
+    draft = ParentDraft(report, entity, topics, dependents, own, copies=copies, pattern=pattern)
     whole = tuple(d.dependent for d in dependents if d.dependent is not None)
     rows_key = None if "events" in fields else _spec(key)
     if report.is_clean and entity is not None and (events is not None or rows_key is not None):
@@ -213,10 +224,10 @@ def _entity(report: Report, node: Node | None) -> Text | None:
     return text
 
 
-def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDraft | None, Events | None]:
+def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text | None, KeyDraft | None, Events | None]:
     mapping = None if node is None else mapping_of(report, "events", node, "topic, format and key below it")
     if mapping is None:
-        return (), None, None
+        return (), None, None, None
     fields = fields_of(report, "events", mapping, EVENTS_FIELDS, EVENTS_LATER)
     topics = _topics(report, fields, mapping)
     format_node = required(report, "events", fields, "format", mapping, "Write format: debezium.")
@@ -231,7 +242,10 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
     deleted_when = _deleted_when(report, fields["deleted_when"][1], kind) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
     source = read_source(report, fields["source"][1], key) if "source" in fields else None
-    types = None if kind is None else read_types(report, fields, mapping, kind, key)
+    pattern = _pattern(report, fields, key)
+    by_name = pattern is not None and patterns.gives_tenant(pattern.value)
+    told = {name: of for name, of in key.items() if name != TENANT} if by_name and key is not None else key
+    types = None if kind is None else read_types(report, fields, mapping, kind, told)
     key_from: str | None = KeyFrom.RECORD
     if "key_from" in fields:
         key_from = choice_of(report, "key_from", fields["key_from"][1], KEY_FROM)
@@ -240,20 +254,41 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], KeyDra
             message = f"events of the format {kind} have no {name}"
             hint = f"It belongs to the formats {listed(FORMATS_OF_FIELD[name], 'and')}."
             report.add(FindingCode.FORMAT_FIELD, message, fields[name][0], hint)
-    if types is not None and types.key_changed and len(topics) > 1:
+    if types is not None and types.key_changed and (len(topics) > 1 or (pattern is not None and not by_name)):
         message = "types has key_changed, and nothing orders the keys of several topics"
-        report.add(FindingCode.FORMAT_FIELD, message, fields["topics"][0], "Write one topic.")
+        at = pattern if pattern is not None else fields["topics"][0]
+        report.add(FindingCode.FORMAT_FIELD, message, at, "Write one topic.")
+    if by_name and pattern is not None and kind == "integrity":
+        message = "the pattern has a group tenant, and events of the format integrity hold the whole key"
+        report.add(FindingCode.FORMAT_FIELD, message, pattern, "Leave the group out.")
     spec = _spec(key)
-    key_format = read_key_format(report, fields, spec)
+    key_format = read_key_format(report, fields, _spec(told))
     version = read_version(report, fields, kind)
     check_json(report, fields, kind)
-    if not topics or kind is None or spec is None or tombstones is None or truncate is None or key_from is None:
-        return topics, key, None
+    is_known = bool(topics) or pattern is not None
+    if not is_known or kind is None or spec is None or tombstones is None or truncate is None or key_from is None:
+        return topics, pattern, key, None
     found = tuple(topic.value for topic in topics)
     said, where, emptied = Tombstones(tombstones), KeyFrom(key_from), Truncates(truncate)
-    more = key_format, version, emptied
+    more = key_format, version, emptied, None if pattern is None else pattern.value
     events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, *more)
-    return topics, key, events
+    return topics, pattern, key, events
+
+
+def _pattern(report: Report, fields: Fields, key: KeyDraft | None) -> Text | None:
+    """What names topics, when it can be used."""
+    if "pattern" not in fields:
+        return None
+    text = text_of(report, "pattern", fields["pattern"][1])
+    if text is None:
+        return None
+    fault = patterns.fault_of(text.value)
+    if fault is None and key is not None and patterns.gives_tenant(text.value):
+        fault = patterns.tenant_fault(key)
+    if fault is not None:
+        report.add(FindingCode.BAD_PATTERN, f"the pattern {fault[0]}", text, fault[1])
+        return None
+    return text
 
 
 def _deleted_when(report: Report, node: Node, form: str | None) -> str | None:
@@ -280,14 +315,14 @@ def _epoch(report: Report, node: Node) -> int:
 
 
 def _topics(report: Report, fields: Fields, at: MappingNode) -> tuple[Text, ...]:
-    named = [name for name in ("topic", "topics") if name in fields]
+    named = [name for name in ("topic", "topics", "pattern") if name in fields]
     if len(named) != 1:
-        if not named and any(key.text == "pattern" for key, _ in at.entries):
-            return ()  # refused for itself already
-        place = fields["topics"][0] if named else at
-        message = "events has topic and topics: write one of them" if named else "events has no topic"
+        place = fields[named[-1]][0] if named else at
+        message = f"events has {' and '.join(named)}: write one of them" if named else "events has no topic"
         hint = "" if named else "Write topic: shop.public.customers, for example."
         report.add(FindingCode.ONE_OF_FIELDS, message, place, hint)
+        return ()
+    if named == ["pattern"]:
         return ()
     node = fields[named[0]][1]
     items = (node,) if named == ["topic"] else list_of(report, "topics", node, "[shop.public.customers]") or ()

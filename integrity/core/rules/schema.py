@@ -12,6 +12,7 @@ from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
 from integrity.core.rules.copies import COLUMNS_MAX
 from integrity.core.rules.model import EventValue, KeyFrom, Match, Tombstones, Truncates
+from integrity.core.rules.patterns import PATTERN_CHARACTERS_MAX
 from integrity.core.rules.types import TYPES_MAX
 from integrity.core.rules.vocabulary import (
     ACTIONS,
@@ -107,6 +108,7 @@ def _events() -> Schema:
         {
             "topic": _TOPIC,
             "topics": {"type": "array", "minItems": 1, "uniqueItems": True, "items": _TOPIC},
+            "pattern": {"type": "string", "minLength": 1, "maxLength": PATTERN_CHARACTERS_MAX, "format": "regex"},
             "format": _words(FORMATS),
             "key": _key(),
             "tombstones": {"enum": [str(word) for word in Tombstones], "default": Tombstones.DELETE.value},
@@ -128,7 +130,7 @@ def _events() -> Schema:
         },
         required=("format", "key"),
     )
-    return schema | {"oneOf": [{"required": ["topic"]}, {"required": ["topics"]}]}
+    return schema | {"oneOf": [{"required": [name]} for name in ("topic", "topics", "pattern")]}
 
 
 def _type_names() -> Schema:

@@ -26,8 +26,11 @@ LATE_CHILDREN_FIELDS: Mapping[str, str] = {
 }
 
 EVENTS_FIELDS: Mapping[str, str] = {
-    "topic": "The Kafka topic of the parent's events. Write either topic or topics.",
-    "topics": "Several Kafka topics of the parent's events. Write either topic or topics.",
+    "topic": "The Kafka topic of the parent's events. Write one of topic, topics, pattern.",
+    "topics": "Several Kafka topics of the parent's events. Write one of topic, topics, pattern.",
+    "pattern": "A regular expression that the whole name of a topic fulfils: every such topic has events of the "
+    "parent, also one that is made later. The group (?P<tenant>...) gives the key field tenant. Write one of "
+    "topic, topics, pattern.",
     "format": "The format of the events.",
     "key": "The parent's key fields, in order, each with its type: {id: int64}. Found by name in the record key.",
     "tombstones": "What a null record without a deletion before it says: delete (the default) or ignore.",
@@ -64,7 +67,6 @@ SOURCE_FIELDS: Mapping[str, str] = {
     "collection": "The MongoDB collection of the parents; its fields are named as the key fields.",
 }
 EVENTS_LATER = (
-    "pattern",
     "tenant",
     "pair_by",
 )

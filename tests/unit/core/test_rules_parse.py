@@ -278,7 +278,6 @@ def test_undo_of_a_rule_that_changes_nothing_is_refused(action: str) -> None:
 
 
 LATER_EVENTS = [
-    "pattern: x",
     "tenant: {header: X}",
     "pair_by: x",
 ]
@@ -287,11 +286,6 @@ LATER_EVENTS = [
 @pytest.mark.parametrize("field", LATER_EVENTS)
 def test_events_field_of_a_later_version_is_refused(field: str) -> None:
     assert _codes(_file(f"{TABLE}, {CASCADE}", head=f"{HEAD}  {field}\n")) == [FindingCode.NOT_SUPPORTED_YET]
-
-
-def test_pattern_in_place_of_a_topic_is_one_finding() -> None:
-    head = HEAD.replace("topic: shop.public.customers", "pattern: x")
-    assert _codes(_file(f"{TABLE}, {CASCADE}", head=head)) == [FindingCode.NOT_SUPPORTED_YET]
 
 
 @pytest.mark.parametrize("name", ["mongodb", "cloudevents", "qlik"])

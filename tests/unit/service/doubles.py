@@ -222,6 +222,9 @@ class ScriptedSource:
         self.stopped = False
         self._at: dict[TopicPartition, int] = {}
 
+    def follow(self, topics: Sequence[str]) -> None:
+        self.topics = tuple(topics)
+
     async def start(self, on_revoked: AssignmentListener, on_assigned: AssignmentListener) -> None:
         self.on_revoked, self.on_assigned = on_revoked, on_assigned
 
