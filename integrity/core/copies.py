@@ -199,7 +199,8 @@ def _version_read(origin: Origin, before: Known) -> Version | None:
     if not (before.alive or before.missed) or _is_read_again(origin, before):
         return None
     epoch, position = newest
-    return Version(epoch, (*position[:1], (position[1] if len(position) > 1 else 0) + 1))
+    own = 1 if len(position) <= 2 else 3  # what the source gave: (lsn,), or MongoDB's three parts
+    return Version(epoch, (*position[:own], (position[own] if len(position) > own else 0) + 1))
 
 
 def _newest(before: Known) -> Version:

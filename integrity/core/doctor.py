@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 from integrity.core.change import Op, ParentChange
 from integrity.core.condition import Condition
+from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.positions import PLACES
-from integrity.core.decode.record import Decoder, Limits, Record, Undecodable
+from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Undecodable
 from integrity.core.fold import Replace
 from integrity.core.keys import Key, KeyType
 from integrity.core.policy import policy_of
@@ -126,14 +127,9 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         message = f"topic {look.name!r} holds no record: what its events look like could not be seen"
         yield _at(parent.place, "no_events", message, "run doctor again when there are some", "warning")
         return
-    refused = Counter[Undecodable]()
-    changes: list[ParentChange] = []
-    for record in look.last:
-        said = decoder(record)
-        if isinstance(said, Undecodable):
-            refused[said] += 1
-        elif isinstance(said, ParentChange):
-            changes.append(said)
+    told = [decoder(record) for record in look.last]
+    refused = Counter(said for said in told if isinstance(said, Undecodable))
+    changes = [said for said in told if isinstance(said, ParentChange)]
     if refused:
         [(first, _)] = refused.most_common(1)
         count = refused.total()
@@ -144,6 +140,9 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
     if newest_ms > now_ms + FUTURE_MS_MAX:
         message = f"records of topic {look.name!r} are {(newest_ms - now_ms) // 1000} s in the future"
         yield _at(parent.place, "clock_ahead", message, "set the clocks of brokers and producers by NTP", "warning")
+    if parent.events.format == "mongodb":
+        yield from _of_documents(parent, look.name, told)
+        return
     if parent.events.format in ("debezium-flat", "json"):
         if parent.events.types is None:
             yield from _of_rows(parent, look.name, changes)
@@ -191,7 +190,7 @@ def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Ite
 
 def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator[Finding]:
     assert parent.events is not None
-    others = sorted({each.connector for each in events if isinstance(each.connector, str)} - PLACES.keys())
+    others = sorted({each.connector for each in events if isinstance(each.connector, str)} - PLACES.keys() - {MONGODB})
     if others:
         message = f"the events of topic {topic!r} ({', '.join(others)}) are placed by their Kafka offset"
         hint = "that protects against redelivery, not against a source that emits an old event again"
@@ -209,6 +208,27 @@ def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator
         message = f"deleted_when asks for the row before, which updates in topic {topic!r} do not have"
         hint = f"ALTER TABLE {bare[-1].table} REPLICA IDENTITY FULL;"
         yield _at(parent.place, "before_missing", message, hint)
+
+
+def _of_documents(parent: Parent, topic: str, told: Sequence[Decoded]) -> Iterator[Finding]:
+    """What the records of MongoDB's own connector tell."""
+    if any(
+        isinstance(said, ParentChange) and said.version is not None and len(said.version.position) == 1 for said in told
+    ):
+        message = f"topic {topic!r} has documents alone, which are placed by their Kafka offset"
+        hint = (
+            "change events (publish.full.document.only=false) have a place of the source; without it deletions need"
+            " publish.full.document.only.tombstone.on.delete=true, or none is told"
+        )
+        yield _at(parent.place, "kafka_position_only", message, hint, "warning")
+    if any(isinstance(said, Ignored) and said.op == "t" for said in told):
+        message = (
+            f"a collection that was dropped or renamed is among the last records of topic {topic!r}: it changes nothing"
+        )
+        hint = (
+            "what depended on its documents is still there: integrity scan finds it, integrity scan --repair mends it"
+        )
+        yield _at(parent.place, "truncate_seen", message, hint, "warning")
 
 
 def _event(record: Record) -> _Event | None:

@@ -13,6 +13,7 @@ from integrity.core.decode.flat import flat_decoder
 from integrity.core.decode.json_events import json_events_decoder
 from integrity.core.decode.json_table import json_table_decoder
 from integrity.core.decode.outbox import outbox_decoder
+from integrity.core.decode.mongodb import mongodb_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.decode.tenant import tenant_decoder
 from integrity.core.rules.model import Parent
@@ -51,5 +52,7 @@ def _of_format(parent: Parent, limits: Limits, copied: Collection[str] | None) -
             return json_events_decoder(parent, limits, copied)
         case "integrity":
             return derived_decoder(parent.entity, parent.key, limits, parent.events.epoch)
+        case "mongodb":
+            return mongodb_decoder(parent, limits, copied)
         case other:
             raise UsageError(f"The event format {other} is not supported yet.", hint="Mend events.format.")

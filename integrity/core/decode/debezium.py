@@ -5,8 +5,8 @@ invents every column of it that is not of the key. A `d` with the header `__debe
 deletion, even when that header cannot be read. A `u` says nothing, a key change being a `d` and a `c`, unless the rule
 says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives; or a
 copy wants the row `after`, which `c`, `r` and `u` then bring along. The position of a change is what its connector
-gives (`positions`), else the Kafka offset. MongoDB (another key text) and SQL Server (key changes without the header)
-are refused; so are keys that MySQL and MariaDB may have made of several rows.
+gives (`positions`), else the Kafka offset. Envelopes of documents (MongoDB) are read in `debezium_documents`. SQL Server
+(key changes without the header) is refused; so are keys that MySQL and MariaDB may have made of several rows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from msgspec import Raw
 
 from integrity.core.change import Op, ParentChange, Row, Version
 from integrity.core.condition import Condition, ConditionFault
+from integrity.core.decode.debezium_documents import MONGODB, Documents
 from integrity.core.decode.json import (
     Envelope,
     JsonFault,
@@ -58,7 +59,6 @@ _CONNECTOR = "__debezium.context.connectorName"
 
 _POSTGRESQL, _SQLSERVER = "postgresql", "sqlserver"
 _UNSUPPORTED: Mapping[str, str] = {
-    "mongodb": "Keys of the MongoDB connector are not supported yet",
     _SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
 }
 _FOLDS: Mapping[KeyType, Scalar] = {
@@ -103,6 +103,7 @@ class _Debezium:
     __slots__ = (
         "_condition",
         "_copied",
+        "_documents",
         "_entity",
         "_epoch",
         "_folds",
@@ -126,6 +127,7 @@ class _Debezium:
         self._limits = limits
         self._copied = None if copied is None else tuple(copied)
         self._row_hints: dict[bytes, Hints] = {}
+        self._documents = Documents(parent, limits, self._condition, self._copied)
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -141,15 +143,18 @@ class _Debezium:
                 if op == "u" and self._condition is None and self._copied is None:
                     return _UPDATED
                 check_depth(text, self._limits)
-                if op == "d":
-                    return self._gone(record, self._source(envelope))
-                if self._condition is not None and (op == "u" or op == "c"):
-                    return self._judged(record, op, envelope, schema, self._condition)
-                if op == "c" or op == "r" or op == "u":
-                    return self._alive(record, op, self._source(envelope), self._row_copied(envelope, schema))
                 if op == "t" and self._truncates:
                     return self._truncated(record, self._source(envelope))
-                return op if isinstance(op, Ignored) else _WITHOUT_KEY[op]
+                if op != "d" and op != "c" and op != "r" and op != "u":
+                    return op if isinstance(op, Ignored) else _WITHOUT_KEY[op]
+                source = self._source(envelope)
+                if source["connector"] == MONGODB:
+                    return self._documents.said(record, op, envelope, source)
+                if op == "d":
+                    return self._gone(record, source)
+                if self._condition is not None and op != "r":
+                    return self._judged(record, op, envelope, schema, source, self._condition)
+                return self._alive(record, op, source, self._row_copied(envelope, schema))
             except JsonFault as fault:
                 raise Refused(fault.reason, f"The record value is refused: {fault.message}.", "value") from None
         except Refused as refused:
@@ -170,9 +175,10 @@ class _Debezium:
         version = self._placed(record, source)
         return self._change(record, _MOVED if moved else _DELETED, key, to, version, source, traceparent)
 
-    def _judged(self, record: Record, op: str, envelope: Envelope, schema: Raw, condition: Condition) -> Decoded:
+    def _judged(
+        self, record: Record, op: str, envelope: Envelope, schema: Raw, source: Source, condition: Condition
+    ) -> Decoded:
         """A create or update where the rule says which rows count as deleted."""
-        source = self._source(envelope)
         after = self._row(envelope.after)
         if after is None:
             if op == "u" and self._copied is None:
@@ -262,12 +268,14 @@ class _Debezium:
             raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
         if self._ignores_tombstones:
             return _TOMBSTONE
+        connector = _connector_in(record.headers)
+        if connector == MONGODB or (connector is None and self._documents.holds(record)):
+            return self._documents.gone(record)
         key, hints = self._keys.of(record)
         moved, header, traceparent = _headers(record.headers, self._limits)
         to: Key | None = None
         if moved:
             to = self._keys.in_header(NEW_KEY, header, key, hints)
-        connector = _connector_in(record.headers)
         if connector == _SQLSERVER:
             message = "A null record of SQL Server may be half of a key change: nothing marks one."
             raise Refused(Reason.BAD_ENVELOPE, message, "value")

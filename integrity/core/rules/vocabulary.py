@@ -124,17 +124,18 @@ TOMBSTONE_FIELDS: Mapping[str, str] = {
 
 FORMATS: Mapping[str, str] = {
     "debezium": "Debezium's change event envelope as JSON, with or without schemas.",
+    "mongodb": "Records of MongoDB's Kafka source connector: change events, or documents alone and null records.",
     "debezium-flat": "Rows as Debezium's ExtractNewRecordState leaves them, in every delete mode, as JSON.",
     "outbox": "Domain events that Debezium's EventRouter or MongoEventRouter takes from an outbox table; see types.",
     "json": "A compacted topic used as a table: JSON objects, and null records for what is gone. With types: domain "
     "events as JSON objects.",
     "integrity": "Derived events of this program, written by another installation.",
 }
-FORMATS_LATER = ("mongodb", "cloudevents", "qlik")
+FORMATS_LATER = ("cloudevents", "qlik")
 FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
-    "tombstones": ("debezium", "debezium-flat", "outbox", "json"),
+    "tombstones": ("debezium", "mongodb", "debezium-flat", "outbox", "json"),
     "truncate": ("debezium",),
-    "deleted_when": ("debezium", "debezium-flat", "json"),
+    "deleted_when": ("debezium", "mongodb", "debezium-flat", "json"),
     "types": ("outbox", "json"),
     "type_from": ("outbox", "json"),
     "payload": ("outbox", "json"),
@@ -146,7 +147,7 @@ FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
 """The fields of `events` that not every format takes, and those that do."""
 TYPES_REQUIRED = ("outbox",)
 """The formats that say nothing without `types`."""
-COPIED_FORMATS = ("debezium", "debezium-flat", "outbox", "json")
+COPIED_FORMATS = ("debezium", "mongodb", "debezium-flat", "outbox", "json")
 """The formats whose events hold the parent's row."""
 KEY_FORMATS: Mapping[str, str] = {
     "json": "JSON: an object of the key's fields, or the one field's value; with or without its schema.",

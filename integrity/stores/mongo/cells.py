@@ -1,8 +1,8 @@
 """A field of a parent's row as the BSON value that is the same; or it is refused.
 
 Documents have no column types, so the schema of the event decides: decimals become Decimal128, bytes binary, a UUID
-binary subtype 4, a date or a moment of whole milliseconds a BSON date. Moments that are finer by their type come as the
-source wrote them: a BSON date would round them.
+binary subtype 4, a date or a moment of whole milliseconds a BSON date, an ObjectId an ObjectId. Moments that are finer
+by their type come as the source wrote them: a BSON date would round them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Final
 
 from integrity.core.change import Cell
+from integrity.core.decode.extended_json import OBJECTID
 from integrity.core.decode.record import Limits
 from integrity.core.keys import Bounds, Exponential, FieldHint, KeyType, gate
 from integrity.stores.mongo.values import Unholdable, to_bson
@@ -24,6 +25,7 @@ _KINDS: Final = {
     "org.apache.kafka.connect.data.Date": KeyType.DATE,
     "io.debezium.time.Timestamp": KeyType.TIMESTAMP,
     "org.apache.kafka.connect.data.Timestamp": KeyType.TIMESTAMP,
+    OBJECTID: KeyType.OBJECTID,
 }
 _INT64: Final = range(-(2**63), 2**63)
 _TEXT_MAX: Final = 400

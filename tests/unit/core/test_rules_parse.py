@@ -288,7 +288,7 @@ def test_events_field_of_a_later_version_is_refused(field: str) -> None:
     assert _codes(_file(f"{TABLE}, {CASCADE}", head=f"{HEAD}  {field}\n")) == [FindingCode.NOT_SUPPORTED_YET]
 
 
-@pytest.mark.parametrize("name", ["mongodb", "cloudevents", "qlik"])
+@pytest.mark.parametrize("name", ["cloudevents", "qlik"])
 def test_format_of_a_later_version_is_refused(name: str) -> None:
     assert _codes(VALID.replace("debezium", name)) == [FindingCode.NOT_SUPPORTED_YET]
 
