@@ -155,7 +155,7 @@ def _put(
     unsent: set[str] = set()
     for field in copy.values.values():
         if field not in row:
-            return _rejected(copy, f"The row of the event has no field {field}.")
+            return _rejected(copy, f"The row of the event has no field {field} that can be copied.")
         cell = row[field]
         if cell is None:
             unsent.add(field)

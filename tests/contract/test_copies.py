@@ -131,7 +131,7 @@ async def test_field_that_the_row_does_not_have_is_refused(copies: CopyHarness) 
     events.alive((1,), 10, row={"name": row("Ada")["name"]})
     result = await store.apply(events.batch(), Deadline.after(30))
     assert isinstance(result, Rejected)
-    assert result.message == "The row of the event has no field mail."
+    assert result.message == "The row of the event has no field mail that can be copied."
 
 
 async def test_event_left_out_is_made_up_for_by_its_redrive_unless_a_newer_one_came(copies: CopyHarness) -> None:

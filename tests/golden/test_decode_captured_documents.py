@@ -190,13 +190,17 @@ def test_a_transaction_that_does_not_tell_its_order_can_not_bring_a_deletion_aga
     assert again.version < inserted.version
 
 
-@pytest.mark.parametrize("offset", [16, 17, 18])
-def test_who_looks_at_documents_needs_the_order_within_a_transaction(offset: int) -> None:
-    record = at("mdb_env_deltas", "shop.customers", offset)
-    value = (record.value or b"").replace(b'"after":null', b'"after":"{\\"_id\\": \\"t1\\"}"')
-    decoded = decoder("mdb_env_deltas", STRING, copied=("email",))(record._replace(value=value))
-    assert refused(decoded).reason is Reason.BAD_VERSION
-    assert "provide.transaction.metadata" in refused(decoded).message
+def test_copies_need_the_order_within_a_transaction() -> None:
+    """Dependents do not: what the transaction inserted lives for them, and no copy takes it."""
+    decode = decoder("mdb_env_deltas", STRING, copied=("email",))
+    inserted, updated, deleted = (at("mdb_env_deltas", "shop.customers", offset) for offset in (16, 17, 18))
+    said = change_of(decode(inserted))
+    assert (said.op, said.row) == (Op.ALIVE, {})
+    value = (updated.value or b"").replace(b'"after":null', b'"after":"{\\"_id\\": \\"t1\\"}"')
+    decoded = refused(decode(updated._replace(value=value)))
+    assert decoded.reason is Reason.BAD_VERSION
+    assert "provide.transaction.metadata" in decoded.message
+    assert change_of(decode(deleted)).op is Op.DELETED
 
 
 @pytest.mark.parametrize("file", ["mks_default", "mks_extended", "mks_preimage"])

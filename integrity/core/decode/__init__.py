@@ -12,8 +12,8 @@ from integrity.core.decode.derived import derived_decoder
 from integrity.core.decode.flat import flat_decoder
 from integrity.core.decode.json_events import json_events_decoder
 from integrity.core.decode.json_table import json_table_decoder
-from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.mongodb import mongodb_decoder
+from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.decode.tenant import tenant_decoder
 from integrity.core.rules.model import Parent

@@ -7,7 +7,8 @@ A change is placed by `source.ts_ms` and `source.ord`, the number within the sec
 versions 3 and later, whose `ts_ms` is the primary's clock. All changes of a transaction have the same; their
 `transaction.total_order` tells them apart. Without it (`provide.transaction.metadata`) an insertion counts as its
 transaction's last word on a key, so that a deletion before it, when it is sent again, is late: a document that is
-inserted and deleted by one transaction was never there for anybody else. What looks at documents can't do with that.
+inserted and deleted by one transaction was never there for anybody else. Copies can't do with that: they refuse the
+insertion, and updates are refused altogether.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Documents:
             elif self._copied is not None:
                 row = document_row(after, self._copied)
         version = self._version(op, envelope, source) if op != "r" else None
+        if row is not None and version is not None and version.position[-1] == _LAST:
+            row = {}  # its transaction may have deleted it, or written it again: no copy can tell
         if version is None and row is None:
             return _READ
         return self._change(record, said, self._keys.of_debezium(record), version, source, row)
@@ -114,9 +117,9 @@ class Documents:
         total = parse_object(text, self._limits).get("total_order") if text and text != b"null" else None
         if type(total) is int and 0 < total < _LAST:
             return total
-        if self._condition is not None or self._copied is not None:
+        if op == "u":
             message = (
-                "The change is one of a transaction, and does not tell its place in it (transaction.total_order), which"
+                "The update is one of a transaction, and does not tell its place in it (transaction.total_order), which"
                 " deleted_when and copies need: set provide.transaction.metadata=true."
             )
             raise Refused(Reason.BAD_VERSION, message, "value")

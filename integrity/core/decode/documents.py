@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from integrity.core.change import Cell, Row
 from integrity.core.condition import Condition, ConditionFault
@@ -37,27 +38,22 @@ def document_of(found: object, limits: Limits, *, or_none: bool = False) -> Mapp
 
 
 def document_row(document: Mapping[str, object], wanted: Iterable[str]) -> Row:
-    """The fields of a document, which is Extended JSON, that a copy wants. One that it does not have is null."""
+    """The fields of a document, which is Extended JSON, that a copy wants. One that it does not have is null. One whose
+    value has no exact form is none of the row's: a copy refuses the event, and nobody else does."""
     row: dict[str, Cell | None] = {}
     for name in wanted:
-        try:
+        with suppress(KeyRefused):
             row[name] = cell_of(document[name]) if name in document else _MISSING
-        except KeyRefused as refused:
-            message = f"The field {name} of the document can't be copied: {refused.message}."
-            raise Refused(Reason.BAD_ENVELOPE, message, "value") from None
     return row
 
 
 def schema_row(document: Mapping[str, object], wanted: Iterable[str], hints: Hints) -> Row:
     """The same where a Connect schema says what each field is, and lists and documents have become text in part."""
-    row: dict[str, Cell | None] = {}
-    for name in wanted:
-        value = document.get(name)
-        if type(value) in (dict, list):
-            message = f"The field {name} of the document can't be copied: lists need output.format.value=json."
-            raise Refused(Reason.BAD_ENVELOPE, message, "value")
-        row[name] = Cell(value, hints.get(name))
-    return row
+    return {
+        name: Cell(document.get(name), hints.get(name))
+        for name in wanted
+        if type(document.get(name)) not in (dict, list)
+    }
 
 
 def is_deleted(

@@ -58,7 +58,7 @@ def read_token(text: str) -> Token | None:
     if not _HEX.fullmatch(text):
         return None
     data = bytes.fromhex(text)
-    if len(data) < 9 or data[0] != _TIMESTAMP:
+    if len(data) < 9 or data[0] != _TIMESTAMP or data[-1] != _END:
         return None
     seconds, number = int.from_bytes(data[1:5], "big"), int.from_bytes(data[5:9], "big")
     try:

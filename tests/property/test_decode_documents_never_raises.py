@@ -1,0 +1,80 @@
+"""Whatever the bytes, a record of MongoDB's connectors is decoded to a value; only one that says so ends a key."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from integrity.core.change import Op, ParentChange
+from integrity.core.decode import decoder_for
+from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
+from integrity.core.keys import KeySpec, canonical
+from integrity.core.rules.model import Events, Parent, Place, Tombstones
+from tests.golden.document_histories import FILES, TYPES
+from tests.golden.records import load
+from tests.property.test_decode_never_raises import integers, mutilated, names, scalars, some_bytes, some_headers
+
+DOCUMENTS = [record for file in (*FILES, "mks_bson") for record in load(file)]
+DOCUMENT_DECODERS: list[Decoder] = [
+    decoder_for(
+        Parent(
+            "customer",
+            Events(("t",), kind, KeySpec(tuple(key.items())), Tombstones.DELETE, deleted_when),
+            (),
+            Place("customer.yaml", 1, 1),
+        ),
+        copied=copied,
+    )
+    for kind in ("debezium", "mongodb")
+    for key in TYPES
+    for deleted_when, copied in ((None, None), ("after.email != null", ("email", "nested", "dec", "uid")))
+]
+extended = st.recursive(
+    scalars
+    | st.sampled_from(
+        [
+            {"$oid": "65a1b2c3d4e5f60718293a4b"}, {"$numberLong": "5"}, {"$numberDecimal": "1E5"}, {"$date": 5},
+            {"$binary": "AQ==", "$type": "00"}, {"_data": "826B04B6D6000000012B022C0100296E5A10"}, {"$gt": ""},
+        ]
+    ),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(names | st.sampled_from(["_id", "$oid", "$date", "$binary", "$numberDouble"]), inner, max_size=4),
+)  # fmt: skip
+document_values = st.none() | st.fixed_dictionaries(
+    {"_id": extended, "operationType": st.sampled_from(["insert", "update", "delete", "drop"])},
+    optional={"fullDocument": extended, "clusterTime": extended, "ns": extended, "txnNumber": extended},
+).map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
+document_keys = st.fixed_dictionaries({}, optional={"_id": extended, "id": scalars, "documentKey._id": scalars}).map(
+    lambda document: json.dumps(document).encode("utf-8", "surrogatepass")
+)
+
+
+@st.composite
+def mutilated_documents(draw: st.DrawFn) -> Record:
+    record = draw(st.sampled_from(DOCUMENTS))
+    return record._replace(key=draw(mutilated(record.key)), value=draw(mutilated(record.value)))
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    mutilated_documents()
+    | st.builds(
+        Record, st.just("t"), st.just(0), integers, integers, document_keys | some_bytes, document_values, some_headers
+    ),
+    st.sampled_from(DOCUMENT_DECODERS),
+)
+def test_records_of_documents_with_broken_bytes_are_decoded_to_a_value(record: Record, decode: Decoder) -> None:
+    """And only what says so ends a key: a null record, a delete, or what the rule's condition is asked of."""
+    match decode(record):
+        case ParentChange(op=op, key=key, to=to):
+            assert op in (Op.ALIVE, Op.DELETED, Op.GONE)
+            assert (op is Op.GONE) == (record.value is None)
+            assert to is None
+            assert canonical(key).startswith("[")
+        case Ignored():
+            pass
+        case Undecodable(stage=stage, message=message):
+            assert stage in ("key", "value", "header")
+            assert len(message) < 400
