@@ -5,8 +5,8 @@ invents every column of it that is not of the key. A `d` with the header `__debe
 deletion, even when that header cannot be read. A `u` says nothing, a key change being a `d` and a `c`, unless the rule
 says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives; or a
 copy wants the row `after`, which `c`, `r` and `u` then bring along. The position of a change is what its connector
-gives (`positions`), else the Kafka offset. Envelopes of documents (MongoDB) are read in `debezium_documents`. SQL Server
-(key changes without the header) is refused; so are keys that MySQL and MariaDB may have made of several rows.
+gives (`positions`), else the Kafka offset. Envelopes of documents (MongoDB) are read in `debezium_documents`. SQL
+Server (key changes without the header) is refused; so are keys that MySQL and MariaDB may have made of several rows.
 """
 
 from __future__ import annotations
