@@ -95,16 +95,18 @@ def _of_domain(parent: Parent, look: TopicLook) -> Iterator[Finding]:
     types = parent.events.types
     if types is None:
         return
-    if types.key_changed and look.partitions > 1:
+    if types.key_changed and parent.events.version is None and look.partitions > 1:
         message = f"topic {look.name!r} has {look.partitions} partitions, and nothing orders key changes over them"
-        yield _at(parent.place, "key_changes_unordered", message, "give the events a topic of one partition")
+        hint = "give the events a topic of one partition, or name the field of their version: events.version"
+        yield _at(parent.place, "key_changes_unordered", message, hint)
     if "compact" in look.config.get("cleanup.policy", "delete").split(","):
         message = f"topic {look.name!r} is compacted: of a key's domain events only the last one stays"
         hint = f"kafka-configs.sh --alter --topic {look.name} --add-config cleanup.policy=delete"
         yield _at(parent.place, "events_compacted", message, hint)
-    message = f"the events of topic {look.name!r} are placed by their Kafka offset"
-    hint = "that protects against redelivery, not against a source that emits an old event again"
-    yield _at(parent.place, "kafka_position_only", message, hint, "warning")
+    if parent.events.version is None:
+        message = f"the events of topic {look.name!r} are placed by their Kafka offset"
+        hint = "name a field of the payload that grows (version): the offset knows no event that is emitted again"
+        yield _at(parent.place, "kafka_position_only", message, hint, "warning")
 
 
 def _is_short(milliseconds: str | None) -> bool:

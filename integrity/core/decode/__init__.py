@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from integrity.core.decode.cloudevents import cloudevents_decoder
 from integrity.core.decode.debezium import debezium_decoder
 from integrity.core.decode.derived import derived_decoder
 from integrity.core.decode.flat import flat_decoder
@@ -46,6 +47,8 @@ def _of_format(parent: Parent, limits: Limits, copied: Collection[str] | None) -
             return flat_decoder(parent, limits, copied)
         case "outbox":
             return outbox_decoder(parent, limits, copied)
+        case "cloudevents":
+            return cloudevents_decoder(parent, limits, copied)
         case "json" if parent.events.types is None:
             return json_table_decoder(parent, limits, copied)
         case "json":

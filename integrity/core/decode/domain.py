@@ -3,9 +3,9 @@
 A type that the rule does not name says nothing, and never a deletion. The payload is read only where the rule needs
 something of it: a key, a new key, the row of a copy. It is a JSON object, or text that holds one.
 
-A domain event has no place in its source's order, so it is placed by its Kafka offset, which orders a partition. Key
-changes lead from key to key, and so from partition to partition: with them, a topic has one partition, and what is in
-another one is refused.
+A domain event is placed by the field of its payload that the rule names (`version`), else by its Kafka offset, which
+orders a partition. Key changes lead from key to key, and so from partition to partition: with them and without
+`version`, a topic has one partition, and what is in another one is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from integrity.core.decode.record import (
     traceparent_in,
 )
 from integrity.core.decode.row import copied_row
-from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, KeyType, Scalar
+from integrity.core.decode.value import at_path, version_number
+from integrity.core.keys import Key, KeyRefused
 from integrity.core.rules.model import KeyFrom, Parent, Tombstones, Types
 from integrity.errors import Reason
 
@@ -37,17 +38,24 @@ Payload = Callable[[], object]
 _OTHER = Ignored("other", "The rule does not name the type of the event.")
 _SAME_KEY = Ignored("key_changed", "The key change leads to an equal key.")
 TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
-_BARE = frozenset({KeyType.STRING, KeyType.UUID, KeyType.OBJECTID, KeyType.DATE, KeyType.TIMESTAMP})
-"""Types whose text may stand in a record key without quotes."""
-_NO_BARE_TEXT = (b'"', b"{", b"[", b"Struct{")
-"""How JSON begins, broken or not, and what the StringConverter makes of a key of fields."""
 
 
 class DomainEvents:
     """What the domain events of one parent say; `copied` are the fields of the payload that are wanted, None: none."""
 
-    __slots__ = ("_bare", "_bounds", "_copied", "_entity", "_epoch", "_from_payload", "_ignores_tombstones", "_keys",
-                 "_limits", "_needs_one_partition", "_new_key", "_ops")  # fmt: skip
+    __slots__ = (
+        "_copied",
+        "_entity",
+        "_epoch",
+        "_from_payload",
+        "_ignores_tombstones",
+        "_keys",
+        "_limits",
+        "_needs_one_partition",
+        "_new_key",
+        "_ops",
+        "_version_path",
+    )
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
         events = parent.events
@@ -57,13 +65,12 @@ class DomainEvents:
         self._entity = parent.entity
         self._epoch = events.epoch
         self._keys = KeyReader(parent.key, limits, events.key_format)
-        self._bare = _bare_type(parent.key)
-        self._bounds = Bounds(limits.key_text_max, limits.digits_max)
         self._limits = limits
         self._copied = None if copied is None else tuple(copied)
         self._from_payload = events.key_from is KeyFrom.PAYLOAD
         self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
-        self._needs_one_partition = bool(types.key_changed)
+        self._version_path = events.version
+        self._needs_one_partition = bool(types.key_changed) and events.version is None
         self._new_key = types.new_key
         self._ops = {
             **dict.fromkeys(types.deleted, Op.DELETED),
@@ -78,8 +85,8 @@ class DomainEvents:
             return _OTHER
         self._check_order(record)
         is_copied = op is Op.ALIVE and self._copied is not None
-        fields: Mapping[str, object] = {}
-        if self._from_payload or op is Op.MOVED or is_copied:
+        fields: dict[str, object] = {}
+        if self._from_payload or op is Op.MOVED or is_copied or self._version_path is not None:
             try:
                 fields = object_in(payload(), "payload", self._limits)
             except JsonFault as fault:
@@ -90,7 +97,7 @@ class DomainEvents:
             return _SAME_KEY
         row = copied_row(fields, self._copied, None) if is_copied and self._copied is not None else None
         trace = trace_of(record.headers, self._limits)
-        return change_of(record, self._entity, op, key, to, self._version(record), occurred_ms, trace, row)
+        return change_of(record, self._entity, op, key, to, self._version(record, fields), occurred_ms, trace, row)
 
     def gone(self, record: Record) -> Decoded:
         """What a null record says that is no event of a type. Raises Refused."""
@@ -102,14 +109,17 @@ class DomainEvents:
         trace = trace_of(record.headers, self._limits)
         return change_of(record, self._entity, Op.GONE, self._key(record, {}), None, None, None, trace)
 
-    def _version(self, record: Record) -> Version:
-        return Version(self._epoch, (record.offset,))
+    def _version(self, record: Record, fields: dict[str, object]) -> Version:
+        path = self._version_path
+        number = record.offset if path is None else version_number(at_path(fields, path), ".".join(path))
+        return Version(self._epoch, (number,))
 
     def _check_order(self, record: Record) -> None:
         if self._needs_one_partition and record.partition != 0:
             raise Refused(
                 Reason.BAD_VERSION,
-                "The topic has several partitions, and nothing orders key changes over them: let it have one.",
+                "The topic has several partitions, and nothing orders key changes over them: let it have one, or name "
+                "the field of their version.",
                 "value",
             )
 
@@ -124,28 +134,14 @@ class DomainEvents:
             raise Refused(fault.reason, f"The key in the payload is refused: {fault.message}.", "value") from None
 
     def _record_key(self, record: Record) -> Key:
-        """The key in the record key: JSON, or the text itself where it is none and only text can be meant."""
         try:
             return self._keys.of(record)[0]
         except Refused as refused:
-            reason, message, stage, _ = refused.undecodable
-            text = record.key
-            if reason is Reason.BAD_JSON and self._bare is not None and text and not text.startswith(_NO_BARE_TEXT):
-                return (self._bare_key(text, self._bare),)
-            if reason is Reason.TYPE_MISMATCH:
-                message = (
-                    f"{message} Write keys of the key's type with the JsonConverter, or read the key from the payload "
-                    "(key_from: payload)."
-                )
-            raise Refused(reason, message, stage) from None
-
-    def _bare_key(self, text: bytes, kind: KeyType) -> Scalar:
-        try:
-            return GATES[kind](text.decode(), None, self._bounds)
-        except UnicodeDecodeError:
-            raise Refused(Reason.BAD_ENCODING, "The record key is refused: not UTF-8.", "key") from None
-        except KeyRefused as fault:
-            raise Refused(fault.reason, f"The record key is refused: {fault.message}.", "key") from None
+            found = refused.undecodable
+            if found.reason is not Reason.TYPE_MISMATCH:
+                raise
+            hint = "Text without quotes is read with key_format: string, a key in the payload with key_from: payload."
+            raise Refused(found.reason, f"{found.message} {hint}", found.stage) from None
 
     def _key_after(self, fields: Mapping[str, object], key: Key) -> Key:
         """The key that an event leads to; a field that the rule does not name keeps its value."""
@@ -159,24 +155,19 @@ class DomainEvents:
             raise Refused(fault.reason, f"The new key in the payload is refused: {fault.message}.", "value") from None
 
 
-def _bare_type(spec: KeySpec) -> KeyType | None:
-    """The type of a key of one field whose text may stand there as it is, as the StringConverter writes it."""
-    [kind, *others] = spec.types
-    return kind if not others and kind in _BARE else None
-
-
-def never_raising(says: Decoder, limits: Limits) -> Decoder:
+def never_raising(says: Decoder, limits: Limits, *, followed: bool = False) -> Decoder:
     """A decoder out of a function that raises JsonFault, of the value, and Refused. What is no record of any format
-    does not come to it."""
+    does not come to it. `followed`: the source writes null records after deletions, so after what is refused too."""
 
     def decode(record: Record) -> Decoded:
         try:
             _check(record, limits)
             return says(record)
         except JsonFault as fault:
-            return Refused(fault.reason, f"The record value is refused: {fault.message}.", "value").undecodable
+            found = Refused(fault.reason, f"The record value is refused: {fault.message}.", "value").undecodable
         except Refused as refused:
-            return refused.undecodable
+            found = refused.undecodable
+        return found._replace(repeated=True) if followed and record.value is not None else found
 
     return decode
 
@@ -210,7 +201,7 @@ def unwrapped(document: object) -> object:
     return document
 
 
-def object_in(value: object, what: str, limits: Limits) -> Mapping[str, object]:
+def object_in(value: object, what: str, limits: Limits) -> dict[str, object]:
     """An object, or the one that a text holds. Raises JsonFault and Refused."""
     if type(value) is str:
         value = parse(value.encode("utf-8", "surrogatepass"), limits)

@@ -14,8 +14,6 @@ from integrity.core.rules.model import KeyFormat, TargetKind
 from integrity.core.rules.vocabulary import KEY_FORMATS
 from integrity.core.rules.walk import Fields, choice_of, text_of
 
-_OF_TABLES: Final = ("version", "deleted_when")
-_OF_EVENTS: Final = ("type_from", "payload", "new_key", "key_from")
 _NOT_TOLD: Final[Mapping[str, Collection[str]]] = {
     "debezium-flat": ("before", "source"),
     "json": ("before", "source", "op"),
@@ -72,15 +70,3 @@ def check_condition(report: Report, node: Node, condition: str, form: str | None
     if asked:
         message = f"the condition names {', '.join(asked)}, which events of format {form} do not tell"
         report.add(FindingCode.BAD_CONDITION, message, node)
-
-
-def check_json(report: Report, fields: Fields, form: str | None) -> None:
-    """`json` is two formats: domain events where there are `types`, else a table. Reports the other one's fields."""
-    if form != "json":
-        return
-    is_events = "types" in fields
-    for name in _OF_TABLES if is_events else _OF_EVENTS:
-        if name in fields:
-            what, hint = ("domain events", "leave types out") if is_events else ("a compacted table", "write types")
-            message = f"{what} in the format json have no {name}"
-            report.add(FindingCode.FORMAT_FIELD, message, fields[name][0], f"Leave it out, or {hint}.")

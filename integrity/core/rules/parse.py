@@ -17,8 +17,9 @@ from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
-from integrity.core.rules.event_fields import check_condition, check_json, read_key_format, read_version
+from integrity.core.rules.event_fields import check_condition, read_key_format, read_version
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
+from integrity.core.rules.formats import check_format
 from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
 from integrity.core.rules.model import (
@@ -41,7 +42,6 @@ from integrity.core.rules.vocabulary import (
     EVENTS_LATER,
     FORMATS,
     FORMATS_LATER,
-    FORMATS_OF_FIELD,
     KEY_FROM,
     LATE_CHILDREN_FIELDS,
     PARENT_FIELDS,
@@ -249,22 +249,15 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     key_from: str | None = KeyFrom.RECORD
     if "key_from" in fields:
         key_from = choice_of(report, "key_from", fields["key_from"][1], KEY_FROM)
-    for name in fields if kind is not None else ():
-        if kind not in FORMATS_OF_FIELD.get(name, FORMATS):
-            message = f"events of the format {kind} have no {name}"
-            hint = f"It belongs to the formats {listed(FORMATS_OF_FIELD[name], 'and')}."
-            report.add(FindingCode.FORMAT_FIELD, message, fields[name][0], hint)
-    if types is not None and types.key_changed and (len(topics) > 1 or (pattern is not None and not by_name)):
-        message = "types has key_changed, and nothing orders the keys of several topics"
-        at = pattern if pattern is not None else fields["topics"][0]
-        report.add(FindingCode.FORMAT_FIELD, message, at, "Write one topic.")
+    if kind is not None:
+        at = pattern if pattern is not None else fields["topics"][0] if len(topics) > 1 else None
+        check_format(report, fields, kind, types, None if by_name else at)
     if by_name and pattern is not None and kind == "integrity":
         message = "the pattern has a group tenant, and events of the format integrity hold the whole key"
         report.add(FindingCode.FORMAT_FIELD, message, pattern, "Leave the group out.")
     spec = _spec(key)
     key_format = read_key_format(report, fields, _spec(told))
     version = read_version(report, fields, kind)
-    check_json(report, fields, kind)
     is_known = bool(topics) or pattern is not None
     if not is_known or kind is None or spec is None or tombstones is None or truncate is None or key_from is None:
         return topics, pattern, key, None

@@ -46,7 +46,7 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "new_key": "Of a type in key_changed: key field -> field of the payload that has its new value.",
     "key_from": "Where the key is: in the record key (record, the default) or in the payload.",
     "key_format": "How record keys are written: json (the default), string (bare text) or long (eight bytes).",
-    "version": "The field of the value whose whole number places a change in the order of its key's changes.",
+    "version": "The field of the value (of the payload, with types) whose whole number places a change in its order.",
 }
 TYPES_FIELDS: Mapping[str, str] = {
     "deleted": "The types that say: the parent was deleted.",
@@ -127,27 +127,28 @@ FORMATS: Mapping[str, str] = {
     "mongodb": "Records of MongoDB's Kafka source connector: change events, or documents alone and null records.",
     "debezium-flat": "Rows as Debezium's ExtractNewRecordState leaves them, in every delete mode, as JSON.",
     "outbox": "Domain events that Debezium's EventRouter or MongoEventRouter takes from an outbox table; see types.",
+    "cloudevents": "CloudEvents in Kafka, binary and structured, as JSON: domain events, or Debezium's change events.",
     "json": "A compacted topic used as a table: JSON objects, and null records for what is gone. With types: domain "
     "events as JSON objects.",
     "integrity": "Derived events of this program, written by another installation.",
 }
-FORMATS_LATER = ("cloudevents", "qlik")
+FORMATS_LATER = ("qlik",)
 FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
-    "tombstones": ("debezium", "mongodb", "debezium-flat", "outbox", "json"),
+    "tombstones": ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json"),
     "truncate": ("debezium",),
-    "deleted_when": ("debezium", "mongodb", "debezium-flat", "json"),
-    "types": ("outbox", "json"),
+    "deleted_when": ("debezium", "mongodb", "debezium-flat", "cloudevents", "json"),
+    "types": ("outbox", "cloudevents", "json"),
     "type_from": ("outbox", "json"),
     "payload": ("outbox", "json"),
-    "new_key": ("outbox", "json"),
-    "key_from": ("outbox", "json"),
-    "key_format": ("debezium", "debezium-flat", "outbox", "json"),
-    "version": ("debezium-flat", "json"),
+    "new_key": ("outbox", "cloudevents", "json"),
+    "key_from": ("outbox", "cloudevents", "json"),
+    "key_format": ("debezium", "debezium-flat", "outbox", "cloudevents", "json"),
+    "version": ("debezium-flat", "outbox", "cloudevents", "json"),
 }
 """The fields of `events` that not every format takes, and those that do."""
 TYPES_REQUIRED = ("outbox",)
 """The formats that say nothing without `types`."""
-COPIED_FORMATS = ("debezium", "mongodb", "debezium-flat", "outbox", "json")
+COPIED_FORMATS = ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json")
 """The formats whose events hold the parent's row."""
 KEY_FORMATS: Mapping[str, str] = {
     "json": "JSON: an object of the key's fields, or the one field's value; with or without its schema.",

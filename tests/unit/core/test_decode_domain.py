@@ -165,29 +165,35 @@ def test_payload_is_read_only_where_something_of_it_is_needed(value: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "expected"),
+    ("key", "more", "raw", "expected"),
     [
-        ("string", b'"c-1"', Expected(Op.DELETED, ("c-1",))),
-        ("string", b"c-1", Expected(Op.DELETED, ("c-1",))),
-        ("string", b"007", Expected(Op.DELETED, ("007",))),
-        ("string", b"7", Expected(Reason.TYPE_MISMATCH)),
-        ("string", b"null", Expected(Reason.NULL_KEY)),
-        ("string", b"true", Expected(Reason.TYPE_MISMATCH)),
-        ("string", b"{id}", Expected(Reason.BAD_JSON)),
-        ("string", b'"c-1', Expected(Reason.BAD_JSON)),
-        ("string", b"Struct{id=1}", Expected(Reason.BAD_JSON)),
-        ("string", b"\xffc", Expected(Reason.BAD_ENCODING)),
-        ("string", b"", Expected(Reason.BAD_JSON)),
-        ("int64", b'"7"', Expected(Reason.TYPE_MISMATCH)),
-        ("int64", b"007", Expected(Reason.BAD_JSON)),
-        ("int64", b'{"id":7,"x":1}', Expected(Op.DELETED, (7,))),
-        ("numeric", b"007", Expected(Reason.BAD_JSON)),
-        ("int64", None, Expected(Reason.NULL_KEY)),
+        ("string", (), b'"c-1"', Expected(Op.DELETED, ("c-1",))),
+        ("string", (), b"c-1", Expected(Reason.BAD_JSON)),
+        ("string", (), b"7", Expected(Reason.TYPE_MISMATCH)),
+        ("string", ("key_format: string",), b"7", Expected(Op.DELETED, ("7",))),
+        ("int64", (), b'{"id":7,"x":1}', Expected(Op.DELETED, (7,))),
+        ("int64", (), b'"7"', Expected(Reason.TYPE_MISMATCH)),
+        ("int64", ("key_format: string",), b"7", Expected(Op.DELETED, (7,))),
+        ("int64", (), None, Expected(Reason.NULL_KEY)),
     ],
 )
-def test_record_key_is_json_or_text_that_can_be_nothing_else(kind: str, key: bytes | None, expected: Expected) -> None:
-    read = decoder("format: json", f"key: {{id: {kind}}}", "types: {deleted: [Deleted]}")
-    assert seen(read(event("Deleted", key=key))) == expected
+def test_record_key_is_read_as_the_rule_says(
+    key: str, more: tuple[str, ...], raw: bytes | None, expected: Expected
+) -> None:
+    read = decoder("format: json", f"key: {{id: {key}}}", "types: {deleted: [Deleted]}", *more)
+    assert seen(read(event("Deleted", key=raw))) == expected
+
+
+def test_version_of_the_payload_places_an_event_in_any_partition() -> None:
+    read = decoder(*JSON, "version: meta.rev", "epoch: 1")
+    for type_, rev in (("Deleted", 12), ("Renumbered", "12")):
+        change = read(event(type_, partition=3, newId=8, meta={"rev": rev}))
+        assert isinstance(change, ParentChange)
+        assert change.version == Version(1, (12,))
+    for rev in (None, -1, 1.5, "x", True):
+        assert seen(read(event("Deleted", meta={"rev": rev}))) == Expected(Reason.BAD_VERSION)
+    assert seen(read(event("Deleted"))) == Expected(Reason.BAD_VERSION)
+    assert seen(decoder(*OUTBOX, "version: rev")(of_header(b"Deleted", None))) == Expected(Reason.BAD_ENVELOPE)
 
 
 def test_key_that_is_of_another_type_is_refused_with_what_mends_it() -> None:

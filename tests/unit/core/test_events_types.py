@@ -105,6 +105,11 @@ def test_types_and_new_key_are_read() -> None:
         (("format: debezium", DELETED), FindingCode.FORMAT_FIELD),
         (("format: debezium", "key_from: payload"), FindingCode.FORMAT_FIELD),
         (("format: integrity", "tombstones: ignore"), FindingCode.FORMAT_FIELD),
+        (("format: cloudevents", DELETED, "type_from: {header: a}"), FindingCode.FORMAT_FIELD),
+        (("format: cloudevents", DELETED, "deleted_when: after.x == 1"), FindingCode.FORMAT_FIELD),
+        (("format: cloudevents", "new_key: {id: newId}"), FindingCode.FORMAT_FIELD),
+        (("format: cloudevents", "key_from: payload"), FindingCode.FORMAT_FIELD),
+        (("format: cloudevents", "version: rev"), FindingCode.FORMAT_FIELD),
     ],
 )
 def test_what_would_be_guessed_at_is_refused(lines: tuple[str, ...], code: FindingCode) -> None:
@@ -115,6 +120,7 @@ def test_key_changes_over_several_topics_are_refused() -> None:
     """Their offsets say nothing of each other, and a key change leads from one key's events to another's."""
     text = file("format: outbox", MOVES, "new_key: {id: newId}").replace("topic: customers", "topics: [a, b]")
     assert codes(text) == [FindingCode.FORMAT_FIELD]
+    parse_rules({"a.yaml": text.replace("  format:", "  version: rev\n  format:")})
 
 
 def test_copy_needs_events_that_hold_the_row() -> None:

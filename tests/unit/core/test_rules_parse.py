@@ -288,7 +288,7 @@ def test_events_field_of_a_later_version_is_refused(field: str) -> None:
     assert _codes(_file(f"{TABLE}, {CASCADE}", head=f"{HEAD}  {field}\n")) == [FindingCode.NOT_SUPPORTED_YET]
 
 
-@pytest.mark.parametrize("name", ["cloudevents", "qlik"])
+@pytest.mark.parametrize("name", ["qlik"])
 def test_format_of_a_later_version_is_refused(name: str) -> None:
     assert _codes(VALID.replace("debezium", name)) == [FindingCode.NOT_SUPPORTED_YET]
 
@@ -325,7 +325,6 @@ def test_key_format_and_version_are_read() -> None:
         ("key_format: string", "debezium", "{tenant: string, id: int64}", "unknown_value"),
         ("version: rev", "debezium", "{id: int64}", "format_field"),
         ("key_format: string", "integrity", "{id: int64}", "format_field"),
-        ("types: {deleted: [x]}\n  version: rev", "json", "{id: int64}", "format_field"),
         ('types: {deleted: [x]}\n  deleted_when: "after.a"', "json", "{id: int64}", "format_field"),
         ("payload: data", "json", "{id: int64}", "format_field"),
         ("key_from: payload", "json", "{id: int64}", "format_field"),
