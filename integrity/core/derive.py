@@ -218,6 +218,49 @@ def recorded(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Went:
+    """Rows that others depend on and that went, in columns. Each has a key of its own; `event` tells, as a place in
+    `fates`, what it went by, and `done`, as a place in `does`, what that did, per dependent."""
+
+    dependent: str
+    keys: Sequence[Key]
+    event: Sequence[int]
+    fates: Sequence[Fate]
+    done: Sequence[int]
+    does: Sequence[Mapping[str, Done]]
+
+    def one_by_one(self, causes: Sequence[ParentChange]) -> list[Happened]:
+        """The same as `recorded` gives it. `causes` are the events of the batch behind `fates`."""
+        found: list[Happened] = []
+        for key, event, done in zip(self.keys, self.event, self.done, strict=True):
+            fate, cause = self.fates[event], causes[event]
+            name = f"{fate.event_id}/{self.dependent}/{canonical(key)}"
+            fate = Fate(fate.version, None, name, fate.occurred_ms, len(found))
+            found.append(Happened(key, fate, self.does[done], cause.origin.event_id, cause.traceparent))
+        return found
+
+
+def went_along(
+    dependent: str,
+    keys: Sequence[Key],
+    fates: Sequence[Fate],
+    event: Sequence[int],
+    actions: Sequence[tuple[str, str]],
+    counts: Sequence[Sequence[int]],
+) -> Went:
+    """What to record of removed rows of a dependent: `counts` are how many rows each took along, dependent by
+    dependent, of which `actions` are the ids and actions."""
+    place: dict[tuple[int, ...], int] = {}
+    of_rows = zip(*counts, strict=True) if counts else ((),) * len(keys)
+    done = [place.setdefault(of_row, len(place)) for of_row in of_rows]
+    does = [
+        {name: (action, count) for (name, action), count in zip(actions, of_row, strict=True) if count}
+        for of_row in place
+    ]
+    return Went(dependent, keys, event, fates, done, does)
+
+
 def keys_of(happened: Iterable[Happened]) -> set[Key]:
     """The keys whose heads `numbered` needs."""
     return {key for key, fate, *_ in happened for key in ((key,) if fate.to is None else (key, fate.to))}

@@ -100,6 +100,9 @@ class Bounds(NamedTuple):
 
 DEFAULT_BOUNDS = Bounds()
 
+HASH_BYTES = 16
+"""The length of what stands for a key in the ledgers."""
+
 UNAVAILABLE = "__debezium_unavailable_value"
 """What Debezium writes for a value that the source did not send: unknown, not a value."""
 
@@ -169,13 +172,13 @@ def parse_canonical(text: str, spec: KeySpec) -> Key:
 
 
 def key_hash(entity: str, key: Key) -> bytes:
-    """16 bytes that stand for a key of an entity in the ledgers."""
+    """Bytes that stand for a key of an entity in the ledgers."""
     return key_hasher(entity)(canonical(key))
 
 
 def key_hasher(entity: str) -> Callable[[str], bytes]:
     """From a key of the entity, in canonical form, to its hash: many hashes cost less with it."""
-    begun = blake2b(f"{entity}\0".encode(), digest_size=16)
+    begun = blake2b(f"{entity}\0".encode(), digest_size=HASH_BYTES)
 
     def hash_of(written: str) -> bytes:
         hashing = begun.copy()

@@ -27,11 +27,13 @@ from integrity.core.derive import (
     Reference,
     Rows,
     Stage,
+    Went,
     below,
     derive,
     journey,
     recorded,
     trace_derived,
+    went_along,
 )
 from integrity.core.fold import Counted, Group, Remove, Removed, Settled
 from integrity.core.keys import Key, canonical
@@ -102,6 +104,8 @@ class Record:
 
     rows: Rows
     happened: Sequence[Happened]
+    went: Went | None = None
+    """In place of that, where the store takes it (`Descent.only_go`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +146,31 @@ def with_trails(
     return found
 
 
+def _stages(events: Sequence[Stage], of: Sequence[int]) -> tuple[list[list[Stage]], list[int]]:
+    """The stages and roots of groups that go by one event each."""
+    return [[events[event]._replace(change=index)] for index, event in enumerate(of)], [events[e].change for e in of]
+
+
 class Descent:
     """The way down from the dependents of one entity, for one part of a batch.
 
     `exact` says that rows may come to a group while the transaction is open, so that only chosen rows are removed;
-    otherwise the transaction sees what was there when it began.
+    otherwise the transaction sees what was there when it began. `only_go` are entities whose keys never change and of
+    which the store takes `Record.went`.
     """
 
-    def __init__(self, rules: Mapping[str, Sequence[StoreRule]], *, exact: bool, chunk: int = CHUNK) -> None:
+    def __init__(
+        self,
+        rules: Mapping[str, Sequence[StoreRule]],
+        *,
+        exact: bool,
+        chunk: int = CHUNK,
+        only_go: Collection[str] = (),
+    ) -> None:
         self._rules = rules
         self._exact = exact
         self._chunk = chunk
+        self._only_go = only_go
         self._open: set[tuple[str, Key]] = set()
         self._changes: Sequence[ParentChange] = ()
         self._keeps = any(rule.dependent.undo_ms is not None for found in rules.values() for rule in found)
@@ -163,6 +181,8 @@ class Descent:
         self._acted_on: dict[tuple[int, str], int] = {}
         """The same without rows that are only counted."""
         self._actions: dict[tuple[int, str], str] = {}
+        self._all_go: dict[str, bool] = {}
+        """What `_goes` has found out."""
 
     def branch(
         self,
@@ -272,8 +292,14 @@ class Descent:
             return (yield CarryOut(rule, groups))
         if rows.shared and any(stage.values is not None for of_group in stages for stage in of_group):
             return (yield self._moving(rule, rows, groups, stages, roots))
+        goes, refer_to_one_another = self._goes(rule, rows), rule.entity == rows.entity and rows.recorded
+        if not (goes or (refer_to_one_another and isinstance(rule.policy.on_delete, Remove))):
+            return (yield self._removing(rule, rows, groups, stages, roots))
         at_once = all(isinstance(group.end, Removed) and group.born is None for group in groups)
-        if at_once and rule.entity == rows.entity and rows.recorded and isinstance(rule.policy.on_delete, Remove):
+        if at_once and goes:
+            events = [of_group[-1]._replace(change=roots[of_group[-1].change]) for of_group in stages]
+            return (yield self._going(rule, rows, groups, events, range(len(groups))))
+        if at_once:
             tops = {group.key: of_group[-1] for group, of_group in zip(groups, stages, strict=True)}
             pairs: list[tuple[Key, Key]] | None = yield self._closure(rule, rows, groups)
             if pairs is not None:
@@ -315,6 +341,103 @@ class Descent:
             for index, count in zip(others, found, strict=True):
                 counts[index] += count
         return counts
+
+    def _goes(self, rule: StoreRule, rows: Rows) -> bool:
+        """Whether all that depends on removed rows of a dependent is removed with them, nothing is kept of it, and no
+        row can be met a second time."""
+        found = self._all_go.get(rule.id)
+        if found is None:
+            below = self._rules.get(rows.entity, ())
+            found = self._all_go[rule.id] = not self._has_cycles() and all(
+                isinstance(each.policy.on_delete, Remove) and not each.policy.by_age and each.dependent.undo_ms is None
+                for each in (rule, *below)
+            )
+        return found
+
+    def _has_cycles(self) -> bool:
+        """Whether some rows may, by several references, depend on themselves or others of their entity."""
+        for entity in self._rules:
+            met, waiting = set[str](), [entity]
+            while waiting:
+                for rule in self._rules.get(waiting.pop(), ()):
+                    if rule.rows is not None and rule.rows.entity not in met:
+                        met.add(rule.rows.entity)
+                        waiting.append(rule.rows.entity)
+            if entity in met:
+                return True
+        return False
+
+    def _going(
+        self, rule: StoreRule, rows: Rows, groups: Sequence[Group], events: Sequence[Stage], of: Sequence[int]
+    ) -> Way:
+        """The same as `_removing` where `_goes` says so and every group goes by one event: `of` tells which. What is
+        derived of a deletion is then that deletion, and need not be traced row by row."""
+        new_tuple = tuple.__new__
+        counts = [0] * len(groups)
+        below = self._rules.get(rows.entity, ())
+        while True:
+            chosen: Sequence[tuple[int, Key]] = yield Choose(rule, groups, self._chunk)
+            keys = [key for _, key in chosen]
+            if len(set(keys)) < len(keys):
+                # Two rows of one key: what depends on them belongs to both.
+                return (yield self._going_on(rule, rows, groups, events, of, counts))
+            of_rows = [of[index] for index, _ in chosen]
+            taken: list[Sequence[int]] = []
+            for each in below if chosen else ():
+                under = [new_tuple(Group, (key, None, (i,), _REMOVED, None, (), ())) for i, key in enumerate(keys)]
+                if not rows.recorded:
+                    under = yield self._newest(each, under)
+                found: Sequence[int]
+                if each.rows is None:
+                    found = yield CarryOut(each, under)
+                elif self._goes(each, each.rows):
+                    found = yield self._going(each, each.rows, under, events, of_rows)
+                else:
+                    found = yield self._reference(each, under, *_stages(events, of_rows))
+                taken.append(found)
+                of_events: dict[int, int] = {}
+                for event, count in zip(of_rows, found, strict=True):
+                    if count:
+                        of_events[event] = of_events.get(event, 0) + count
+                for event, count in of_events.items():
+                    self._add_count(events[event].change, each, each.policy.on_delete_action, count)
+            if rows.recorded and chosen:
+                actions = [(each.id, each.policy.on_delete_action) for each in below]
+                went = went_along(rule.id, keys, [stage.fate for stage in events], of_rows, actions, taken)
+                if rows.entity in self._only_go:
+                    yield Record(rows, (), went)
+                else:
+                    yield Record(rows, went.one_by_one([self._changes[stage.change] for stage in events]))
+            if len(chosen) < self._chunk and not self._exact:
+                break
+            if chosen:
+                for index, count in enumerate((yield RemoveChosen(rule, groups, chosen))):
+                    counts[index] += count
+            if len(chosen) < self._chunk:
+                break
+        if not self._exact:
+            for index, count in enumerate((yield CarryOut(rule, groups))):
+                counts[index] += count
+        return counts
+
+    def _going_on(
+        self,
+        rule: StoreRule,
+        rows: Rows,
+        groups: Sequence[Group],
+        events: Sequence[Stage],
+        of: Sequence[int],
+        counts: Sequence[int],
+    ) -> Way:
+        """What is left of these groups, row by row; `counts` are the rows that went."""
+        more: Sequence[int] = yield self._removing(rule, rows, groups, *_stages(events, of))
+        return [one + other for one, other in zip(counts, more, strict=True)]
+
+    def _newest(self, rule: StoreRule, groups: Sequence[Group]) -> Way:
+        """The groups as those of the rows that came last to their keys. The keys' own events may be on their way: what
+        came last is what is there now."""
+        newest: Mapping[Key, Version] = yield Newest(rule, [group.key for group in groups])
+        return [group._replace(since=newest.get(group.key)) for group in groups]
 
     def _closure(self, rule: StoreRule, rows: Rows, groups: Sequence[Group]) -> Way:
         """Rows of one table that refer to one another, from the top down; without those being removed further up."""
@@ -386,10 +509,7 @@ class Descent:
             counts = [0] * len(every)
         for index, (_, own) in enumerate(pairs):
             if count := counts[place[own]] if own not in tops else 0:
-                root = derived.roots[index]
-                self.counted[root, rule.id] = self.counted.get((root, rule.id), 0) + count
-                self._acted_on[root, rule.id] = self._acted_on.get((root, rule.id), 0) + count
-                self._actions[root, rule.id] = rule.policy.on_delete_action
+                self._add_count(derived.roots[index], rule, rule.policy.on_delete_action, count)
                 done.setdefault(index, {})[rule.id] = rule.policy.on_delete_action, count
         yield Record(rows, recorded(derived, done, rule.id, self._changes))
         return [counts[place[group.key]] for group in groups]
@@ -456,9 +576,7 @@ class Descent:
                 stages = [journey(each.policy, settled, group) for group in groups]
                 groups = list(self._kept(each, groups, stages))
             if not rows.recorded:
-                # The rows' own events may be on their way: what came last is what is there now.
-                newest: Mapping[Key, Version] = yield Newest(each, [group.key for group in groups])
-                groups = [group._replace(since=newest.get(group.key)) for group in groups]
+                groups = yield self._newest(each, groups)
             counts = yield self._reference(each, groups, stages, derived.roots)
             for group, count in zip(groups, counts, strict=True):
                 if count:
@@ -476,11 +594,8 @@ class Descent:
         policy = rule.policy
         if len(group.path) == 1 and not group.counting:  # nearly all
             [index] = group.path
-            name = derived.roots[index], rule.id
             action = policy.on_delete_action if derived.deletes[index] else policy.on_update_action
-            self.counted[name] = self.counted.get(name, 0) + count
-            self._acted_on[name] = self._acted_on.get(name, 0) + count
-            self._actions.setdefault(name, action)
+            self._add_count(derived.roots[index], rule, action, count)
             of_fate = done.get(index)
             if of_fate is None:
                 done[index] = {rule.id: (action, count)}
@@ -496,3 +611,10 @@ class Descent:
             before = done.setdefault(index, {}).get(rule.id, (action, 0))[1]
             done[index][rule.id] = action, before + count
             self._actions.setdefault((derived.roots[index], rule.id), action)
+
+    def _add_count(self, root: int, rule: StoreRule, action: str, count: int) -> None:
+        """Add rows that an event of the batch has acted on."""
+        name = root, rule.id
+        self.counted[name] = self.counted.get(name, 0) + count
+        self._acted_on[name] = self._acted_on.get(name, 0) + count
+        self._actions.setdefault(name, action)

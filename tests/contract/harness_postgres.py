@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import asyncpg
 import pytest
 
-from integrity.core.change import parse_version
-from integrity.core.keys import Key, KeyType, key_hash, parse_canonical
+from integrity.core.change import Version, parse_version
+from integrity.core.keys import Key, KeyType, canonical, key_hash, parse_canonical
 from integrity.core.ledger import Fate, Head, LastRecord
 from integrity.core.rules.model import TargetKind
 from integrity.ports import Deadline, Scannable, Store
 from integrity.stores.memory import Row
 from integrity.stores.postgres import PostgresStore
+from integrity.stores.postgres.ledger import removed_sql
 from integrity.stores.postgres.scan import PostgresScanner
 from integrity.stores.postgres.store import ROWS_MAX
 from integrity.stores.rule import StoreRule
@@ -99,9 +100,14 @@ class PostgresHarness:
     async def head(self, entity: str, key: Key) -> Head | None:
         spec = self._rules[entity][0].spec
         hashed = key_hash(entity, key)
+        removed = await self._fetch(removed_sql("integrity"), hashed)
+        went = tuple(
+            Fate(Version(0, (n,)), None, f"{row[0]}/{canonical(key)}", row[1]) for n, row in enumerate(removed, 1)
+        )
         found = await self._fetch("select * from integrity.keys where key_hash = $1", hashed)
         if not found:
-            return None
+            return Head(went[-1].version, went, None) if went else None
+        assert not went, "a key is recorded in one way"
         older = await self._fetch("select * from integrity.fates where key_hash = $1", hashed)
         [row] = found
         assert len(older) == row["older_fates"]

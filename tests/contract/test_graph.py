@@ -72,6 +72,23 @@ async def test_what_happens_to_rows_without_events_of_their_own_is_kept_with_a_v
     assert await harness.head("order", (12,)) is None
 
 
+async def test_row_that_was_written_again_and_went_again_has_both_in_its_history(harness: Harness) -> None:
+    store = await harness.open(rules_of(orders(), items()), ROWS)
+    events = Events()
+    first = events.deleted((1,), 10)
+    await apply(store, events.batch())
+    await harness.write("orders", {"id": 10, "customer_id": 2})
+    second = events.deleted((2,), 11)
+    await apply(store, events.batch())
+    found = await store.history("order", (10,), Deadline.after(10))
+    assert found is not None
+    assert found.seen == Version(0, (2,))
+    assert [(each.fate.version, each.fate.event_id, dict(each.done)) for each in found.enforced] == [
+        (Version(0, (1,)), f"{first.origin.event_id}/customer.orders/[10]", {"order.items": ("cascade", 2)}),
+        (Version(0, (2,)), f"{second.origin.event_id}/customer.orders/[10]", {}),
+    ]
+
+
 async def test_every_action_is_carried_out_below_removed_rows(harness: Harness) -> None:
     below = {
         "notes": rule(Nullify(("order_id",)), name="notes", columns=("order_id",), entity="order"),

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 PLAIN: Final = "{}"
 """The `since` of rows that are no arrivals: an empty array, which no version is."""
 
+UNBOUNDED: Final = 2**62
+"""A bound that no number of rows reaches."""
 _DAY_MS: Final = 86_400_000
 
 
@@ -341,7 +343,7 @@ class Effects:
             return [(1, int(status.rpartition(" ")[2]))]
         # One comparison with a list reads the table page by page, twice as fast as a join key by key.
         place_of = {bound: place for place, bound in enumerate(columns[0], 1)}
-        if bound is Bound.WHOLE and self._counts_first:
+        if bound is not Bound.SOME and self._counts_first:
             found = await self._remove_counted(connection, columns[0], limit)
         else:
             found = await self._run(connection, "remove listed", False, False, columns, bound, limit)
@@ -358,10 +360,11 @@ class Effects:
             self._counting_text = self.sql_counted()
         _, conditions = reach(self._table, 0)
         name = quoted(self._table.schema, self._table.name)
-        found = await connection.fetchrow(self._counting_text, keys, *conditions, limit, name)
+        bound = UNBOUNDED if limit is None else limit
+        found = await connection.fetchrow(self._counting_text, keys, *conditions, bound, name)
         assert found is not None, "an aggregate is one row"
         counted, rows, total, before = found
-        if total == limit:
+        if total == bound:
             raise TooManyRows
         after = await connection.fetchval("select pg_stat_get_xact_tuples_deleted($1::text::regclass)", name)
         if after - before != total:

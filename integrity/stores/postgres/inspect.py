@@ -23,10 +23,12 @@ from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.undo import Undone
 from integrity.stores.postgres.choosing import own_columns
 from integrity.stores.postgres.effects import Table, reach, target_of
-from integrity.stores.postgres.ledger import Connection, fate_of, record_of
+from integrity.stores.postgres.ledger import Connection, fate_of, record_of, removed_sql
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.types import NO_MATCH, Codec, Unfit, scalar
 
+_UNKNOWN: Final[Sequence[Any]] = (None,) * 10
+"""The columns of a head that is not there."""
 _PRIMARY_KEY: Final = """
 select a.attname, pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'select') as readable
 from pg_catalog.pg_class c join pg_catalog.pg_namespace s on s.oid = c.relnamespace
@@ -47,7 +49,8 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
             " where key_hash = $1",
             hashed,
         )
-        if head is None:
+        removed = await connection.fetch(removed_sql(schema), hashed)
+        if head is None and not removed:
             return None
         older = await connection.fetch(
             f"select fate, moved_to, event, {columns} from {at}.fates where key_hash = $1", hashed
@@ -73,11 +76,14 @@ async def history(connection: Connection, schema: str, spec: KeySpec, entity: st
             " order by at_ms, dependent",
             hashed,
         )
-    seen, last, alive, *newest = head
+    seen, last, alive, *newest = _UNKNOWN if head is None else head
     told = seen or newest[0]
     rows: list[Sequence[Any]] = [*map(tuple, older), newest]
+    went = [(f"0:{n}", None, f"{behind}/{text}", *rest) for n, (behind, *rest) in enumerate(removed, 1)]
+    versions = [parse_version(each) for each in (told, *(row[0] for row in went)) if each is not None]
+    rows += went
     return KeyHistory(
-        None if told is None else parse_version(told),
+        max(versions, default=None),
         None if last is None else record_of(last, alive),
         tuple(sorted((_enforced(spec, row) for row in rows if row[0] is not None), key=lambda e: e.fate.version)),
         tuple(

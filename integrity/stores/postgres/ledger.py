@@ -1,7 +1,8 @@
 """The ledger's tables, and every statement that reads and writes them.
 
-One head a key, with its newest fate inline; older fates lie apart, since almost no key has two. Versions are text, as
-in the audit (`0:25165824`); where rows are compared by them, int8[]: the epoch, then the position.
+One head a key, with its newest fate inline; older fates lie apart, since almost no key has two. Rows that went with
+their parents, and to whose keys nothing else ever happens, have no heads: they are many. Versions are text, as in the
+audit (`0:25165824`); where rows are compared by them, int8[]: the epoch, then the position.
 
 Heads are written for nearly every event, so what they cost is what a batch costs: new ones come by COPY, in columns
 that neither side has to work on.
@@ -22,8 +23,9 @@ from asyncpg.pool import PoolConnectionProxy
 from integrity.core.batch import Batch, NoteWrite, TopicPartition
 from integrity.core.change import EARLIEST, Version, parse_version
 from integrity.core.copies import Known
+from integrity.core.derive import Happened, Went
 from integrity.core.key_text import key_of_ledger
-from integrity.core.keys import Key, KeySpec, canonical, key_hasher, parse_canonical
+from integrity.core.keys import HASH_BYTES, Key, KeySpec, canonical, key_hasher, parse_canonical
 from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
 from integrity.core.outbox import Outgoing
 from integrity.core.outcome import Effect
@@ -122,6 +124,32 @@ create table if not exists {schema}.fates (
 );
 create index if not exists fates_moved_to on {schema}.fates using hash (moved_to) where moved_to is not null;
 comment on table {schema}.fates is 'Deletions and key changes of keys that had another one since.';
+
+create table if not exists {schema}.removals (
+    id bigint generated always as identity primary key,
+    entity text not null,
+    behind text[] not null,
+    occurred_ms bigint[] not null,
+    done text[] not null,
+    enforced_ms bigint not null,
+    trace_id text
+);
+comment on table {schema}.removals is
+    'What rows of the table removed have in common: rows that went with their parents, some thousands at a time.';
+comment on column {schema}.removals.behind is 'The events and dependents by which they went: names, without the key.';
+comment on column {schema}.removals.occurred_ms is 'When the source committed each of these events.';
+comment on column {schema}.removals.done is
+    'What that did to the rows below: objects of JSON, per dependent the action and how many rows.';
+create table if not exists {schema}.removed (
+    key_hash bytea not null,
+    removal bigint not null,
+    behind integer not null,
+    done integer not null
+);
+create index if not exists removed_key_hash on {schema}.removed (key_hash);
+comment on table {schema}.removed is
+    'One row a row that others depended on, without events of its own, that went with its parent: its key by its hash.';
+comment on column {schema}.removed.removal is 'The row of removals; behind and done are places in its arrays.';
 
 create table if not exists {schema}.arrivals (
     key_hash bytea not null,
@@ -266,6 +294,8 @@ TABLES: Final = (
     "progress",
     "keys",
     "fates",
+    "removals",
+    "removed",
     "arrivals",
     "exceptions",
     "outbox",
@@ -281,6 +311,8 @@ PRIVILEGES: Final[Mapping[str, tuple[str, ...]]] = {
     "progress": ("SELECT", "INSERT", "UPDATE"),
     "keys": ("SELECT", "INSERT", "UPDATE"),
     "fates": ("SELECT", "INSERT"),
+    "removals": ("SELECT", "INSERT"),
+    "removed": ("SELECT", "INSERT"),
     "arrivals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "outbox": ("SELECT", "INSERT", "DELETE"),
     "exceptions": ("SELECT", "INSERT", "UPDATE", "DELETE"),
@@ -423,6 +455,13 @@ class Ledger:
             " u.occurred_ms, u.rows::json, $7, $8"
             " from unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::int8[], $6::text[])"
             " u(key_hash, fate, moved_to, event, occurred_ms, rows)"
+        )
+        self._removed_sql = (
+            f"with r as (insert into {at}.removals (entity, behind, occurred_ms, done, enforced_ms, trace_id)"
+            " values ($4, $5, $6, $7, $8, $9) returning id)"
+            f" insert into {at}.removed (key_hash, removal, behind, done)"
+            f" select substring($1::bytea from (u.n::int4 - 1) * {HASH_BYTES} + 1 for {HASH_BYTES}), r.id, behind, done"
+            " from r, unnest($2::text::int4[], $3::text::int4[]) with ordinality u(behind, done, n) order by 1"
         )
         self._exceptions_sql = (
             f"insert into {at}.exceptions (key_hash, dependent, event, fate, dead_letter, reason, at)"
@@ -708,6 +747,63 @@ class Ledger:
                 trace_id,
             )
 
+    async def write_went(self, connection: Connection, entity: str, went: Went, batch: Batch) -> None:
+        """Record rows that went with their parents, and of whose keys nothing else is ever recorded."""
+        place: dict[int, int] = {}
+        behind = [place.setdefault(event, len(place) + 1) for event in went.event]
+        fates = [went.fates[event] for event in place]
+        await self._write_removed(
+            connection,
+            entity,
+            went.keys,
+            behind,
+            [(f"{fate.event_id}/{went.dependent}", fate.occurred_ms) for fate in fates],
+            [done + 1 for done in went.done],
+            went.does,
+            batch,
+        )
+
+    async def write_gone(self, connection: Connection, entity: str, happened: Sequence[Happened], batch: Batch) -> None:
+        """The same of keys to which nothing happened but that they went."""
+        behind: dict[tuple[str, int], int] = {}
+        done: dict[tuple[tuple[str, Done], ...], int] = {}
+        behinds: list[int] = []
+        dones: list[int] = []
+        for key, fate, does, *_ in happened:
+            name = fate.event_id.removesuffix(f"/{canonical(key)}")
+            behinds.append(behind.setdefault((name, fate.occurred_ms), len(behind) + 1))
+            dones.append(done.setdefault(tuple(does.items()), len(done) + 1))
+        keys = [each.key for each in happened]
+        await self._write_removed(
+            connection, entity, keys, behinds, list(behind), dones, [dict(each) for each in done], batch
+        )
+
+    async def _write_removed(
+        self,
+        connection: Connection,
+        entity: str,
+        keys: Sequence[Key],
+        behind: Sequence[int],
+        events: Sequence[tuple[str, int]],
+        done: Sequence[int],
+        does: Sequence[Mapping[str, Done]],
+        batch: Batch,
+    ) -> None:
+        # As text and in one piece: an array costs the driver several times as much, element by element.
+        hash_of = key_hasher(entity)
+        await connection.execute(
+            self._removed_sql,
+            b"".join([hash_of(canonical(key)) for key in keys]),
+            f"{{{','.join(map(str, behind))}}}",
+            f"{{{','.join(map(str, done))}}}",
+            entity,
+            [name for name, _ in events],
+            [occurred_ms for _, occurred_ms in events],
+            [_json(each) for each in does],
+            batch.at_ms,
+            batch.trace_id or None,
+        )
+
     async def _copy_heads(self, connection: Connection, rows: list[_Row]) -> None:
         # In the order of their hashes, as everybody locks them. A key that another transaction is just writing is
         # waited for; then it is there twice.
@@ -839,6 +935,16 @@ def _rows_by_change(effects: Sequence[Effect]) -> dict[int, str]:
 def _expect(status: str, count: int) -> None:
     if int(status.rpartition(" ")[2]) != count:
         raise Collision
+
+
+def removed_sql(schema: str) -> str:
+    """How the rows went whose key has the hash $1, in order: the name of the event but for the key, when it occurred,
+    what it did, when that was enforced, and the trace."""
+    at = quoted(schema)
+    return (
+        "select r.behind[d.behind], r.occurred_ms[d.behind], r.done[d.done], r.enforced_ms, r.trace_id"
+        f" from {at}.removed d join {at}.removals r on r.id = d.removal where d.key_hash = $1 order by d.removal"
+    )
 
 
 def fate_of(spec: KeySpec, version: str, moved_to: str | None, event: str, occurred_ms: int) -> Fate:

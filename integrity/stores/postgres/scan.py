@@ -99,8 +99,11 @@ class PostgresScanner:
     async def known(self, entity: str, keys: Sequence[Key], deadline: Deadline) -> Sequence[Known]:
         spec = self._specs[entity]
         hashes = [key_hash(entity, key) for key in keys]
+        at = quoted(self._schema)
+        # What went with its parent has gone, whatever a head says: that is of a repair, which knew less.
         sql = (
-            f"select key_hash, fate, moved_to, seen from {quoted(self._schema)}.keys where key_hash = any($1::bytea[])"
+            f"select key_hash, fate, moved_to, seen from {at}.keys where key_hash = any($1::bytea[])"
+            f" union all select key_hash, '0:1', null, null from {at}.removed where key_hash = any($1::bytea[])"
         )
         async with self._asking(deadline, LedgerError, "the ledger can't be read", "Run `integrity migrate`.") as asked:
             rows = await asked.fetch(sql, hashes)

@@ -128,6 +128,7 @@ class PostgresStore:
         self._in_parts: set[str] = set()
         """Events of which the last part acted on as many rows as it may."""
         self._rules = rules
+        self._only_go = _only_go(rules)
         self._looked_at = merged(rules, copies)
         self._lane = lane
         self._ledger = Ledger(schema, lane)
@@ -229,6 +230,8 @@ class PostgresStore:
             return exc.result
         except Collision:
             return Retry("Another process wrote of the same key at the same time.")
+        except Miscounted:
+            return Retry("Somebody else removed some of the same rows at the same time.")
         except Unfit as exc:
             assert at.dependent is not None
             refused = Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
@@ -406,7 +409,7 @@ class PostgresStore:
         decided = replace(decided, settled=in_part(decided.settled))
         effects: list[Effect] = []
         led_to: dict[Key, HeadUpdate] = {}
-        way = _Way(Descent(self._rules, exact=True), batch, left=self._rows_max)
+        way = _Way(self._descent(), batch, left=self._rows_max)
         for rule in rules:
             if rule.rows is None and way.left and self._effects_of(rule).in_parts:
                 acted = await self._act(connection, rule, share, decided, parts, way, at)
@@ -442,7 +445,7 @@ class PostgresStore:
             return decided
         read, settled, admitted, arrivals = decided.read, decided.settled, decided.admitted, decided.arrivals
         effects: list[Effect] = []
-        way = _Way(Descent(self._rules, exact=True), batch)
+        way = _Way(self._descent(), batch)
         for rule in rules:
             acted = await self._act(connection, rule, share, decided, parts, way, at)
             if isinstance(acted, Held):
@@ -565,7 +568,10 @@ class PostgresStore:
                 hashed = {key: key_hash(rule.entity, key) for key in keys}
                 arrivals = await self._ledger.read_arrivals(connection, keys, hashed, [rule.id])
                 return {key: max(since) for key, since in arrivals.get(rule.id, {}).items()}
-            case Record(rows, happened):
+            case Record(rows, happened, went):
+                if went is not None:
+                    await self._ledger.write_went(connection, rows.entity, went, way.batch)
+                    return None
                 way.happened.setdefault(rows, []).extend(happened)
                 if sum(map(len, way.happened.values())) >= RECORDED_MAX:
                     await self._record(connection, way)
@@ -576,6 +582,9 @@ class PostgresStore:
     async def _record(self, connection: Connection, way: _Way) -> None:
         """Write what happened to rows that are parents without events of their own."""
         for rows, happened in way.happened.items():
+            if rows.entity in self._only_go:
+                await self._ledger.write_gone(connection, rows.entity, happened, way.batch)
+                continue
             read = Heads()
             await self._ledger.read_heads(connection, rows.entity, rows.spec, read, own=keys_of(happened))
             found = numbered(happened, read.heads)
@@ -631,6 +640,9 @@ class PostgresStore:
             return Retry(fault.message, unreachable=fault.kind is Kind.SERVER)
         return of_branch(result_of(fault, at.dependent), at.below)
 
+    def _descent(self) -> Descent:
+        return Descent(self._rules, exact=True, only_go=self._only_go)
+
     @property
     def _all_rules(self) -> list[StoreRule]:
         return [rule for of_entity in self._rules.values() for rule in of_entity]
@@ -649,9 +661,25 @@ class PostgresStore:
         }
         self._effects = {id: Effects(table, at, keepers.get(id)) for id, table in resolved.tables.items()}
         self._choosers = {
-            id: Chooser(table, at, keepers.get(id)) for id, table in resolved.tables.items() if table.rule.rows
+            id: Chooser(
+                table, at, keepers.get(id), tangled=(table.schema, table.name) in self._below(table, resolved.tables)
+            )
+            for id, table in resolved.tables.items()
+            if table.rule.rows
         }
         return resolved.findings
+
+    def _below(self, table: Table, tables: Mapping[str, Table]) -> set[tuple[str, str]]:
+        """The names of all tables that depend on the rows of a dependent, however far down."""
+        found: dict[str, tuple[str, str]] = {}
+        waiting = [table.rule]
+        while waiting:
+            rows = waiting.pop().rows
+            for rule in () if rows is None else self._rules.get(rows.entity, ()):
+                if rule.id not in found and rule.id in tables:
+                    found[rule.id] = tables[rule.id].schema, tables[rule.id].name
+                    waiting.append(rule)
+        return set(found.values())
 
     def _effects_of(self, rule: StoreRule) -> Effects:
         found = (self._effects or {}).get(rule.id)
@@ -711,10 +739,10 @@ class _SweepWay:
         self._store = store
         self._connection = connection
         self._at = at
-        self._way = _Way(Descent(store._rules, exact=True), batch)
+        self._way = _Way(store._descent(), batch)
 
     def begin(self) -> Descent:
-        self._way.descent = Descent(self._store._rules, exact=True)
+        self._way.descent = self._store._descent()
         return self._way.descent
 
     async def go(self, asks: Branch) -> list[int]:
@@ -722,6 +750,20 @@ class _SweepWay:
 
     async def end(self) -> None:
         await self._store._record(self._connection, self._way)
+
+
+def _only_go(rules: Mapping[str, Sequence[StoreRule]]) -> frozenset[str]:
+    """Entities without events of their own whose keys only ever go: none holds its parent's key, which may change, and
+    nobody elsewhere is told of them by version."""
+    made_of: dict[str, list[Rows]] = {}
+    for rule in (rule for of_entity in rules.values() for rule in of_entity):
+        if rule.rows is not None:
+            made_of.setdefault(rule.rows.entity, []).append(rule.rows)
+    return frozenset(
+        entity
+        for entity, found in made_of.items()
+        if all(rows.recorded and not rows.published and not rows.shared for rows in found)
+    )
 
 
 def _is_closed(connection: Connection | None) -> bool:

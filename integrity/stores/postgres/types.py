@@ -6,7 +6,7 @@ range matches nothing. What the column would round, cut or fold is refused befor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -145,6 +145,13 @@ def scalar(kind: KeyType, value: object) -> Scalar:
         case bytes() if kind is KeyType.BYTES:
             return value
     raise Unfit(f"the row's own key is no {kind.value}")
+
+
+def scalars(kind: KeyType, values: Sequence[object]) -> Sequence[Scalar]:
+    """The same of many."""
+    if kind is KeyType.INT64 and {*map(type, values)} == {int}:
+        return values  # type: ignore[return-value]
+    return [scalar(kind, value) for value in values]
 
 
 def _codec(type: str, match: Callable[[Scalar], object], assign: Callable[[Scalar], object]) -> Codec:
