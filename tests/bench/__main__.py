@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -43,6 +43,7 @@ from integrity.service.collector import WAITING_MAX
 from integrity.stores.postgres import PostgresStore
 from integrity.stores.rule import store_rules
 from tests.bench.scan import ROWS_A_SECOND_MIN, scan
+from tests.bench.spent import Spent
 
 ROWS_EACH = 10
 PARTITIONS = 4
@@ -235,30 +236,6 @@ async def one_by_one(url: str, bootstrap: str, topic: str, servers: Mapping[str,
     await connection.close()
     assert await left(url) == 0
     return NAIVE_PARENTS / took, cpu
-
-
-class Spent:
-    """The CPU seconds that servers have spent since it was made, their children included (Linux)."""
-
-    def __init__(self, **servers: Server) -> None:
-        self._servers = servers
-        self._before = self._read()
-
-    def _read(self) -> dict[str, float]:
-        found = dict.fromkeys(self._servers, 0)
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                fields = path.read_text().rpartition(")")[2].split()
-                parent, (own, ended) = int(fields[1]), (sum(map(int, fields[11:13])), sum(map(int, fields[13:15])))
-                for name, server in self._servers.items():
-                    if server.pid in (int(path.parent.name), parent):
-                        found[name] += own + ended
-        return {name: ticks / os.sysconf("SC_CLK_TCK") for name, ticks in found.items()}
-
-    def each(self, events: int, process_s: float) -> str:
-        """Microseconds an event, of the process and of each server."""
-        seconds = {"process": process_s} | {name: at - self._before[name] for name, at in self._read().items()}
-        return "CPU " + ", ".join(f"{name} {spent / events * 1e6:.0f}" for name, spent in seconds.items()) + " µs"
 
 
 def whole_process(url: str, bootstrap: str, topic: str, directory: Path, *, audit: bool) -> dict[str, float]:
