@@ -49,6 +49,11 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Create or upgrade the ledger in every store that the rules use.",
         reads_settings=True,
     ),
+    "init": Entry(
+        "integrity.cli.init",
+        "Look at a topic, and print the events block of a rule file that fits it.",
+        reads_settings=True,
+    ),
     "doctor": Entry(
         "integrity.cli.doctor",
         "Look at stores and topics: do the rules fit them? Changes nothing.",
@@ -95,7 +100,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
 _LATER: Final = frozenset(
     (
         *("grants", "status", "pause", "resume"),
-        *("init", "diff", "config", "explain", "bundle", "completion", "top"),
+        *("diff", "config", "explain", "bundle", "completion", "top"),
     )
 )
 """Commands of a later version."""

@@ -104,3 +104,30 @@ async def test_acls_of_a_cluster_are_read_as_it_keeps_them() -> None:
     assert found is not None
     assert lacking(found, "User:i", [reads]) == []
     assert lacking(found, "User:j", [reads]) == [reads]
+
+
+async def test_init_prints_the_block_that_fits_a_topic(
+    kafka: KafkaServer,
+    create_topic: CreateTopic,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    topic, empty = await create_topic(partitions=2), await create_topic()
+    await produce(kafka.bootstrap_servers, topic, (1, deleted(1, 5), []), (2, deleted(2, 6), []))
+    monkeypatch.setenv("INTEGRITY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+
+    async def init(topic: str, *more: str) -> tuple[int, str, str]:
+        code = await asyncio.to_thread(main, ["init", "--from-topic", topic, *more])
+        return code, *capsys.readouterr()
+
+    code, out, _ = await init(topic)
+    assert code == 0
+    assert out.endswith(f"events:\n  topic: {topic}\n  format: debezium\n  key: {{id: int64}}\n")
+    assert out.startswith(f"# From the last 2 records of {topic}.\n# types_guessed: ")
+    code, out, _ = await init(topic, "--json")
+    document = json.loads(out)
+    assert document["events"] == {"topic": topic, "format": "debezium", "key": {"id": "int64"}}
+    assert "no_truncates" in {remark["code"] for remark in document["remarks"]}
+    for name, told in ((f"{topic}-no", "There is no topic"), (empty, "holds no record")):
+        code, out, err = await init(name)
+        assert (code, out) == (2, "") and told in err

@@ -1,0 +1,401 @@
+"""`integrity init --from-topic`: which `events` block fits the records of a topic, judged from the records alone.
+
+A guess, and told as one: the format is what most values look like, the key what most record keys hold. Then the records
+are decoded by it, and what would become dead letters, or what the source can't tell, is said beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from types import MappingProxyType
+
+from integrity.core.decode import decoder_for
+from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.record import Limits, Record
+from integrity.core.decode.schema import WHOLE, hints_of
+from integrity.core.doctor import TopicLook, of_topics
+from integrity.core.keys import FieldHint, KeySpec, KeyType
+from integrity.core.rules.model import Events, KeyFormat, Parent, Place, Tombstones, Types
+from integrity.core.rules.vocabulary import FORMATS
+
+ENTITY = "parent"
+"""What the parent is called as long as nobody has named it."""
+REGISTRY = "a schema registry"
+NOT_JSON = "no JSON object"
+"""What values may look like besides a format."""
+_LIMITS = Limits()
+_ROUTING = "__dbz__"
+"""What the fields begin with that routing transforms add to a record key: they are none of the row's."""
+_OUTBOX_TYPE = "eventType"
+_UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_DELETED = re.compile("delet|remov|eras|purg", re.IGNORECASE)
+_UPSERTED = re.compile("creat|regist|insert|add|updat|chang|upsert", re.IGNORECASE)
+_EVENT = re.compile("[A-Za-z][A-Za-z0-9._-]*(ed|Deleted|Created|Updated)", re.IGNORECASE)
+_TYPES: Mapping[str, KeyType] = {
+    "int8": KeyType.INT32,
+    "int16": KeyType.INT32,
+    "int32": KeyType.INT32,
+    "int64": KeyType.INT64,
+    "string": KeyType.STRING,
+    "boolean": KeyType.BOOL,
+    "bytes": KeyType.BYTES,
+}
+_WIDER = ({KeyType.INT32, KeyType.INT64}, KeyType.INT64), ({KeyType.UUID, KeyType.STRING}, KeyType.STRING)
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What a reader of the proposal has to know. `hint` says what mends it."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What fits. `events` is the block as a mapping of plain values; None: nothing does, and the remarks say why."""
+
+    topic: str
+    events: Mapping[str, object] | None
+    remarks: Sequence[Remark]
+    records: int
+
+
+def propose(look: TopicLook, now_ms: int) -> Proposal:
+    """The block that fits the last records of a topic, of which there is at least one."""
+    form, why = _format(look.last)
+    if form is None:
+        return Proposal(look.name, None, [why], len(look.last))
+    remarks: list[Remark] = []
+    key, key_format = _key(look.last, remarks)
+    if key is None:
+        return Proposal(look.name, None, remarks, len(look.last))
+    types = _types(look.last, form, remarks)
+    if form == "outbox" and types is None:
+        return Proposal(look.name, None, remarks, len(look.last))
+    events = Events((look.name,), form, key, Tombstones.DELETE, types=types, key_format=key_format)
+    parent = Parent(ENTITY, events, (), Place("", 0, 0))
+    found = of_topics(parent, {look.name: look}, decoder_for(parent), now_ms)
+    remarks += [Remark(each.code, each.message, each.hint) for each in found]
+    remarks += _of_envelopes(look.last) if form == "debezium" else ()
+    return Proposal(look.name, _block(events), remarks, len(look.last))
+
+
+def as_yaml(proposal: Proposal) -> str:
+    """The block as it stands in a rule file, with the remarks as comments before it."""
+    lines = [f"# From the last {proposal.records} records of {proposal.topic}."]
+    for remark in proposal.remarks:
+        lines.append(f"# {remark.code}: {remark.message}" + (f"; {remark.hint}" if remark.hint else ""))
+    if proposal.events is not None:
+        lines.append("events:")
+        lines += [f"  {name}: {_flow(value)}" for name, value in proposal.events.items()]
+    return "\n".join(lines)
+
+
+def _block(events: Events) -> dict[str, object]:
+    block: dict[str, object] = {
+        "topic": events.topics[0],
+        "format": events.format,
+        "key": {name: kind.value for name, kind in events.key.fields},
+    }
+    if events.key_format is not KeyFormat.JSON:
+        block["key_format"] = events.key_format.value
+    if events.types is not None:
+        said = {"deleted": events.types.deleted, "upserted": events.types.upserted}
+        block["types"] = {name: list(names) for name, names in said.items() if names}
+        if events.types.payload is not None:
+            block["type_from"] = {"field": events.types.field}
+    return block
+
+
+def _flow(value: object) -> str:
+    match value:
+        case dict():
+            return "{" + ", ".join(f"{_flow(name)}: {_flow(part)}" for name, part in value.items()) + "}"
+        case list():
+            return "[" + ", ".join(map(_flow, value)) + "]"
+        case _:
+            text = str(value)
+            is_plain = re.fullmatch("[A-Za-z_][A-Za-z0-9_.-]*", text) and text.lower() not in _OTHERWISE
+            return text if is_plain else "'" + text.replace("'", "''") + "'"
+
+
+_OTHERWISE = frozenset(("y", "n", "yes", "no", "on", "off", "true", "false", "null"))
+"""Words that YAML reads as something else than text."""
+
+
+# --- the format ---------------------------------------------------------------------------------------------------
+
+
+def _format(records: Sequence[Record]) -> tuple[str | None, Remark]:
+    """What most values look like; None with the reason where that can't be read."""
+    votes: Counter[str] = Counter()
+    for record in records:
+        if vote := _vote(record):
+            votes[vote] += 1
+    if not votes:
+        message = "no value tells a format: there are null records, heartbeats or markers of transactions only"
+        return None, Remark("no_values", message)
+    [(form, _)] = votes.most_common(1)
+    if form == "json" and any(_is_null_text(record.value) for record in records):
+        form = "debezium-flat"  # no serializer of tables writes a null as text
+    if form == REGISTRY:
+        message = "the values are not JSON: they begin with a zero byte, as the serializers of a schema registry write"
+        return None, Remark("schema_registry", message, "see docs/rules.md for what is read")
+    if form == NOT_JSON:
+        return None, Remark("not_json", "most values are no JSON objects", "see docs/rules.md for what is read")
+    if form not in FORMATS:
+        return None, Remark("not_supported_yet", f"the records look like the format {form}, which is not read yet")
+    return form, Remark("", "")
+
+
+def _is_null_text(value: bytes | None) -> bool:
+    """Whether it is what a flattened deletion is by default: a null that the converter has written."""
+    if value is None or value == b"null":
+        return value is not None
+    found = _parsed(value) if value.startswith(b'{"schema"') else None
+    return isinstance(found, dict) and found.keys() == {"schema", "payload"} and found["payload"] is None
+
+
+def _vote(record: Record) -> str:
+    """The format that a value looks like; empty where it tells nothing."""
+    value, names = record.value, {name for name, _ in record.headers}
+    if value is None or _is_null_text(value):
+        return ""
+    if value[:1] == b"\0":
+        return REGISTRY
+    if "ce_specversion" in names:
+        return "cloudevents"
+    found = _parsed(value)
+    if isinstance(found, str):
+        found = _parsed(found.encode())
+    if isinstance(found, dict) and found.keys() == {"schema", "payload"}:
+        found = found["payload"]
+    if not isinstance(found, dict):
+        return "outbox" if _OUTBOX_TYPE in names else NOT_JSON
+    fields = found.keys()
+    if "op" in found and isinstance(found.get("source"), dict):
+        return "debezium"
+    if {"entity", "op", "key", "to", "version", "cause"} <= fields:
+        return "integrity"
+    if "operationType" in found and ("ns" in found or "documentKey" in found):
+        return "mongodb"
+    if {"specversion", "id", "source", "type"} <= fields:
+        return "cloudevents"
+    message = found.get("message")
+    if found.get("magic") == "atMSG" or (isinstance(message, dict) and isinstance(message.get("headers"), dict)):
+        return "qlik"
+    if {"status", "event_count"} <= fields or fields <= {"ts_ms", "ts_us", "ts_ns"}:
+        return ""  # a marker of a transaction, a heartbeat
+    if _OUTBOX_TYPE in names:
+        return "outbox"
+    is_flat = any(name.startswith("__debezium.") for name in names) and "id" not in names
+    if is_flat or "__deleted" in found or "__op" in found or any(name.startswith("__source_") for name in fields):
+        return "debezium-flat"
+    return "outbox" if "id" in names and any(name.startswith("__debezium.") for name in names) else "json"
+
+
+def _parsed(text: bytes) -> object:
+    try:
+        return parse(text, _LIMITS)
+    except JsonFault:
+        return None
+
+
+# --- the key ------------------------------------------------------------------------------------------------------
+
+
+def _key(records: Sequence[Record], remarks: list[Remark]) -> tuple[KeySpec | None, KeyFormat]:
+    """The fields that most record keys have, with their types; a bare key is called `id`."""
+    forms: Counter[KeyFormat] = Counter()
+    shapes: Counter[tuple[str, ...]] = Counter()
+    kinds: dict[tuple[tuple[str, ...], str], Counter[KeyType]] = {}
+    is_guessed = False
+    for record in records:
+        if record.key is None or _is_aside(record):
+            continue
+        form, fields, has_schema = _key_of(record.key)
+        if not fields:
+            continue
+        is_guessed |= not has_schema
+        names = tuple(fields)
+        forms[form] += 1
+        shapes[names] += 1
+        for name, kind in fields.items():
+            if kind is not None:
+                kinds.setdefault((names, name), Counter())[kind] += 1
+    if not shapes:
+        message = "no record has a key that can be read"
+        hint = "does the table have a primary key, or message.key.columns?"
+        remarks.append(Remark("no_keys", message, hint))
+        return None, KeyFormat.JSON
+    [(names, count)] = shapes.most_common(1)
+    if count < shapes.total():
+        others = shapes.total() - count
+        remarks.append(Remark("keys_differ", f"{others} of {shapes.total()} record keys have other fields"))
+    spec = tuple((name, _one(kinds.get((names, name), Counter()))) for name in names)
+    if is_guessed:
+        message = "the types of the key are a guess from values: compare them with the column's"
+        remarks.append(Remark("types_guessed", message, "schemas.enable=true at the key converter tells them"))
+    [(form, _)] = forms.most_common(1)
+    return KeySpec(spec), form
+
+
+def _is_aside(record: Record) -> bool:
+    """Whether the record is a logical message or the like, whose key is none of a row."""
+    found = _parsed(record.value) if record.value else None
+    if isinstance(found, dict) and isinstance(found.get("payload"), dict) and "op" not in found:
+        found = found["payload"]
+    return isinstance(found, dict) and found.get("op") in ("m", "t") and isinstance(found.get("source"), dict)
+
+
+def _key_of(text: bytes) -> tuple[KeyFormat, Mapping[str, KeyType | None], bool]:
+    """How a record key is written, the types of its fields, and whether a schema tells them. No fields: unreadable."""
+    found, hints, has_schema = _parsed(text), MappingProxyType[str, FieldHint]({}), False
+    if found is None:
+        if (len(text) == 8 and not text.isascii()) or text[:1] == b"\0":
+            return KeyFormat.LONG, {"id": KeyType.INT64} if len(text) == 8 else {}, True
+        try:
+            bare = text.decode()
+        except UnicodeDecodeError:
+            return KeyFormat.JSON, {}, False
+        if not bare or bare.startswith("Struct{"):
+            return KeyFormat.STRING, {}, False
+        return KeyFormat.STRING, {"id": _of_value(bare)}, False
+    if isinstance(found, dict) and found.keys() == {"schema", "payload"}:
+        has_schema = isinstance(found["schema"], dict)
+        hints = MappingProxyType(dict(hints_of(found["schema"])))
+        found = found["payload"]
+    if not isinstance(found, dict):
+        hint = hints.get(WHOLE)
+        return KeyFormat.JSON, {"id": _of_hint(hint) or _of_value(found)}, has_schema
+    fields = {name: part for name, part in found.items() if not name.startswith(_ROUTING)}
+    return KeyFormat.JSON, {n: _of_hint(hints.get(n)) or _of_value(v) for n, v in fields.items()}, has_schema
+
+
+def _of_hint(hint: FieldHint | None) -> KeyType | None:
+    if hint is None:
+        return None
+    name = hint.name or ""
+    if name.endswith((".Decimal", ".VariableScaleDecimal")):
+        return KeyType.NUMERIC
+    if name.endswith(".Uuid"):
+        return KeyType.UUID
+    if name.endswith(".Date"):
+        return KeyType.DATE
+    if name.endswith("Timestamp"):
+        return KeyType.TIMESTAMP
+    return _TYPES.get(hint.type)
+
+
+def _of_value(value: object) -> KeyType | None:
+    match value:
+        case bool():
+            return KeyType.BOOL
+        case int():
+            return KeyType.INT64
+        case Decimal():
+            return KeyType.NUMERIC
+        case str():
+            return KeyType.UUID if _UUID.fullmatch(value) else KeyType.STRING
+        case dict() if value.keys() == {"scale", "value"}:
+            return KeyType.NUMERIC
+        case _:
+            return None
+
+
+def _one(kinds: Counter[KeyType]) -> KeyType:
+    """One type for all values, or for most of them; text where none tells."""
+    for narrow, wide in _WIDER:
+        if kinds.keys() == narrow:
+            return wide
+    return kinds.most_common(1)[0][0] if kinds else KeyType.STRING
+
+
+# --- domain events ------------------------------------------------------------------------------------------------
+
+
+def _types(records: Iterable[Record], form: str, remarks: list[Remark]) -> Types | None:
+    """The types of domain events, by what their names say; None where the records are none."""
+    if form not in ("outbox", "json"):
+        return None
+    payload = "payload" if form == "outbox" and all(map(_in_envelope, records)) else None
+    header, field = (None, _OUTBOX_TYPE) if payload else (_OUTBOX_TYPE, None) if form == "outbox" else (None, "type")
+    seen: Counter[str] = Counter()
+    values = 0
+    for record in records:
+        if record.value is None:
+            continue
+        values += 1
+        if header is not None:
+            seen.update(text.decode(errors="replace") for name, text in record.headers if name == header and text)
+        elif field is not None and isinstance(found := _value(record), dict) and isinstance(found.get(field), str):
+            seen[found[field]] += 1
+    if form == "json" and (2 * seen.total() < values or not all(map(_EVENT.fullmatch, seen))):
+        return None
+    if not seen:
+        message = "the records look like those of an outbox, and nothing in them tells the type of an event"
+        hint = "set table.fields.additional.placement=type:header:eventType at the router"
+        remarks.append(Remark("no_type", message, hint))
+        return None
+    deleted = tuple(sorted(filter(_DELETED.search, seen)))
+    upserted = tuple(sorted(name for name in seen if name not in deleted and _UPSERTED.search(name)))
+    others = sorted(seen.keys() - {*deleted, *upserted})
+    if not deleted:
+        message = "no type is called as a deletion is: the rule says nothing until types.deleted names one"
+        remarks.append(Remark("no_deletions", message))
+    if others:
+        message = f"these types say nothing unless types names them: {', '.join(others)}"
+        remarks.append(Remark("types_unnamed", message))
+    if not deleted and not upserted:
+        return None
+    return Types(deleted, (), upserted, header, field, payload, MappingProxyType({}))
+
+
+def _in_envelope(record: Record) -> bool:
+    """Whether the router has put the payload beside other columns."""
+    found = _value(record)
+    return record.value is None or (isinstance(found, dict) and {"payload", _OUTBOX_TYPE} <= found.keys())
+
+
+def _value(record: Record) -> object:
+    """The value, out of its schema if it has one."""
+    found = None if record.value is None else _parsed(record.value)
+    is_wrapped = isinstance(found, dict) and found.keys() == {"schema", "payload"} and isinstance(found["schema"], dict)
+    return found["payload"] if isinstance(found, dict) and is_wrapped else found
+
+
+# --- envelopes ----------------------------------------------------------------------------------------------------
+
+
+def _of_envelopes(records: Sequence[Record]) -> list[Remark]:
+    """What Debezium's envelopes leave out."""
+    ops: Counter[object] = Counter()
+    bare_updates = tombstones = 0
+    for record in records:
+        tombstones += record.value is None
+        found = _parsed(record.value) if record.value is not None else None
+        if isinstance(found, dict) and isinstance(found.get("payload"), dict) and "op" not in found:
+            found = found["payload"]
+        if isinstance(found, dict) and "op" in found:
+            ops[found["op"]] += 1
+            bare_updates += found["op"] == "u" and found.get("before") is None
+    remarks: list[Remark] = []
+    if not ops["d"]:
+        message = "no deletion is among the records: whether the connector sends them could not be seen"
+        remarks.append(Remark("no_deletions", message, "see skipped.operations at the connector"))
+    elif not tombstones:
+        message = "no null record follows the deletions: a compacted topic keeps every deleted key"
+        remarks.append(Remark("no_tombstones", message, "tombstones.on.delete=true at the connector"))
+    if not ops["t"]:
+        message = "no truncate is among the records: Debezium leaves them out unless it is told otherwise"
+        remarks.append(Remark("no_truncates", message, "skipped.operations=none at the connector"))
+    if bare_updates:
+        message = "updates do not hold the row before: deleted_when can't ask for it"
+        remarks.append(Remark("replica_identity", message, "ALTER TABLE ... REPLICA IDENTITY FULL;"))
+    return remarks

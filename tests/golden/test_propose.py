@@ -1,0 +1,127 @@
+"""`integrity init --from-topic` over every captured topic: the block names the format that the connector was set to."""
+
+from __future__ import annotations
+
+import pytest
+
+from integrity.core.doctor import TopicLook
+from integrity.core.propose import Proposal, as_yaml, propose
+from integrity.core.rules.parse import parse_rules
+from tests.golden.records import EVENTS, load
+
+NOW_MS = 2_000_000_000_000
+FILES = sorted(path.stem for path in EVENTS.glob("*.jsonl"))
+DEPENDENTS = """
+dependents:
+  - {{store: db, table: orders, references: {{{references}}}, on_delete: cascade}}
+"""
+FORMS = {"pg_flat": "debezium-flat", "pg27_flat": "debezium-flat", "my_flat": "debezium-flat", "kt": "json"}
+UNTELLABLE = {
+    "pg27_flat_default",  # rows alone: that release sends no header, and drops deletions
+    "pg_flat_tombstone_stringconv",  # rows as Struct{...}
+    "pg_outbox_default", "pg_outbox_expand", "pg_outbox_string",  # no type anywhere
+    "pg_key_struct_string",  # keys as Struct{...}
+    *("my_env_minimal", "mks_bson"),
+}  # fmt: skip
+
+
+def proposals(file: str) -> list[Proposal]:
+    """Of the topics of tables, and of domain events."""
+    topics: dict[str, list] = {}  # type: ignore[type-arg]
+    for record in load(file):
+        topics.setdefault(record.topic, []).append(record)
+    aside = ("message", "transaction", "nopk", "dbz_signal")
+    return [
+        propose(TopicLook(topic, 1, {}, records), NOW_MS)
+        for topic, records in topics.items()
+        if not topic.endswith(aside) and "heartbeat" not in topic and topic != file
+    ]
+
+
+def expected(file: str) -> str:
+    if "outbox" in file:
+        return "outbox"
+    if "cloudevents" in file:
+        return "cloudevents"
+    if file in ("pg_route_flat", "pg_insertfield_flat", "pg_key_bare_string"):
+        return "debezium-flat"
+    return next((form for start, form in FORMS.items() if file.startswith(start)), "debezium")
+
+
+@pytest.mark.parametrize(
+    "file", [each for each in FILES if each.startswith(("pg", "my", "kt", "mdb_outbox")) and each not in UNTELLABLE]
+)
+def test_block_names_the_format_and_can_be_loaded(file: str) -> None:
+    found = proposals(file)
+    assert found
+    for proposal in found:
+        assert proposal.events is not None, proposal
+        assert proposal.events["format"] == expected(file), proposal
+        key = proposal.events["key"]
+        assert isinstance(key, dict)
+        references = ", ".join(f"parent_{name}: {name}" for name in key)
+        text = f"version: 1\nparent: p\n{as_yaml(proposal)}{DEPENDENTS.format(references=references)}"
+        [parent] = parse_rules({"a.yaml": text}).parents
+        assert parent.events is not None and parent.events.topics == (proposal.topic,)
+
+
+@pytest.mark.parametrize(
+    ("file", "topic", "key"),
+    [
+        ("pg_env", "public.customers", {"id": "int64"}),
+        ("pg_env", "public.uuids", {"id": "uuid"}),
+        ("pg_env_schemas", "public.composite", {"tenant": "int32", "code": "string"}),
+        ("pg_env_schemas", "public.numkeys", {"id": "numeric"}),
+        ("pg_keychange_schemas", "public.kc_comp", {"tenant": "string", "id": "int64", "at": "timestamp"}),
+        ("my_env_schemas", "shop.tskeys", {"id": "timestamp"}),
+        ("pg_route", "customers_all", {"id": "int64"}),  # without the field that the router adds
+        ("pg_key_long", "public.customers", {"id": "int64"}),
+    ],
+)
+def test_key_has_the_fields_and_types_of_the_record_keys(file: str, topic: str, key: dict[str, str]) -> None:
+    [found] = [each for each in proposals(file) if each.topic == f"{file}.{topic}"]
+    assert found.events is not None and found.events["key"] == key
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("pg_flat_drop", "deletions_dropped"),
+        ("pg_flat_tombstone", "deletions_unplaced"),
+        ("pg_flat_plain_default", "kafka_position_only"),
+        ("pg_strict", "replica_identity"),
+        ("pg_strict", "no_truncates"),
+        ("pg_env_strings", "types_guessed"),
+        ("pg_outbox_default", "no_type"),
+        ("pg_key_struct_string", "no_keys"),
+        ("pg_flat_tombstone_stringconv", "not_json"),
+        ("mdb_outbox", "kafka_position_only"),
+    ],
+)
+def test_what_the_source_can_not_tell_is_said(file: str, code: str) -> None:
+    assert code in {remark.code for proposal in proposals(file) for remark in proposal.remarks}
+
+
+@pytest.mark.parametrize("file", ["pg_outbox_header", "pg_outbox_envelope", "mdb_outbox"])
+def test_types_of_domain_events_are_sorted_by_their_names(file: str) -> None:
+    [found] = proposals(file)
+    assert found.events is not None
+    assert found.events["types"] == {"deleted": ["CustomerDeleted"], "upserted": ["CustomerEmailChanged"]}
+    assert found.events.get("type_from") == ({"field": "eventType"} if file == "pg_outbox_envelope" else None)
+
+
+def test_keys_as_long_or_bare_text_say_how_they_are_written() -> None:
+    forms = {
+        each.topic: each.events.get("key_format")
+        for file in ("pg_key_long", "pg_key_bare_string", "kt_compacted")
+        for each in proposals(file)
+        if each.events is not None
+    }
+    assert forms == {
+        "pg_key_long.public.customers": "long",
+        "pg_key_bare_string.public.customers": None,
+        "pg_key_bare_string.public.textkeys": "string",
+        "pg_key_bare_string.public.uuids": "string",
+        "kt.customers": None,
+        "kt.customers-store-changelog": "long",
+    }
