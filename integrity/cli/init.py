@@ -20,7 +20,7 @@ EXIT_NONE = 1
 @click.option("--json", "is_json", is_flag=True, help="The same as a JSON document.")
 @click.pass_obj
 def command(options: Options, topic: str, is_json: bool) -> int:
-    """Look at the last records of a topic, and print the events block of a rule file that fits them.
+    """Look at a topic, and print the events block of a rule file that fits it.
 
     What the source can't tell (deletions that it drops, positions, rows before a change) stands there as comments. It
     is a guess: compare it with the table. Changes nothing.
