@@ -44,6 +44,16 @@ _TYPES: Mapping[str, KeyType] = {
     "boolean": KeyType.BOOL,
     "bytes": KeyType.BYTES,
 }
+_EXTENDED: Mapping[object, KeyType] = {
+    "$oid": KeyType.OBJECTID,
+    "$numberInt": KeyType.INT64,
+    "$numberLong": KeyType.INT64,
+    "$numberDouble": KeyType.NUMERIC,
+    "$numberDecimal": KeyType.NUMERIC,
+    "$date": KeyType.TIMESTAMP,
+    "$uuid": KeyType.UUID,
+}
+"""The Extended JSON of MongoDB."""
 _WIDER = ({KeyType.INT32, KeyType.INT64}, KeyType.INT64), ({KeyType.UUID, KeyType.STRING}, KeyType.STRING)
 
 
@@ -72,7 +82,7 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     if form is None:
         return Proposal(look.name, None, [why], len(look.last))
     remarks: list[Remark] = []
-    key, key_format = _key(look.last, remarks)
+    key, key_format = _key(look.last, form == "debezium" and _of_documents(look.last), remarks)
     if key is None:
         return Proposal(look.name, None, remarks, len(look.last))
     types = _types(look.last, form, remarks)
@@ -197,6 +207,8 @@ def _vote(record: Record) -> str:
     is_flat = any(name.startswith("__debezium.") for name in names) and "id" not in names
     if is_flat or "__deleted" in found or "__op" in found or any(name.startswith("__source_") for name in fields):
         return "debezium-flat"
+    if "_id" in found and isinstance(key := _unwrapped(record.key), dict) and "_id" in key:
+        return "mongodb"  # whole documents: what has to be set for them, its decoder says
     return "outbox" if "id" in names and any(name.startswith("__debezium.") for name in names) else "json"
 
 
@@ -210,8 +222,14 @@ def _parsed(text: bytes) -> object:
 # --- the key ------------------------------------------------------------------------------------------------------
 
 
-def _key(records: Sequence[Record], remarks: list[Remark]) -> tuple[KeySpec | None, KeyFormat]:
-    """The fields that most record keys have, with their types; a bare key is called `id`."""
+def _of_documents(records: Iterable[Record]) -> bool:
+    """Whether the envelopes are those of MongoDB, whose keys hold Extended JSON as text."""
+    sources = [found["source"] for each in records if isinstance(found := _value(each), dict) and "source" in found]
+    return any(isinstance(source, dict) and source.get("connector") == "mongodb" for source in sources)
+
+
+def _key(records: Sequence[Record], is_document: bool, remarks: list[Remark]) -> tuple[KeySpec | None, KeyFormat]:
+    """The fields that most record keys have, with their types; a bare key is called `id`, a document's `_id`."""
     forms: Counter[KeyFormat] = Counter()
     shapes: Counter[tuple[str, ...]] = Counter()
     kinds: dict[tuple[tuple[str, ...], str], Counter[KeyType]] = {}
@@ -219,7 +237,7 @@ def _key(records: Sequence[Record], remarks: list[Remark]) -> tuple[KeySpec | No
     for record in records:
         if record.key is None or _is_aside(record):
             continue
-        form, fields, has_schema = _key_of(record.key)
+        form, fields, has_schema = _key_of(record.key, is_document)
         if not fields:
             continue
         is_guessed |= not has_schema
@@ -232,6 +250,8 @@ def _key(records: Sequence[Record], remarks: list[Remark]) -> tuple[KeySpec | No
     if not shapes:
         message = "no record has a key that can be read"
         hint = "does the table have a primary key, or message.key.columns?"
+        if any(_is_token(_unwrapped(record.key)) for record in records):
+            hint = "they are resume tokens: set change.stream.document.key.as.key=true at the connector"
         remarks.append(Remark("no_keys", message, hint))
         return None, KeyFormat.JSON
     [(names, count)] = shapes.most_common(1)
@@ -254,7 +274,7 @@ def _is_aside(record: Record) -> bool:
     return isinstance(found, dict) and found.get("op") in ("m", "t") and isinstance(found.get("source"), dict)
 
 
-def _key_of(text: bytes) -> tuple[KeyFormat, Mapping[str, KeyType | None], bool]:
+def _key_of(text: bytes, is_document: bool) -> tuple[KeyFormat, Mapping[str, KeyType | None], bool]:
     """How a record key is written, the types of its fields, and whether a schema tells them. No fields: unreadable."""
     found, hints, has_schema = _parsed(text), MappingProxyType[str, FieldHint]({}), False
     if found is None:
@@ -274,8 +294,17 @@ def _key_of(text: bytes) -> tuple[KeyFormat, Mapping[str, KeyType | None], bool]
     if not isinstance(found, dict):
         hint = hints.get(WHOLE)
         return KeyFormat.JSON, {"id": _of_hint(hint) or _of_value(found)}, has_schema
+    if is_document and isinstance(found.get("id"), str):
+        return KeyFormat.JSON, {"_id": _of_value(_parsed(found["id"].encode()))}, True
+    if _is_token(found):
+        return KeyFormat.JSON, {}, False
     fields = {name: part for name, part in found.items() if not name.startswith(_ROUTING)}
     return KeyFormat.JSON, {n: _of_hint(hints.get(n)) or _of_value(v) for n, v in fields.items()}, has_schema
+
+
+def _is_token(key: object) -> bool:
+    """Whether it is a resume token of MongoDB, which names no document."""
+    return isinstance(key, dict) and isinstance(token := key.get("_id"), dict) and "_data" in token
 
 
 def _of_hint(hint: FieldHint | None) -> KeyType | None:
@@ -305,6 +334,8 @@ def _of_value(value: object) -> KeyType | None:
             return KeyType.UUID if _UUID.fullmatch(value) else KeyType.STRING
         case dict() if value.keys() == {"scale", "value"}:
             return KeyType.NUMERIC
+        case dict() if len(value) == 1:
+            return _EXTENDED.get(next(iter(value)))
         case _:
             return None
 
@@ -365,7 +396,11 @@ def _in_envelope(record: Record) -> bool:
 
 def _value(record: Record) -> object:
     """The value, out of its schema if it has one."""
-    found = None if record.value is None else _parsed(record.value)
+    return _unwrapped(record.value)
+
+
+def _unwrapped(text: bytes | None) -> object:
+    found = None if text is None else _parsed(text)
     is_wrapped = isinstance(found, dict) and found.keys() == {"schema", "payload"} and isinstance(found["schema"], dict)
     return found["payload"] if isinstance(found, dict) and is_wrapped else found
 

@@ -15,13 +15,20 @@ DEPENDENTS = """
 dependents:
   - {{store: db, table: orders, references: {{{references}}}, on_delete: cascade}}
 """
-FORMS = {"pg_flat": "debezium-flat", "pg27_flat": "debezium-flat", "my_flat": "debezium-flat", "kt": "json"}
+FORMS = {
+    "pg_flat": "debezium-flat",
+    "pg27_flat": "debezium-flat",
+    "my_flat": "debezium-flat",
+    "mdb_flat": "debezium-flat",
+    "kt": "json",
+}
 UNTELLABLE = {
     "pg27_flat_default",  # rows alone: that release sends no header, and drops deletions
     "pg_flat_tombstone_stringconv",  # rows as Struct{...}
     "pg_outbox_default", "pg_outbox_expand", "pg_outbox_string",  # no type anywhere
     "pg_key_struct_string",  # keys as Struct{...}
-    *("my_env_minimal", "mks_bson"),
+    *("my_env_minimal", "mks_bson", "mks_schema_fulldoc_infer"),  # too little; BSON; documents without their names
+    "mks_fulldoc_dockey_false",  # keys are resume tokens
 }  # fmt: skip
 
 
@@ -45,12 +52,12 @@ def expected(file: str) -> str:
         return "cloudevents"
     if file in ("pg_route_flat", "pg_insertfield_flat", "pg_key_bare_string"):
         return "debezium-flat"
+    if file.startswith("mks"):
+        return "mongodb"
     return next((form for start, form in FORMS.items() if file.startswith(start)), "debezium")
 
 
-@pytest.mark.parametrize(
-    "file", [each for each in FILES if each.startswith(("pg", "my", "kt", "mdb_outbox")) and each not in UNTELLABLE]
-)
+@pytest.mark.parametrize("file", [each for each in FILES if each not in UNTELLABLE])
 def test_block_names_the_format_and_can_be_loaded(file: str) -> None:
     found = proposals(file)
     assert found
@@ -76,6 +83,8 @@ def test_block_names_the_format_and_can_be_loaded(file: str) -> None:
         ("my_env_schemas", "shop.tskeys", {"id": "timestamp"}),
         ("pg_route", "customers_all", {"id": "int64"}),  # without the field that the router adds
         ("pg_key_long", "public.customers", {"id": "int64"}),
+        ("mks_default", "shop.outbox", {"_id": "objectid"}),
+        ("mdb_env_schemas", "shop.customers", {"_id": "objectid"}),
     ],
 )
 def test_key_has_the_fields_and_types_of_the_record_keys(file: str, topic: str, key: dict[str, str]) -> None:
@@ -96,6 +105,8 @@ def test_key_has_the_fields_and_types_of_the_record_keys(file: str, topic: str, 
         ("pg_key_struct_string", "no_keys"),
         ("pg_flat_tombstone_stringconv", "not_json"),
         ("mdb_outbox", "kafka_position_only"),
+        ("mks_fulldoc_default", "undecodable_events"),
+        ("mks_fulldoc_dockey_false", "no_keys"),
     ],
 )
 def test_what_the_source_can_not_tell_is_said(file: str, code: str) -> None:
