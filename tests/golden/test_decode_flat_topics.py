@@ -247,6 +247,14 @@ def test_a_format_reads_nothing_that_another_one_wrote() -> None:
         assert "write format: debezium" in decoded.message
 
 
+def test_fact_2_flattened_documents_of_mongodb_are_refused_by_their_header() -> None:
+    """Their `__deleted` is a boolean, their keys are Extended JSON inside a string."""
+    records = load("mdb_flat_rewrite")
+    assert {row_of(record)["__deleted"] for record in records if record.value is not None} == {True, False}
+    for record in records:
+        assert seen(flat(id=KeyType.STRING)(record)).what is Reason.BAD_ENVELOPE
+
+
 @pytest.mark.parametrize(("file", "table", "key"), [
     ("pg_key_struct_string", "customers", BIGINT),
     ("pg_key_struct_string", "textkeys", TEXT),

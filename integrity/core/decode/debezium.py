@@ -12,12 +12,18 @@ Server (key changes without the header) is refused; so are keys that MySQL and M
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import UTC, date, datetime
 
 from msgspec import Raw
 
 from integrity.core.change import Op, ParentChange, Row, Version
 from integrity.core.condition import Condition, ConditionFault
+from integrity.core.decode.connectors import (
+    POSTGRESQL,
+    SQLSERVER,
+    connector_in,
+    folds_of,
+    refuse_folded,
+)
 from integrity.core.decode.debezium_documents import MONGODB, Documents
 from integrity.core.decode.json import (
     Envelope,
@@ -45,7 +51,7 @@ from integrity.core.decode.record import (
 )
 from integrity.core.decode.row import copied_row, plain, texts
 from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, Hints, hints_of
-from integrity.core.keys import UNAVAILABLE, Key, KeySpec, KeyType, Scalar
+from integrity.core.keys import UNAVAILABLE, Key
 from integrity.core.rules.model import Parent, Tombstones, Truncates
 from integrity.errors import Reason
 
@@ -54,21 +60,9 @@ NEW_KEY = "__debezium.newkey"
 OLD_KEY = "__debezium.oldkey"
 """The header of a key change's `c`: the key that the row had. Only that it is there is of interest."""
 TRACEPARENT = "traceparent"
-_CONNECTOR = "__debezium.context.connectorName"
-"""The header that tells the connector, from Debezium 3.5 on: all that a null record has of its source."""
-
-_POSTGRESQL, _SQLSERVER = "postgresql", "sqlserver"
 _UNSUPPORTED: Mapping[str, str] = {
-    _SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
+    SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
 }
-_FOLDS: Mapping[KeyType, Scalar] = {
-    KeyType.DATE: date(1970, 1, 1),
-    KeyType.TIMESTAMP: datetime(1970, 1, 1, tzinfo=UTC),
-    KeyType.BOOL: True,
-}
-"""What several keys of MySQL and MariaDB become: zero dates and 1970-01-01, all numbers but 0 of a boolean."""
-_KEEPS_APART = frozenset(PLACES) - {"mysql", "mariadb"}
-"""The connectors that do not."""
 _OPS: Mapping[bytes, str] = {f'"{op}"'.encode(): op for op in "crudtm"}
 _DELETION, _TAIL = b'"op":"d"', 160
 """Where a deletion says so, as the JsonConverter writes it: a hint of what to read it as, no more."""
@@ -121,7 +115,7 @@ class _Debezium:
         deleted_when = parent.events.deleted_when
         self._condition = None if deleted_when is None else Condition(deleted_when)
         self._epoch = parent.events.epoch
-        self._folds = _folds_of(parent.key)
+        self._folds = folds_of(parent.key)
         self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
         self._truncates = parent.events.truncate is Truncates.DELETE_ALL
         self._limits = limits
@@ -169,7 +163,7 @@ class _Debezium:
         if moved:
             to = self._keys.in_header(NEW_KEY, header, key, hints)
         if self._folds:
-            self._refuse_folded(source["connector"], key, to)
+            refuse_folded(self._folds, source["connector"], key, to)
         if to == key:
             return _SAME_KEY
         version = self._placed(record, source)
@@ -203,7 +197,7 @@ class _Debezium:
             version = version._replace(position=(*version.position, 1))
         key, _ = self._keys.of(record)
         if self._folds:
-            self._refuse_folded(source["connector"], key)
+            refuse_folded(self._folds, source["connector"], key)
         trace = _headers(record.headers, self._limits)[2]
         return self._change(record, _DELETED, key, None, version, source, trace)
 
@@ -250,14 +244,14 @@ class _Debezium:
             return _SNAPSHOT
         key, _ = self._keys.of(record)
         if self._folds:
-            self._refuse_folded(source["connector"], key)
+            refuse_folded(self._folds, source["connector"], key)
         trace = _headers(record.headers, self._limits)[2]
         said = _ARRIVED if _is_arrival(record) else _ALIVE
         return self._change(record, said, key, None, version, source, trace, row)
 
     def _truncated(self, record: Record, source: Source) -> Decoded:
         """A truncate that deletes: only where its place can be compared with those of all keys."""
-        if source["connector"] != _POSTGRESQL:
+        if source["connector"] != POSTGRESQL:
             message = "Nothing tells which events of other keys a truncate of this connector comes after."
             raise Refused(Reason.BAD_VERSION, message, "value")
         trace = _headers(record.headers, self._limits)[2]
@@ -268,7 +262,7 @@ class _Debezium:
             raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
         if self._ignores_tombstones:
             return _TOMBSTONE
-        connector = _connector_in(record.headers)
+        connector = connector_in(record.headers)
         if connector == MONGODB or (connector is None and self._documents.holds(record)):
             return self._documents.gone(record)
         key, hints = self._keys.of(record)
@@ -276,11 +270,11 @@ class _Debezium:
         to: Key | None = None
         if moved:
             to = self._keys.in_header(NEW_KEY, header, key, hints)
-        if connector == _SQLSERVER:
+        if connector == SQLSERVER:
             message = "A null record of SQL Server may be half of a key change: nothing marks one."
             raise Refused(Reason.BAD_ENVELOPE, message, "value")
         if self._folds:
-            self._refuse_folded(connector, key, to)
+            refuse_folded(self._folds, connector, key, to)
         if to == key:
             return _SAME_KEY_TOMBSTONE
         return self._change(record, _GONE, key, to, None, {}, traceparent)
@@ -314,21 +308,6 @@ class _Debezium:
         places = PLACES.get(source["connector"])  # type: ignore[call-overload]
         position = (record.offset,) if places is None else places.of_read(source)
         return None if position is None else Version(self._epoch, position)
-
-    def _refuse_folded(self, connector: object, *keys: Key | None) -> None:
-        """Refuse a key that MySQL or MariaDB, or a connector that nobody names, may have made of several rows' keys."""
-        if connector in _KEEPS_APART:
-            return
-        for key in keys:
-            if key is None:
-                continue
-            for index, name, folded in self._folds:
-                if key[index] == folded:
-                    message = (
-                        f"The key field {name} may stand for several rows: MySQL and MariaDB send zero dates as "
-                        "1970-01-01, and a boolean is true for every number but 0."
-                    )
-                    raise Refused(Reason.TYPE_MISMATCH, message, "key")
 
     def _envelope(self, value: bytes) -> tuple[Envelope, bytes, Raw]:
         """The envelope and its text, out of the schema wrapper if there is one, and the schema."""
@@ -384,26 +363,13 @@ class _Debezium:
 def _known(source: Source) -> Source:
     """A source whose connector is read here."""
     connector = source.get("connector")
-    if connector == _POSTGRESQL:
+    if connector == POSTGRESQL:
         return source
     if type(connector) is not str:
         raise Refused(Reason.BAD_ENVELOPE, "The record value has no source.connector.", "value")
     if connector in _UNSUPPORTED:
         raise Refused(Reason.BAD_ENVELOPE, f"{_UNSUPPORTED[connector]}.", "value")
     return source
-
-
-def _connector_in(headers: Headers) -> str | None:
-    """The connector that the headers tell; None where they do not."""
-    for name, value in headers:
-        if name == _CONNECTOR and value is not None:
-            return value.decode("ascii", "replace")
-    return None
-
-
-def _folds_of(spec: KeySpec) -> tuple[tuple[int, str, Scalar], ...]:
-    """The fields of a key that may be of several keys: where, their name, and with which value."""
-    return tuple([(i, name, _FOLDS[kind]) for i, (name, kind) in enumerate(spec.fields) if kind in _FOLDS])
 
 
 def _is_arrival(record: Record) -> bool:

@@ -8,21 +8,30 @@ after compaction an update may be all that is left between two deletions.
 
 A change is placed by what `add.fields` or `add.headers` tells: PostgreSQL's `__lsn`, MySQL's and MariaDB's
 `__source_file`, `__source_pos` and `__source_row`, or the rule's `version`. A row that tells nothing is placed by its
-Kafka offset, and a null by what stands before it (`Op.GONE`). SQL Server marks no key changes, and is refused where
-it can be told.
+Kafka offset, and a null by what stands before it (`Op.GONE`). SQL Server marks no key changes, and MongoDB's keys are
+another text: both are refused where they can be told.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from integrity.core.change import Op, ParentChange, Row, Version
 from integrity.core.condition import Condition
+from integrity.core.decode.connectors import (
+    CONNECTOR,
+    MYSQL,
+    POSTGRESQL,
+    SQLSERVER,
+    folds_of,
+    refuse_folded,
+)
 from integrity.core.decode.debezium import NEW_KEY, OLD_KEY, TRACEPARENT
+from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import (
     Decoded,
     Decoder,
@@ -47,8 +56,11 @@ _BINLOG = (("__source_file", "__source_pos", "__source_row"), ("__file", "__pos"
 _TIME = "__source_ts_ms"
 _SQL_SERVER = ("__commit_lsn", "__source_commit_lsn", "__change_lsn", "__source_change_lsn")
 _CONNECTOR = ("__connector", "__source_connector")
+_UNSUPPORTED: Mapping[object, str] = {
+    SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported in flattened topics.",
+    MONGODB: "Flattened documents of the MongoDB connector are not supported yet.",
+}
 _HEADERS = frozenset((OP, *_LSN, *_BINLOG[0], *_BINLOG[1], _TIME, *_SQL_SERVER, *_CONNECTOR))
-_BINLOG_FILE = re.compile(r".*\.([0-9]{1,18})", re.DOTALL)
 
 _TRUNCATED = Ignored("t", "A truncate names no key.")
 _MESSAGE = Ignored("m", "A logical message says nothing about a key.")
@@ -68,6 +80,7 @@ class _Told(NamedTuple):
     moved: bool
     new_key: bytes | None
     arrived: bool
+    connector: str | None
     traceparent: str | None
     fields: Mapping[str, bytes | None]
 
@@ -78,6 +91,7 @@ class _Flat:
         "_copied",
         "_entity",
         "_epoch",
+        "_folds",
         "_headers",
         "_ignores_tombstones",
         "_keys",
@@ -94,6 +108,7 @@ class _Flat:
         self._condition = None if events.deleted_when is None else Condition(events.deleted_when)
         self._epoch = events.epoch
         self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
+        self._folds = folds_of(parent.key)
         self._limits = limits
         self._copied = None if copied is None else tuple(copied)
         self._values = ValueReader(limits)
@@ -127,6 +142,7 @@ class _Flat:
         if self._ignores_tombstones:
             return _TOMBSTONE
         told = self._told(record)
+        _check_connector(self._connector({}, told))
         op = self._op({}, told)
         if op is not None and op != "d":
             raise Refused(Reason.BAD_ENVELOPE, f"The value is null, and the header {OP} is no d.", "header")
@@ -135,6 +151,7 @@ class _Flat:
 
     def _row(self, record: Record, fields: dict[str, object], hints: Hints | None) -> Decoded:
         told = self._told(record)
+        _check_connector(self._connector(fields, told))
         op = self._op(fields, told)
         deleted = _deleted_flag(fields)
         if op == "t" or op == "m":
@@ -180,6 +197,8 @@ class _Flat:
         told: _Told,
         row: Row | None = None,
     ) -> ParentChange:
+        if self._folds:
+            refuse_folded(self._folds, self._connector(fields, told), key, to)
         occurred_ms = self._said(_TIME, fields, told)
         return change_of(record, self._entity, op, key, to, version, occurred_ms, told.traceparent, row)
 
@@ -187,7 +206,7 @@ class _Flat:
 
     def _told(self, record: Record) -> _Told:
         """All headers are looked through, however many: a key change must never pass for a deletion."""
-        moved, new_key, arrived, trace = False, None, False, None
+        moved, new_key, arrived, connector, trace = False, None, False, None, None
         fields: dict[str, bytes | None] = {}
         wanted = self._headers
         for name, value in record.headers:
@@ -195,12 +214,15 @@ class _Flat:
                 moved, new_key = True, value
             elif name == OLD_KEY:
                 arrived = True
+            elif name == CONNECTOR:
+                connector = None if value is None else value.decode("ascii", "replace")
             elif name == TRACEPARENT:
                 trace = value
             elif name in wanted and fields.setdefault(name, value) != value:
                 # On a null record the SMT writes its headers twice.
                 raise Refused(Reason.BAD_ENVELOPE, f"The header {name} is there twice, with two values.", "header")
-        return _Told(moved, new_key, arrived, traceparent_in(trace, record.headers, self._limits), fields)
+        traceparent = traceparent_in(trace, record.headers, self._limits)
+        return _Told(moved, new_key, arrived, connector, traceparent, fields)
 
     def _said(self, name: str, fields: Mapping[str, object], told: _Told) -> object:
         """What the row says under a name, or the header of that name; None when neither does."""
@@ -259,16 +281,26 @@ class _Flat:
         for names in _BINLOG:
             if all(self._is_said(name, fields, told) for name in names):
                 file, pos, row = (self._said(name, fields, told) for name in names)
-                numbered = _BINLOG_FILE.fullmatch(file) if type(file) is str else None
-                if numbered is None:
-                    raise Refused(Reason.BAD_VERSION, f"The {names[0]} is no file of a binary log.", "value")
-                place = (int(numbered[1]), version_number(pos, names[1]), version_number(row, names[2]))
-                return Version(self._epoch, place)
-        connector = next((said for name in _CONNECTOR if (said := self._said(name, fields, told)) is not None), None)
-        if connector == "sqlserver" or any(self._is_said(name, fields, told) for name in _SQL_SERVER):
-            message = "SQL Server sends key changes as deletions without a mark, which is not supported in flat topics."
-            raise Refused(Reason.BAD_ENVELOPE, message, "value")
+                places = PLACES[MYSQL]
+                position = places.of_change({"file": file, "pos": pos, "row": row})
+                if position is None:
+                    raise Refused(Reason.BAD_VERSION, f"{places.fault}.", "value")
+                return Version(self._epoch, position)
         return None
+
+    def _connector(self, fields: Mapping[str, object], told: _Told) -> object:
+        """The connector behind a record, as far as something tells it."""
+        said = (told.connector, *(self._said(name, fields, told) for name in _CONNECTOR))
+        if (connector := next((each for each in said if each is not None), None)) is not None:
+            return connector
+        if any(self._is_said(name, fields, told) for name in _LSN):
+            return POSTGRESQL
+        return SQLSERVER if any(self._is_said(name, fields, told) for name in _SQL_SERVER) else None
+
+
+def _check_connector(connector: object) -> None:
+    if type(connector) is str and connector in _UNSUPPORTED:
+        raise Refused(Reason.BAD_ENVELOPE, _UNSUPPORTED[connector], "value")
 
 
 def _deleted_flag(fields: Mapping[str, object]) -> bool | None:

@@ -171,6 +171,33 @@ def test_a_row_in_doubt_is_a_dead_letter_and_never_a_deletion(row: dict[str, obj
         assert refusal(decoded) == (reason, "value")
 
 
+def from_connector(name: str) -> Headers:
+    return [("__debezium.context.connectorName", name.encode())]
+
+
+@pytest.mark.parametrize("connector", ["sqlserver", "mongodb"])
+@pytest.mark.parametrize("row", [None, {"id": 10}, {"id": 10, "__deleted": "true", "__lsn": 5}])
+def test_a_connector_whose_key_changes_or_keys_are_others_is_refused_where_it_can_be_told(
+    connector: str, row: dict[str, object] | None
+) -> None:
+    assert refusal(flat(row, from_connector(connector))) == (Reason.BAD_ENVELOPE, "value")
+    assert refusal(flat(row, from_connector(connector), version=("__x",))) == (Reason.BAD_ENVELOPE, "value")
+    assert refusal(flat({"id": 10, "__connector": connector})) == (Reason.BAD_ENVELOPE, "value")
+    assert isinstance(flat(row, from_connector("postgresql")), ParentChange)
+
+
+@pytest.mark.parametrize(("kind", "key"), [(KeyType.DATE, b'{"id":0}'), (KeyType.BOOL, b'{"id":true}')])
+def test_a_key_that_mysql_may_have_made_of_several_rows_is_refused_unless_another_connector_is_told(
+    kind: KeyType, key: bytes
+) -> None:
+    for headers in ((), from_connector("mysql"), from_connector("mariadb")):
+        for row in (None, {"a": 1}, {"__deleted": "true"}):
+            assert refusal(flat(row, headers, key, kind=kind)) == (Reason.TYPE_MISMATCH, "key")
+    told = from_connector("postgresql")
+    assert [change(flat(row, told, key, kind=kind)).op for row in (None, {"a": 1})] == [Op.GONE, Op.ALIVE]
+    assert change(flat({"__deleted": "true", "__lsn": 5}, (), key, kind=kind)).op is Op.DELETED
+
+
 def test_a_header_and_a_row_that_name_two_ops_are_a_dead_letter() -> None:
     assert refusal(flat({"id": 10, "__op": "c"}, [("__op", b"d")])) == (Reason.BAD_ENVELOPE, "value")
     assert change(flat({"id": 10, "__op": "c"}, [("__op", b'"c"')])).op is Op.ALIVE
