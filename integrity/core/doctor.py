@@ -19,7 +19,7 @@ from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Reco
 from integrity.core.fold import Replace
 from integrity.core.keys import Key, KeyType
 from integrity.core.policy import policy_of
-from integrity.core.rules.model import Dependent, Parent, Place, RuleSet, Tombstones
+from integrity.core.rules.model import Dependent, KeyFrom, Parent, Place, RuleSet, Tombstones
 from integrity.errors import Finding
 
 CLOCK_MS_MAX: Final = 2_000
@@ -90,15 +90,18 @@ def _kept(parent: Parent, look: TopicLook) -> Iterator[Finding]:
 
 
 def _of_domain(parent: Parent, look: TopicLook) -> Iterator[Finding]:
-    """What domain events can't tell, and a topic of them must not be."""
+    """What domain events can't tell, and a topic of them must not be; also where keys are in the rows."""
     assert parent.events is not None
     types = parent.events.types
+    from_rows = parent.events.key_from is KeyFrom.BEFORE
+    key_changes = types is not None and bool(types.key_changed) and parent.events.version is None
+    if (from_rows or key_changes) and look.partitions > 1:
+        message = f"topic {look.name!r} has {look.partitions} partitions, and nothing orders key changes over them"
+        version = "" if from_rows else ", or name the field of their version: events.version"
+        hint = f"give the events a topic of one partition{version}"
+        yield _at(parent.place, "key_changes_unordered", message, hint)
     if types is None:
         return
-    if types.key_changed and parent.events.version is None and look.partitions > 1:
-        message = f"topic {look.name!r} has {look.partitions} partitions, and nothing orders key changes over them"
-        hint = "give the events a topic of one partition, or name the field of their version: events.version"
-        yield _at(parent.place, "key_changes_unordered", message, hint)
     if "compact" in look.config.get("cleanup.policy", "delete").split(","):
         message = f"topic {look.name!r} is compacted: of a key's domain events only the last one stays"
         hint = f"kafka-configs.sh --alter --topic {look.name} --add-config cleanup.policy=delete"

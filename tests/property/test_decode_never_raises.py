@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from integrity.core.change import Op, ParentChange
+from integrity.core.decode import decoder_for
 from integrity.core.decode.json import check_depth, check_text, parse_deletion, parse_envelope, parse_object
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
-from integrity.core.keys import KeyType, canonical, key_hash
-from integrity.core.rules.model import KeyFormat
+from integrity.core.keys import KeySpec, KeyType, canonical, key_hash
+from integrity.core.rules.model import Events, KeyFormat, KeyFrom, Parent, Place, Tombstones
 from tests.golden import histories_relational as relational
 from tests.golden.flat_histories import TOPICS
 from tests.golden.histories import HISTORIES
@@ -164,6 +165,27 @@ def test_a_record_cut_short_says_nothing(record: Record, data: st.DataObject) ->
         return
     cut = record._replace(value=record.value[: data.draw(st.integers(0, len(record.value) - 1))])
     assert isinstance(BY_TOPIC.get(record.topic, DECODERS[0])(cut), Undecodable)
+
+
+def by_row(**key: KeyType) -> Decoder:
+    """Of a rule whose keys are read from the rows."""
+    events = Events(("t",), "debezium", KeySpec(tuple(key.items())), Tombstones.IGNORE, key_from=KeyFrom.BEFORE)
+    return decoder_for(Parent("customer", events, (), Place("customer.yaml", 1, 1)))
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(envelopes | some_bytes, some_headers, st.sampled_from([by_row(**key) for key in RULES]))
+def test_rows_that_a_key_is_read_from_never_raise_and_end_no_key_but_in_deletions_and_updates(
+    value: bytes | None, headers: Headers, decode: Decoder
+) -> None:
+    decoded = decode(Record("t", 0, 5, 0, b"{}", value, headers))
+    assert value is not None or isinstance(decoded, Ignored)
+    if isinstance(decoded, ParentChange):
+        said = json.loads(value or b"null")
+        said = said if "op" in said else said["payload"]
+        op = {Op.DELETED: "d", Op.MOVED: "u"}.get(decoded.op)
+        assert said["op"] == op if op else decoded.op is Op.ALIVE and said["op"] in "cr"
+        assert decoded.version is not None
 
 
 # --- flattened topics and compacted tables ------------------------------------------------------------------------

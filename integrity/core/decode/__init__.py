@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from integrity.core.decode.cloudevents import cloudevents_decoder
 from integrity.core.decode.debezium import debezium_decoder
+from integrity.core.decode.debezium_rows import debezium_rows_decoder
 from integrity.core.decode.derived import derived_decoder
 from integrity.core.decode.flat import flat_decoder
 from integrity.core.decode.json_events import json_events_decoder
@@ -17,7 +18,7 @@ from integrity.core.decode.mongodb import mongodb_decoder
 from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.decode.tenant import tenant_decoder
-from integrity.core.rules.model import Parent
+from integrity.core.rules.model import KeyFrom, Parent
 from integrity.errors import UsageError
 
 __all__ = ["decoder_for"]
@@ -41,6 +42,9 @@ def decoder_for(parent: Parent, limits: Limits | None = None, *, copied: Collect
 def _of_format(parent: Parent, limits: Limits, copied: Collection[str] | None) -> Decoder:
     assert parent.events is not None
     match parent.events.format:
+        case "debezium" if parent.events.key_from is KeyFrom.BEFORE:
+            assert copied is None, "the loader takes no copies of such a parent"
+            return debezium_rows_decoder(parent, limits)
         case "debezium":
             return debezium_decoder(parent, limits, copied)
         case "debezium-flat":

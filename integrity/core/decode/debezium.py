@@ -77,7 +77,7 @@ _SAME_KEY_TOMBSTONE = Ignored("tombstone", "The key change leads to an equal key
 _TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
 _SNAPSHOT = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
 
-_WITHOUT_KEY: Mapping[str, Ignored] = {"t": _TRUNCATED, "m": _MESSAGE}
+WITHOUT_KEY: Mapping[str, Ignored] = {"t": _TRUNCATED, "m": _MESSAGE}
 
 # Measured: an enumeration's attribute costs as much as a function call, and a named tuple made by name twice what it
 # costs made from a tuple.
@@ -90,10 +90,12 @@ _NO_SCHEMA = Raw()
 
 def debezium_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
     """The decoder of one parent's topics; `copied` are the fields of the row that are wanted, None: no row is."""
-    return _Debezium(parent, limits, copied).decode
+    return Debezium(parent, limits, copied).decode
 
 
-class _Debezium:
+class Debezium:
+    """Reads the envelopes of one parent."""
+
     __slots__ = (
         "_condition",
         "_copied",
@@ -133,14 +135,14 @@ class _Debezium:
                 if value.find(_DELETION, -_TAIL) >= 0 and (source := parse_deletion(value, self._limits)) is not None:
                     return self._gone(record, _known(source))
                 envelope, text, schema = self._envelope(value)
-                op = _OPS.get(bytes(envelope.op)) or self._odd_op(record, envelope)
+                op = self._op_of(record, envelope)
                 if op == "u" and self._condition is None and self._copied is None:
                     return _UPDATED
                 check_depth(text, self._limits)
                 if op == "t" and self._truncates:
                     return self._truncated(record, self._source(envelope))
                 if op != "d" and op != "c" and op != "r" and op != "u":
-                    return op if isinstance(op, Ignored) else _WITHOUT_KEY[op]
+                    return op if isinstance(op, Ignored) else WITHOUT_KEY[op]
                 source = self._source(envelope)
                 if source["connector"] == MONGODB:
                     return self._documents.said(record, op, envelope, source)
@@ -328,6 +330,9 @@ class _Debezium:
         if not envelope.source:
             raise Refused(Reason.BAD_ENVELOPE, "The record value has no source.", "value")
         return _known(parse_object(bytes(envelope.source), self._limits))
+
+    def _op_of(self, record: Record, envelope: Envelope) -> str | Ignored:
+        return _OPS.get(bytes(envelope.op)) or self._odd_op(record, envelope)
 
     def _odd_op(self, record: Record, envelope: Envelope) -> str | Ignored:
         """What an op is that stands there in no usual way, or not at all."""

@@ -133,7 +133,7 @@ class _Flat:
                 return _of_envelope(document)
             return self._row(record, document, hints)
         except Refused as refusal:
-            return refusal.undecodable
+            return refusal.undecodable._replace(repeated=_is_rewritten(record))
 
     def _null(self, record: Record) -> Decoded:
         """A deletion or key change, or the null record that repeats it."""
@@ -296,6 +296,12 @@ class _Flat:
         if any(self._is_said(name, fields, told) for name in _LSN):
             return POSTGRESQL
         return SQLSERVER if any(self._is_said(name, fields, told) for name in _SQL_SERVER) else None
+
+
+def _is_rewritten(record: Record) -> bool:
+    """Whether a record may be a rewritten deletion, which a null record repeats. Broken ones may be, too."""
+    value = record.value
+    return value is not None and b'"__deleted"' in value and b'"__deleted":"false"' not in value
 
 
 def _check_connector(connector: object) -> None:

@@ -21,11 +21,11 @@ def copied_row(row: Mapping[str, object], wanted: Iterable[str], hints: Hints | 
     for name in wanted:
         if name in row:
             value, hint = row[name], None if hints is None else hints.get(name)
-            found[name] = None if _is_unsent(value, hint) else _tuple(Cell, (value, hint))
+            found[name] = None if is_unsent(value, hint) else _tuple(Cell, (value, hint))
     return found
 
 
-def _is_unsent(value: object, hint: FieldHint | None) -> bool:
+def is_unsent(value: object, hint: FieldHint | None) -> bool:
     """Whether it is what Debezium writes for a value that the source did not send, as text, bytes, list or map."""
     if type(value) is str:
         return value == UNAVAILABLE or (value == _UNAVAILABLE_BYTES and (hint is None or hint.type == "bytes"))

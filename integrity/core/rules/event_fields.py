@@ -1,4 +1,5 @@
-"""The fields of `events` that depend on its format: `version`, `key_format`, and what `deleted_when` may ask for."""
+"""The fields of `events` that depend on its format: `version`, `key_format`, `key_from`, and what `deleted_when` may
+ask for."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from integrity.core.keys import KeySpec, KeyType
 from integrity.core.rules import names
 from integrity.core.rules.document import Node
 from integrity.core.rules.findings import FindingCode, Report, shown
-from integrity.core.rules.model import KeyFormat, TargetKind
-from integrity.core.rules.vocabulary import KEY_FORMATS
+from integrity.core.rules.model import KeyFormat, KeyFrom, TargetKind, Tombstones
+from integrity.core.rules.vocabulary import FORMATS_OF_FIELD, KEY_FORMATS
 from integrity.core.rules.walk import Fields, choice_of, text_of
 
 _NOT_TOLD: Final[Mapping[str, Collection[str]]] = {
@@ -62,6 +63,33 @@ def read_key_format(report: Report, fields: Fields, key: KeySpec | None) -> KeyF
     else:
         return chosen
     return KeyFormat.JSON
+
+
+def check_key_from(report: Report, fields: Fields, form: str | None, key_from: str | None, *, several: bool) -> None:
+    """Reports what does not go with where the key is. `several`: events of one key may be in several topics."""
+    if key_from is None or key_from == KeyFrom.RECORD or form not in FORMATS_OF_FIELD["key_from"]:
+        return
+    at, node = fields["key_from"]
+    if (key_from == KeyFrom.BEFORE) != (form == "debezium"):
+        message = f"events of the format {form} have no {key_from} that the key could be read from"
+        hint = "Write before with debezium, payload with domain events, or leave key_from out."
+        report.add(FindingCode.FORMAT_FIELD, message, node, hint)
+        return
+    if "key_format" in fields:
+        message = f"key_format says how record keys are written, and the key is in {key_from}"
+        report.add(FindingCode.FORMAT_FIELD, message, fields["key_format"][0], "Leave key_format out.")
+    if key_from != KeyFrom.BEFORE:
+        return
+    if "deleted_when" in fields:
+        message = "deleted_when does not go with key_from: before"
+        report.add(FindingCode.FORMAT_FIELD, message, fields["deleted_when"][0], "Leave one of them out.")
+    if several:
+        message = "key_from: before needs one topic: nothing orders the events of a key over several"
+        report.add(FindingCode.FORMAT_FIELD, message, at, "Write one topic.")
+    tombstones = fields.get("tombstones")
+    if tombstones is None or getattr(tombstones[1], "value", None) != Tombstones.IGNORE:
+        message = "key_from: before needs tombstones: ignore: a null record has no row that its key could be read from"
+        report.add(FindingCode.FORMAT_FIELD, message, at, "Write tombstones: ignore.")
 
 
 def check_condition(report: Report, node: Node, condition: str, form: str | None) -> None:

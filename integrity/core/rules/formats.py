@@ -19,6 +19,7 @@ def check_format(report: Report, fields: Fields, kind: str, types: Types | None,
     """Reports the fields that would do nothing, or the wrong thing, in events of this format. `several` is where the
     rule says that the events of one key may be in several topics."""
     are_domain_events = "types" in fields or kind in TYPES_REQUIRED
+    could_be = kind in FORMATS_OF_FIELD["types"]
     for name, (key, _) in fields.items():
         known = FORMATS_OF_FIELD.get(name, FORMATS)
         if kind not in known:
@@ -27,7 +28,9 @@ def check_format(report: Report, fields: Fields, kind: str, types: Types | None,
         elif are_domain_events and name in _OF_ROWS:
             message = f"domain events have no {name}"
             report.add(FindingCode.FORMAT_FIELD, message, key, "Leave it out, or leave types out.")
-        elif not are_domain_events and (name in _OF_DOMAIN_EVENTS or _OF_DOMAIN_EVENTS_ALONE.get(kind) == name):
+        elif are_domain_events or not could_be:
+            continue
+        elif name in _OF_DOMAIN_EVENTS or _OF_DOMAIN_EVENTS_ALONE.get(kind) == name:
             message = f"events of the format {kind} without types have no {name}"
             report.add(FindingCode.FORMAT_FIELD, message, key, "Leave it out, or write types.")
     if types is not None and types.key_changed and several is not None and "version" not in fields:

@@ -212,6 +212,7 @@ class KeyFrom(StrEnum):
 
     RECORD = "record"
     PAYLOAD = "payload"
+    BEFORE = "before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +277,9 @@ class Events:
 
     @property
     def tell_who_lives(self) -> bool:
-        """Whether the newest event of a key says whether its parent lives. Domain and derived events tell what
-        happened, and of most parents nothing has."""
-        return self.types is None and self.format != "integrity"
+        """Whether the newest record of a key says whether its parent lives. Domain and derived events tell what
+        happened, and of most parents nothing has; where keys are in the rows, a null record tells of no key."""
+        return self.types is None and self.format != "integrity" and self.key_from is not KeyFrom.BEFORE
 
     @property
     def several_topics(self) -> bool:

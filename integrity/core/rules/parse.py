@@ -17,7 +17,7 @@ from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
-from integrity.core.rules.event_fields import check_condition, read_key_format, read_version
+from integrity.core.rules.event_fields import check_condition, check_key_from, read_key_format, read_version
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.formats import check_format
 from integrity.core.rules.key_fields import KeyDraft, read_key
@@ -258,6 +258,8 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     spec = _spec(key)
     key_format = read_key_format(report, fields, _spec(told))
     version = read_version(report, fields, kind)
+    several = len(topics) > 1 or (pattern is not None and not by_name)
+    check_key_from(report, fields, kind, key_from, several=several)
     is_known = bool(topics) or pattern is not None
     if not is_known or kind is None or spec is None or tombstones is None or truncate is None or key_from is None:
         return topics, pattern, key, None
@@ -342,6 +344,9 @@ def _copies(
     if events is not None and events.format not in COPIED_FORMATS:
         message = f"events of the format {events.format} hold no row that could be copied"
         report.add(FindingCode.NO_ROW, message, at, f"Copies take it from {listed(COPIED_FORMATS)}.")
+    elif events is not None and events.key_from is KeyFrom.BEFORE:
+        message = "copies do not go with key_from: before: of a key change no event tells the new row by itself"
+        report.add(FindingCode.NO_ROW, message, at, "Copy a parent whose key is the record key.")
     elif events is not None and events.types is not None and not events.types.upserted:
         message = "types has no upserted, so no event holds a row that could be copied"
         report.add(FindingCode.NO_ROW, message, at, "Name the types whose payload is the whole row by upserted.")

@@ -44,7 +44,7 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "type_from": "Where a domain event's type is: {header: eventType} or {field: type}.",
     "payload": "The field of the value that holds the payload. Left out, the value is the payload.",
     "new_key": "Of a type in key_changed: key field -> field of the payload that has its new value.",
-    "key_from": "Where the key is: in the record key (record, the default) or in the payload.",
+    "key_from": "Where the key is: in the record key (record, the default), in the payload, or in the rows (before).",
     "key_format": "How record keys are written: json (the default), string (bare text) or long (eight bytes).",
     "version": "The field of the value (of the payload, with types) whose whole number places a change in its order.",
 }
@@ -59,7 +59,8 @@ TYPE_FROM_FIELDS: Mapping[str, str] = {
 }
 KEY_FROM: Mapping[str, str] = {
     "record": "The record key.",
-    "payload": "The fields of the payload that have the names of the key fields.",
+    "payload": "Of domain events: the fields of the payload that have the names of the key fields.",
+    "before": "Of debezium: the fields of the rows before and after, where the record key is another one.",
 }
 SOURCE_FIELDS: Mapping[str, str] = {
     "store": "The store that the parents are in, a name of the settings (INTEGRITY_STORES__<NAME>__URL).",
@@ -141,7 +142,7 @@ FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
     "type_from": ("outbox", "json"),
     "payload": ("outbox", "json"),
     "new_key": ("outbox", "cloudevents", "json"),
-    "key_from": ("outbox", "cloudevents", "json"),
+    "key_from": ("debezium", "outbox", "cloudevents", "json"),
     "key_format": ("debezium", "debezium-flat", "outbox", "cloudevents", "json"),
     "version": ("debezium-flat", "outbox", "cloudevents", "json"),
 }

@@ -171,6 +171,25 @@ def test_a_row_in_doubt_is_a_dead_letter_and_never_a_deletion(row: dict[str, obj
         assert refusal(decoded) == (reason, "value")
 
 
+@pytest.mark.parametrize(
+    ("value", "repeated"),
+    [
+        (b'{"id":10,"__deleted":"true","__lsn":null}', True),
+        (b'{"id":10,"__deleted":"true"', True),
+        (b'{"id":10,"__deleted":"false","__lsn":null}', False),
+        (b'{"id":10,"__lsn":null}', False),
+        (b"x", False),
+    ],
+)
+def test_the_null_record_after_a_rewritten_deletion_in_doubt_is_no_deletion_of_its_own(
+    value: bytes, repeated: bool
+) -> None:
+    """A row that was refused may have been half of a key change; elsewhere a null record is the deletion itself."""
+    decoded = reader()(record(value))
+    assert isinstance(decoded, Undecodable)
+    assert decoded.repeated is repeated
+
+
 def from_connector(name: str) -> Headers:
     return [("__debezium.context.connectorName", name.encode())]
 

@@ -113,6 +113,16 @@ def test_what_domain_events_lack_is_told(
     assert [(each.code, each.severity) for each in of] == [*expected, *placed]
 
 
+def test_topic_of_several_partitions_is_told_where_keys_are_in_the_rows() -> None:
+    text = (CUSTOMER % ", key_from: before, tombstones: ignore").replace(
+        "topics: [customers, customers_eu]", "topic: customers"
+    )
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    for partitions, expected in ((1, []), (2, ["key_changes_unordered"])):
+        of = of_topics(parent, {"customers": look(record("c"), partitions=partitions)}, decoder_for(parent), NOW_MS)
+        assert [each.code for each in of] == expected
+
+
 @pytest.mark.parametrize(
     ("file", "form", "expected"),
     [

@@ -100,7 +100,7 @@ def test_types_and_new_key_are_read() -> None:
         (("format: outbox", DELETED, "type_from: {headers: a}"), FindingCode.UNKNOWN_FIELD),
         (("format: outbox", DELETED, "type_from: {header: ' a'}"), FindingCode.BAD_NAME),
         (("format: outbox", DELETED, "payload: ''"), FindingCode.EMPTY),
-        (("format: outbox", DELETED, "key_from: before"), FindingCode.UNKNOWN_VALUE),
+        (("format: outbox", DELETED, "key_from: before"), FindingCode.FORMAT_FIELD),
         (("format: outbox", DELETED, "deleted_when: after.x == 1"), FindingCode.FORMAT_FIELD),
         (("format: debezium", DELETED), FindingCode.FORMAT_FIELD),
         (("format: debezium", "key_from: payload"), FindingCode.FORMAT_FIELD),

@@ -21,6 +21,7 @@ from integrity.core.rules.model import (
     EventValue,
     Ignore,
     KeyFormat,
+    KeyFrom,
     Match,
     Nullify,
     Parent,
@@ -312,6 +313,8 @@ def test_key_format_and_version_are_read() -> None:
     assert _events_of("key_format: long").key_format is KeyFormat.LONG
     assert _events_of("key_format: string", key="{id: uuid}", form="debezium-flat").key_format is KeyFormat.STRING
     assert _events_of("key_format: json").key_format is KeyFormat.JSON
+    by_row = _events_of("key_from: before\n  tombstones: ignore", form="debezium")
+    assert (by_row.key_from, by_row.tell_who_lives) == (KeyFrom.BEFORE, False)
     assert _events_of("version: meta.rev").version == ("meta", "rev")
     assert _events_of("version: __source_scn", form="debezium-flat").version == ("__source_scn",)
 
@@ -328,6 +331,12 @@ def test_key_format_and_version_are_read() -> None:
         ('types: {deleted: [x]}\n  deleted_when: "after.a"', "json", "{id: int64}", "format_field"),
         ("payload: data", "json", "{id: int64}", "format_field"),
         ("key_from: payload", "json", "{id: int64}", "format_field"),
+        ("key_from: before", "debezium", "{id: int64}", "format_field"),
+        ("key_from: before\n  tombstones: delete", "debezium", "{id: int64}", "format_field"),
+        ("key_from: before\n  tombstones: ignore\n  key_format: string", "debezium", "{id: int64}", "format_field"),
+        ("key_from: before\n  tombstones: ignore\n  deleted_when: after.a", "debezium", "{id: int64}", "format_field"),
+        ("key_from: before\n  tombstones: ignore", "debezium-flat", "{id: int64}", "format_field"),
+        ("key_from: payload", "debezium", "{id: int64}", "format_field"),
         ("version: rev", "debezium-flat", "{id: int64}", "unknown_value"),
         ("version: __a.b", "debezium-flat", "{id: int64}", "unknown_value"),
         ("version: a..b", "json", "{id: int64}", "bad_column"),
@@ -339,6 +348,14 @@ def test_key_format_and_version_are_read() -> None:
 )
 def test_field_that_does_not_fit_the_format_or_the_key_is_refused(more: str, form: str, key: str, code: str) -> None:
     assert [each for each in _faults_of(more, form, key) if each != "missing_key_field"] == [code]
+
+
+def test_copies_and_several_topics_of_a_parent_whose_key_is_in_its_rows_are_refused() -> None:
+    head = f"{HEAD}  key_from: before\n  tombstones: ignore\n"
+    several = head.replace("topic: shop.public.customers", "topics: [a, b]")
+    assert _codes(_file(f"{TABLE}, {CASCADE}", head=several)) == [FindingCode.FORMAT_FIELD]
+    copies = "copies:\n  - {store: orders_db, table: copy, columns: {id: id}}\n"
+    assert _codes(head + copies) == [FindingCode.NO_ROW]
 
 
 def test_file_without_events_is_told_what_it_continues() -> None:
