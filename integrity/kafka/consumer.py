@@ -20,6 +20,7 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError, IllegalStateError
 from integrity.core.batch import TopicPartition
 from integrity.core.decode.record import Record
 from integrity.errors import OperationError, UnreachableError
+from integrity.kafka.fetched import as_records
 from integrity.kafka.producer import WantedTopic, ensure_topics
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 
@@ -134,6 +135,7 @@ class Consumer:
 
     async def poll(self, timeout_s: float, records_max: int, *, hold: Collection[TopicPartition]) -> Fetch:
         self._pause(hold)
+        as_records(self._consumer)
         try:
             found = await self._consumer.getmany(timeout_ms=int(timeout_s * 1000), max_records=records_max)
         except KafkaError as exc:
@@ -145,10 +147,9 @@ class Consumer:
             if partition not in self._ready or not messages:
                 continue
             topic, number = partition
-            records[partition] = [
-                tuple.__new__(Record, (topic, number, m.offset, m.timestamp, m.key, m.value, m.headers))
-                for m in messages
-            ]
+            if type(messages[0]) is not Record:  # they came while it was waited
+                messages = [Record(topic, number, m.offset, m.timestamp, m.key, m.value, m.headers) for m in messages]
+            records[partition] = messages
             positions[partition] = self._positions[partition] = messages[-1].offset + 1
         if not found:
             positions |= await self._moved()

@@ -16,6 +16,7 @@ from integrity.core.outcome import Outcome, Retry
 from integrity.demo.servers import KafkaServer
 from integrity.errors import UnreachableError
 from integrity.kafka.consumer import CONSUMER_SETTINGS, Consumer, existing_topics
+from integrity.kafka.fetched import Ahead
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from tests.conftest import CreateTopic
@@ -215,16 +216,10 @@ async def test_a_broker_that_restarts_is_joined_again(unique_name: Callable[[str
             member.stop.set()
 
 
-async def test_bounds_name_every_partition_and_commits_are_read_back(
-    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
-) -> None:
-    topic = await create_topic(partitions=2)
-    await produce(kafka, topic, range(10), 2)
+async def joined(kafka: KafkaServer, topic: str, group: str) -> Consumer:
+    """A group's only member, with its partitions, which reads nothing yet."""
     consumer = Consumer(
-        {"bootstrap_servers": kafka.bootstrap_servers},
-        group=unique_name("group"),
-        topics=[topic],
-        assignor=StickyPartitionAssignor,
+        {"bootstrap_servers": kafka.bootstrap_servers}, group=group, topics=[topic], assignor=StickyPartitionAssignor
     )
     assigned = asyncio.Event()
 
@@ -240,6 +235,15 @@ async def test_bounds_name_every_partition_and_commits_are_read_back(
         while not assigned.is_set():
             fetch = await consumer.poll(0.1, 100, hold=())
             assert not fetch.records, "nothing is read before seek"
+    return consumer
+
+
+async def test_bounds_name_every_partition_and_commits_are_read_back(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic = await create_topic(partitions=2)
+    await produce(kafka, topic, range(10), 2)
+    consumer = await joined(kafka, topic, unique_name("group"))
     zero, one = TopicPartition(topic, 0), TopicPartition(topic, 1)
     bounds = await consumer.bounds(None, Deadline.after(10))
     assert {p: (b.committed, b.first, b.end) for p, b in bounds.items()} == {zero: (None, 0, 5), one: (None, 0, 5)}
@@ -253,6 +257,37 @@ async def test_bounds_name_every_partition_and_commits_are_read_back(
     assert await consumer.commit({zero: 5}, Deadline.after(10))
     assert (await consumer.bounds([zero], Deadline.after(10)))[zero].committed == 5
     await consumer.stop()
+
+
+async def test_what_was_fetched_ahead_is_the_same_as_what_was_waited_for(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    """The first poll gets what aiokafka makes, later ones what is made of its bytes (`integrity.kafka.fetched`): with
+    an aiokafka that has changed, the one would go on and the other would silently not be."""
+    topic = await create_topic(partitions=1)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    await producer.start()
+    three = [(b"k", b"v", [("a", b"1"), ("a", b"")]), (b"k", None, []), (None, b"", [("b", b"2")])]
+    for key, value, headers in three * 2:
+        await producer.send_and_wait(topic, value, key=key, headers=headers, timestamp_ms=1_795_470_743_000)
+    await producer.stop()
+    consumer = await joined(kafka, topic, unique_name("group"))
+    only = TopicPartition(topic, 0)
+    await consumer.seek({only: 0})
+    read: list[Record] = []
+    async with asyncio.timeout(30):
+        while len(read) < 3:
+            read += (await consumer.poll(0.1, 1, hold=())).records.get(only, ())
+        [ahead] = consumer._consumer._fetcher._records.values()
+        assert type(ahead._partition_records) is Ahead
+        while len(read) < 6:
+            read += (await consumer.poll(0.1, 100, hold=())).records.get(only, ())
+    await consumer.stop()
+    assert {type(record) for record in read} == {Record}
+    assert [record._replace(offset=record.offset + 3) for record in read[:3]] == read[3:]
+    assert [record.offset for record in read] == list(range(6))
+    assert read[0][4:] == (b"k", b"v", (("a", b"1"), ("a", b"")))
+    assert read[1][4:] == (b"k", None, ()) and read[2][4:] == (None, b"", (("b", b"2"),))
 
 
 async def test_a_broker_that_is_not_there_is_said_in_a_sentence() -> None:
