@@ -54,23 +54,23 @@ _CONFIG: Final[Mapping[str, str]] = {"cleanup.policy": "delete"}
 
 class AuditRecord(msgspec.Struct, frozen=True, gc=False):
     """One event on one dependent. With hashed keys `key_hmac` stands in place of `key`. A `version` is text,
-    `epoch:position` such as `0:25165824`, since a position may be beyond 64 bits."""
+    `epoch:position` such as `0:25165824`, since a position may be beyond 64 bits. What is UNSET is not written."""
 
-    id: str
+    id: str | UnsetType
     at: str
     entity: str
     op: str | None
     key: msgspec.Raw | UnsetType | None
     key_hmac: str | UnsetType | None
-    version: str | None
+    version: str | UnsetType | None
     topic: str
     partition: int
-    offset: int
+    offset: int | UnsetType
     dependent: str
     store: str
     action: str | None
     outcome: str
-    rows: int
+    rows: int | UnsetType
     took_ms: float
     trace_id: str
     rules: str
@@ -279,8 +279,8 @@ class AuditTrail:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
 
-_Described = tuple[msgspec.Raw | UnsetType | None, str | UnsetType | None, str | None, bytes]
-"""Of one change: its key or the key's HMAC, its version, and the hash of its key."""
+_Kind = tuple[str, str, str, int, str, str, Outcome]
+"""Entity, op, topic, partition, dependent, action and outcome: what many records of a batch have in common."""
 
 
 class AuditEncoder:
@@ -290,57 +290,52 @@ class AuditEncoder:
     """
 
     def __init__(self, rules: RuleSet, topic: str, hmac_key: bytes | None) -> None:
-        self._names = {parent.entity: parent.key.names for parent in rules.parents}
+        names = {parent.entity: parent.key.names for parent in rules.parents}
+        self._encode = msgspec.json.Encoder().encode
+        self._names = names
+        self._opening = {entity: f"{{{self._encode(of[0]).decode()}:" for entity, of in names.items()}
+        """How the text of a key begins that has one field."""
+        self._begun = {entity: hashlib.blake2b(f"{entity} ".encode(), digest_size=16) for entity in names}
         self._stores = rules.store_of
         self._rules = rules.hash
         self._topic = topic
         self._hmac_key = hmac_key
-        self._encode = msgspec.json.Encoder().encode
-        self._begun: dict[str, hashlib.blake2b] = {}
 
     def enforced(
         self, batch: Batch, effects: Sequence[Effect], took_ms: float, partitions: int, actor: str = ""
     ) -> Iterator[OutgoingRecord]:
         """One record for each effect, in their order."""
-        at = rfc3339(batch.at_ms)
-        took_ms = round(took_ms, 3)
-        by = actor or UNSET
-        begun: dict[tuple[str, int], hashlib.blake2b] = {}
-        described: dict[int, _Described] = {}
+        at, took_ms, by = rfc3339(batch.at_ms), round(took_ms, 3), actor or UNSET
+        to_topic, at_ms, new_tuple = self._topic, batch.at_ms, tuple.__new__
+        kinds: dict[_Kind, tuple[hashlib.blake2b, str, str]] = {}
+        of_changes: dict[int, tuple[str, bytes, int]] = {}
         for index, dependent, action, outcome, rows in effects:
             entity, op, key, _, version, origin, _, _, _ = batch.changes[index]
-            known = described.get(index)
-            if known is None:
-                known = described[index] = self._describe(entity, key, version)
-            key_text, key_hmac, told, digest = known
             topic, partition, offset, _ = origin
-            begun_here = begun.get(origin[:2])
-            if begun_here is None:
-                begun_here = begun[topic, partition] = begun_id(topic, partition)
-            store = self._stores[dependent]
-            value = AuditRecord(
-                continued_id(begun_here, offset, dependent, store),
-                at,
-                entity,
-                # What op.value reads, in a tenth of the time.
-                op._value_,
-                key_text,
-                key_hmac,
-                told,
-                topic,
-                partition,
-                offset,
-                dependent,
-                store,
-                action,
-                outcome,
-                rows,
-                took_ms,
-                batch.trace_id,
-                self._rules,
-                by,
-            )
-            yield self._outgoing(digest, value, batch.at_ms, partitions)
+            # What op.value reads, in a tenth of the time.
+            kind = (entity, op._value_, topic, partition, dependent, action, outcome)
+            known = kinds.get(kind)
+            if known is None:
+                store = self._stores[dependent]
+                shared = AuditRecord(
+                    UNSET, at, entity, op._value_, UNSET, UNSET, UNSET, topic, partition, UNSET, dependent, store,
+                    action, outcome, UNSET, took_ms, batch.trace_id, self._rules, by,
+                )  # fmt: skip
+                # Without its opening brace: it follows what is the record's own.
+                text = self._encode(shared).decode()[1:]
+                known = kinds[kind] = begun_id(topic, partition), store, text
+            begun, store, text = known
+            of_change = of_changes.get(index)
+            if of_change is None:
+                key_text, digest = self._keyed(entity, key)
+                named = f'"key":{key_text}' if self._hmac_key is None else f'"key_hmac":"{digest.hex()}"'
+                told = "null" if version is None else f'"{version.text}"'
+                own = f'{named},"version":{told},"offset":{offset},'
+                of_change = of_changes[index] = own, digest.hex().encode(), _partition(digest, partitions)
+            own, name, to_partition = of_change
+            id = continued_id(begun, offset, dependent, store)
+            value = f'{{"id":"{id}",{own}"rows":{rows},{text}'.encode()
+            yield new_tuple(OutgoingRecord, (to_topic, name, value, at_ms, (), to_partition))
 
     def undecoded(self, letters: Sequence[DeadLetter], trace_id: str, partitions: int) -> Iterator[OutgoingRecord]:
         """One record for each letter; what could not be decoded (op, key, version) is null."""
@@ -366,21 +361,27 @@ class AuditEncoder:
                 trace_id,
                 letter.rules,
             )
-            yield self._outgoing(self._digest(record.key or b""), value, letter.failed_at_ms, partitions)
+            digest = self._digest(record.key or b"")
+            yield self._outgoing(digest, self._encode(value), letter.failed_at_ms, partitions)
 
     def by_hand(self, done: Sequence[ByHand], partitions: int) -> Iterator[OutgoingRecord]:
         """One record for each."""
         for each in done:
-            described = self._unknown(each) if each.key is None else self._describe(each.entity, each.key, each.version)
-            key_text, key_hmac, told, digest = described
+            key_text: msgspec.Raw | None = None
+            key_hmac: str | None = None
+            if each.key is None:
+                digest = self._digest(each.id.encode())
+            else:
+                text, digest = self._keyed(each.entity, each.key)
+                key_text, key_hmac = msgspec.Raw(text.encode()), digest.hex()
             value = AuditRecord(
                 each.id,
                 rfc3339(each.at_ms),
                 each.entity,
                 None,
-                key_text,
-                key_hmac,
-                told,
+                key_text if self._hmac_key is None else UNSET,
+                UNSET if self._hmac_key is None else key_hmac,
+                None if each.version is None else each.version.text,
                 each.topic,
                 each.partition,
                 each.offset,
@@ -395,40 +396,28 @@ class AuditEncoder:
                 each.actor,
                 each.note or UNSET,
             )
-            yield self._outgoing(digest, value, each.at_ms, partitions)
+            yield self._outgoing(digest, self._encode(value), each.at_ms, partitions)
 
-    def _unknown(self, each: ByHand) -> _Described:
-        """What stands in place of a key that is not known."""
-        told = None if each.version is None else each.version.text
-        key_text, key_hmac = (None, UNSET) if self._hmac_key is None else (UNSET, None)
-        return key_text, key_hmac, told, self._digest(each.id.encode())
-
-    def _describe(self, entity: str, key: Key, version: Version | None) -> _Described:
-        text = self._key_text(self._names[entity], key)
-        if self._hmac_key is None:
-            begun = self._begun.get(entity)
-            if begun is None:
-                begun = self._begun[entity] = hashlib.blake2b(b"%b " % entity.encode(), digest_size=16)
-            hashing = begun.copy()
-            hashing.update(text)
-            digest = hashing.digest()
-        else:
-            digest = self._digest(b"%b %b" % (entity.encode(), text))
-        told = None if version is None else version.text
-        if self._hmac_key is not None:
-            return UNSET, digest.hex(), told, digest
-        return msgspec.Raw(text), UNSET, told, digest
-
-    def _key_text(self, names: Sequence[str], key: Key) -> bytes:
+    def _keyed(self, entity: str, key: Key) -> tuple[str, bytes]:
+        """A key as JSON, and its hash."""
         part = key[0]
         if type(part) is int and len(key) == 1 and _INT64_MIN <= part <= _INT64_MAX:
-            return b"{%b:%d}" % (self._encode(names[0]), part)
+            text = f"{self._opening[entity]}{part}}}"
+        else:
+            text = self._key_text(self._names[entity], key)
+        if self._hmac_key is not None:
+            return text, self._digest(f"{entity} {text}".encode())
+        hashing = self._begun[entity].copy()
+        hashing.update(text.encode())
+        return text, hashing.digest()
+
+    def _key_text(self, names: Sequence[str], key: Key) -> str:
         try:
-            return self._encode(dict(zip(names, key, strict=True)))
+            return self._encode(dict(zip(names, key, strict=True))).decode()
         except (UnicodeEncodeError, OverflowError):
             # A lone surrogate, or an integer beyond 64 bits: JSON has them, the encoder does not.
             parts = [str(part).encode("utf-8", "backslashreplace").decode() for part in key]
-            return self._encode(dict(zip(names, parts, strict=True)))
+            return self._encode(dict(zip(names, parts, strict=True))).decode()
 
     def _digest(self, key: bytes) -> bytes:
         # Also the record's key: where keys are to be hidden, a plain hash of few possible keys would give them away.
@@ -436,7 +425,9 @@ class AuditEncoder:
             return hmac.digest(self._hmac_key, key, "sha256")
         return hashlib.blake2b(key, digest_size=16).digest()
 
-    def _outgoing(self, digest: bytes, value: AuditRecord, at_ms: int, partitions: int) -> OutgoingRecord:
-        partition = int.from_bytes(digest[:4], "big") % partitions
-        text = self._encode(value)
-        return tuple.__new__(OutgoingRecord, (self._topic, digest.hex().encode(), text, at_ms, (), partition))
+    def _outgoing(self, digest: bytes, value: bytes, at_ms: int, partitions: int) -> OutgoingRecord:
+        return OutgoingRecord(self._topic, digest.hex().encode(), value, at_ms, (), _partition(digest, partitions))
+
+
+def _partition(digest: bytes, partitions: int) -> int:
+    return int.from_bytes(digest[:4], "big") % partitions
