@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -114,7 +114,7 @@ class Share:
     `exceptions` and `redrives` count within the share."""
 
     entity: str
-    indexes: tuple[int, ...]
+    indexes: Sequence[int]
     changes: tuple[ParentChange, ...]
     done: frozenset[int]
     exceptions: Mapping[tuple[int, str], DeadLetterMark]
@@ -149,10 +149,13 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
     # Nearly always nothing is done yet: the batch begins where the store is.
     repeats = any(next > batch.spans[partition].start for partition, next in progress.items())
     found: list[Share] = []
-    for entity in dict.fromkeys([change.entity for change in batch.changes]):
+    of_batch = dict.fromkeys([change[0] for change in batch.changes])
+    for entity in of_batch:
         if entity not in entities:
             continue
-        chosen = [index for index, change in enumerate(batch.changes) if change.entity == entity]
+        chosen: Sequence[int] = range(len(batch.changes))
+        if len(of_batch) > 1:
+            chosen = [index for index in chosen if batch.changes[index].entity == entity]
         done: set[int] = set()
         if repeats:
             for local, index in enumerate(chosen):
@@ -168,8 +171,8 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
         found.append(
             Share(
                 entity,
-                tuple(chosen),
-                tuple([batch.changes[index] for index in chosen]),
+                chosen,
+                batch.changes if len(of_batch) == 1 else tuple([batch.changes[index] for index in chosen]),
                 frozenset(done),
                 {(local_of[i], d): mark for (i, d), mark in batch.exceptions.items() if i in local_of},
                 {local_of[i]: redrive for i, redrive in batch.redrives.items() if i in local_of},

@@ -61,8 +61,9 @@ def _is_known(change: ParentChange, head: Head | None) -> bool:
 def keys_in_question(share: Share, settled: Settled) -> set[Key]:
     """The keys whose exceptions `admit` has to know: of redrives, of missing parents, and of keys that have a new fate
     and a past."""
-    found = {key for key, update in settled.updates.items() if update.fates and key in settled.heads}
-    found.update(change.key for change in share.changes if change.op is Op.MISSING)
+    missing, heads = Op.MISSING, settled.heads
+    found = {key for key, update in settled.updates.items() if update.fates and key in heads} if heads else set[Key]()
+    found.update([change.key for change in share.changes if change[1] is missing])
     found.update(share.changes[index].key for index in share.redrives if index not in share.done)
     return found
 
@@ -180,6 +181,8 @@ class MadeUpFor(NamedTuple):
 
 def made_up_for(admitted: Admitted, effects: Sequence[Effect]) -> list[MadeUpFor]:
     """What to add to the ledger's fates. `effects` count their changes within the share."""
+    if not admitted.starts:
+        return []
     done = done_by_fate(effects)
     found: dict[tuple[Key, Version], MadeUpFor] = {}
     for dependent, starts in admitted.starts.items():
@@ -194,6 +197,8 @@ def made_up_for(admitted: Admitted, effects: Sequence[Effect]) -> list[MadeUpFor
 def repaired_by(entity: str, admitted: Admitted, effects: Sequence[Effect]) -> list[Repaired]:
     """What fates did that acted once more, to be kept as what a sweep does. `effects` count their changes within the
     share."""
+    if not admitted.again:
+        return []
     fates = {fate.change: (key, fate) for starts in admitted.starts.values() for key, fate in starts}
     return [
         Repaired(entity, *fates[change], dependent, action, rows)

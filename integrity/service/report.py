@@ -67,7 +67,8 @@ class Report:
     ) -> None:
         """`audited` are the effects that the audit is told; None: all."""
         self._metrics.observe_batch(store, len(batch.changes))
-        self._stale_alarm.take(store, self._metrics.count_effects(effects))
+        outcomes = self._metrics.count_effects(effects)
+        self._stale_alarm.take(store, outcomes)
         now_ms = time.time() * 1000
         # A change is taken apart by place: by name it would cost three times as much.
         ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _, _ in batch.changes if op in _HAPPENED]
@@ -75,7 +76,8 @@ class Report:
         audited = effects if audited is None else audited
         if self._audit is not None and audited:
             self._audit.write(batch, audited, took_s * 1000)
-        _warn_of_violations(store, effects)
+        if outcomes[Outcome.RESTRICTED]:
+            _warn_of_violations(store, effects)
 
     def repaired(self, store: str, at_ms: int, repaired: Sequence[Repaired], took_s: float) -> None:
         """As `applied`, of events that were enforced before."""

@@ -109,8 +109,9 @@ class Reader:
             return self._read_returned(self._returning, partition, records, piece)
         entity, decode = self._decoders[partition.topic]
         deleted = self._deleted.get(partition)
-        counts: Counter[str | Op] = Counter()
+        counts: Counter[str] = Counter()
         tombstones = size = 0
+        add_change, add_record = piece.changes.append, piece.records.append
         for record in records:
             _, _, _, _, key, value, _ = record
             if value is None and deleted is not None and key == deleted:
@@ -121,11 +122,12 @@ class Reader:
             decoded = decode(record)
             if isinstance(decoded, ParentChange):
                 op = decoded[1]
-                counts[op] += 1
+                # What op.value reads, in a tenth of the time; an enumeration's own hash is a call.
+                counts[op._value_] += 1
                 if op in _HAPPENED:
                     deleted = key
-                piece.changes.append(decoded)
-                piece.records.append(record)
+                add_change(decoded)
+                add_record(record)
             elif isinstance(decoded, Ignored):
                 counts[decoded.op] += 1
                 continue
@@ -143,7 +145,7 @@ class Reader:
         if tombstones:
             counts["tombstone"] += tombstones
         for said, count in counts.items():
-            piece.counts[entity, said.value if isinstance(said, Op) else said] += count
+            piece.counts[entity, said] += count
 
     def _read_returned(
         self, returning: Returning, partition: TopicPartition, records: Sequence[Record], piece: Piece

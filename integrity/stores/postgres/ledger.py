@@ -26,9 +26,9 @@ from integrity.core.copies import Known
 from integrity.core.derive import Happened, Went
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import HASH_BYTES, Key, KeySpec, canonical, key_hasher, parse_canonical
-from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending, done_by_fate
+from integrity.core.ledger import Done, Fate, Head, HeadUpdate, LastRecord, Pending
 from integrity.core.outbox import Outgoing
-from integrity.core.outcome import Effect
+from integrity.core.outcome import Effect, Outcome
 from integrity.core.parts import Parts
 from integrity.core.redrive import LeftOut, MadeUpFor
 from integrity.core.sweep import Repaired
@@ -629,12 +629,12 @@ class Ledger:
         if not own and not reached:
             return
         key_of: dict[bytes, Key] = {}
-        hash_of = key_hasher(entity)
+        hash_of, written_as = key_hasher(entity), into.written
         for key in (*own, *reached):
-            written = into.written[key] = canonical(key)
-            hashed = into.hashes[key] = hash_of(written)
-            key_of[hashed] = key
+            written = written_as[key] = canonical(key)
+            key_of[hash_of(written)] = key
         hashes = sorted(key_of)
+        into.hashes |= {key_of[hashed]: hashed for hashed in hashes}
         if own and reached:
             of_events = set(own)
             is_own = [key_of[hashed] in of_events for hashed in hashes]
@@ -697,17 +697,25 @@ class Ledger:
         The changes that `effects` and fates name are counted alike."""
         done = _rows_by_change(effects)
         at_ms, trace_id = batch.at_ms, batch.trace_id or None
+        hashes, heads, texts = read.hashes, read.heads, read.written
         fresh: list[_Row] = []
         replaced: list[_Row] = []
         touched: list[_Row] = []
         older: list[tuple[bytes, Fate]] = []
-        for key, (seen, last, fates) in updates.items():
-            hashed, is_known = read.hashes[key], key in read.heads
-            record = alive = fate = moved_to = event = occurred_ms = rows = None
+        # In the order of the hashes, in which they were read.
+        for key, hashed in hashes.items():
+            update = updates.get(key)
+            if update is None:
+                continue
+            seen, last, fates = update
+            is_known = key in heads
+            record = alive = fate = moved_to = event = occurred_ms = rows = enforced_ms = trace = None
+            older_fates = 0
             if last is not None:
                 topic, partition, offset, alive = last
                 record = f"{topic}/{partition}/{offset}"
             if fates:
+                enforced_ms, trace = at_ms, trace_id
                 version, to, told, occurred_ms, change = fates[-1]
                 fate = version.text
                 if to is not None:
@@ -716,6 +724,7 @@ class Ledger:
                     event = fates[-1].event_id
                 rows = done.get(change)
                 if len(fates) > 1:
+                    older_fates = len(fates) - 1
                     older += [(hashed, each) for each in fates[:-1]]
                 if version == seen:
                     seen = None
@@ -723,11 +732,12 @@ class Ledger:
             if is_known and not fates:
                 touched.append((hashed, seen_text, record, alive))
                 continue
-            enforced = (at_ms, trace_id, len(fates) - 1) if fates else (None, None, 0)
-            written = read.written[key][:_KEY_TEXT_MAX]
+            written = texts[key][:_KEY_TEXT_MAX]
             (replaced if is_known else fresh).append(
-                (hashed, entity, written, seen_text, record, alive, fate, moved_to, event, occurred_ms, rows, *enforced)
-            )
+                (hashed, entity, written, seen_text, record, alive, fate, moved_to, event, occurred_ms, rows,
+                 enforced_ms, trace, older_fates)
+            )  # fmt: skip
+        assert len(fresh) + len(replaced) + len(touched) == len(updates), "the head of every key was asked for"
         if fresh:
             await self._copy_heads(connection, fresh)
         if replaced:
@@ -921,15 +931,15 @@ def _json(rows: Mapping[str, Done]) -> str:
 
 def _rows_by_change(effects: Sequence[Effect]) -> dict[int, str]:
     """What was done at each change that was applied, as JSON: dependent id -> action and rows."""
-    texts: dict[tuple[tuple[str, Done], ...], str] = {}
-    found: dict[int, str] = {}
-    for change, done in done_by_fate(effects).items():
-        parts = tuple(done.items())
-        text = texts.get(parts)
-        if text is None:
-            text = texts[parts] = _json(done)
-        found[change] = text
-    return found
+    applied, restricted = Outcome.APPLIED, Outcome.RESTRICTED
+    done: dict[int, tuple[tuple[str, str, int], ...]] = {}
+    for change, dependent, action, outcome, rows in effects:
+        if outcome is applied or outcome is restricted:
+            done[change] = (*done.get(change, ()), (dependent, action, rows))
+    texts = {
+        parts: _json({dependent: (action, rows) for dependent, action, rows in parts}) for parts in set(done.values())
+    }
+    return {change: texts[parts] for change, parts in done.items()}
 
 
 def _expect(status: str, count: int) -> None:

@@ -432,9 +432,10 @@ class PostgresStore:
         if isinstance(admitted, Rejected):
             return admitted
         ids = [rule.id for rule in rules]
-        known = [key for key in {**settled.updates, **dict.fromkeys(admitted.keys)} if key in read.heads]
+        redriven = admitted.keys
+        known = [key for key in read.heads if key in settled.updates or key in redriven]
         arrivals = await self._ledger.read_arrivals(connection, known, read.hashes, ids) if known else {}
-        return _Decided(read, keys, settled, admitted, arrivals)
+        return _Decided(read, own, keys, settled, admitted, arrivals)
 
     async def _enforce(
         self, connection: Connection, share: Share, batch: Batch, parts: Parts, at: _Place
@@ -453,8 +454,7 @@ class PostgresStore:
             effects += acted
         effects += way.descent.effects(rules, share.changes, settled.outcomes, share.exceptions, admitted.only)
         await self._record(connection, way)
-        own = {change.key for change in share.changes}
-        updates = heads_to_write(decided.keys, own, read.heads, settled.updates)
+        updates = heads_to_write(decided.keys, decided.own, read.heads, settled.updates)
         await self._ledger.write_heads(connection, share.entity, updates, read, effects, batch)
         reached = {
             read.hashes[key]: seen
@@ -470,7 +470,7 @@ class PostgresStore:
         )
         await self._ledger.clear_exceptions(connection, admitted.over)
         await self._ledger.write_exceptions(connection, admitted.left_out, read.hashes, batch.at_ms)
-        if all(index == local for local, index in enumerate(share.indexes)):
+        if len(share.changes) == len(batch.changes):
             return effects
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
 
@@ -600,12 +600,16 @@ class PostgresStore:
         read, keys = Heads(), set[Key]()
         spec, chosen = rules[0].spec, policies(rules)
         led_to: set[Key] = set()
-        while missing := lookups(share.changes, keys, {k: h.fates for k, h in read.heads.items()}, chosen):
+        missing = lookups(share.changes, keys, {}, chosen)
+        while missing:
             mine = missing & own
             await self._ledger.read_heads(connection, share.entity, spec, read, own=mine, reached=missing - mine)
             keys |= missing
+            if not read.heads:
+                break  # nothing leads on
             if read.older:
                 led_to = await self._read_older(connection, share, read, keys, led_to)
+            missing = lookups(share.changes, keys, {k: h.fates for k, h in read.heads.items()}, chosen)
         return read, keys
 
     async def _read_older(
@@ -696,10 +700,11 @@ class PostgresStore:
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """What the events of a share come to: the heads that were read, of which keys, what counts, what may still happen
-    of what came back from dead letters, and what arrived, by dependent and key."""
+    """What the events of a share come to: the heads that were read, the keys of the events and all that were read, what
+    counts, what may still happen of what came back from dead letters, and what arrived, by dependent and key."""
 
     read: Heads
+    own: set[Key]
     keys: set[Key]
     settled: Settled
     admitted: Admitted
