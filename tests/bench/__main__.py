@@ -3,11 +3,13 @@
     make bench
     make bench ARGS="--parents 10000 --rows 300000"
 
-Then a parent with millions of rows, and parents with four levels of rows (tests/bench/giants.py).
+It begins with how fast records are decoded (tests/bench/decode.py), and ends with a parent with millions of rows, and
+parents with four levels of rows (tests/bench/giants.py).
 
 Each way deletes the same rows in a fresh table of the same PostgreSQL, with fsync on. Ratios are what counts. The
 process's memory is its peak resident size. CPU is told per event and part: on a machine that others use too it says
-more than the rate. Ends with 1 when a ratio or the memory misses what is promised.
+more than the rate. Ends with 1 when a ratio, a rate of decoding or the memory misses what is
+promised.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from integrity.ports import Deadline
 from integrity.service.collector import WAITING_MAX
 from integrity.stores.postgres import PostgresStore
 from integrity.stores.rule import store_rules
+from tests.bench.decode import report as report_decoding
 from tests.bench.scan import ROWS_A_SECOND_MIN, scan
 from tests.bench.spent import Spent
 
@@ -325,7 +328,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     gc.freeze()
     gc.set_threshold(WAITING_MAX, 10, 10)  # as the service does
-    missed = run_async(main(arguments.parents, arguments.scan_rows))
+    is_fast = report_decoding()
+    print(flush=True)
+    missed = run_async(main(arguments.parents, arguments.scan_rows)) or not is_fast
     print(flush=True)
     sizes = ("--rows", str(arguments.rows), "--parents", str(arguments.parents))
     giants = subprocess.run([sys.executable, "-m", "tests.bench.giants", *sizes], check=False)

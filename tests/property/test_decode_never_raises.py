@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from integrity.core.change import Op, ParentChange
 from integrity.core.decode import decoder_for
-from integrity.core.decode.json import check_depth, check_text, parse_deletion, parse_envelope, parse_object
+from integrity.core.decode.deletion import parse_deletion
+from integrity.core.decode.json import check_depth, check_text, parse_envelope, parse_object
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeySpec, KeyType, canonical, key_hash
@@ -148,6 +149,36 @@ def reads_alike(value: bytes | None) -> None:
         envelope = parse_envelope(value)
         assert json.loads(bytes(envelope.op)) == "d"
         assert parse_object(bytes(envelope.source), Limits()) == source
+
+
+DELETIONS = [record.value for record in CAPTURED if record.value and parse_deletion(record.value, Limits()) is not None]
+
+
+@st.composite
+def nearly_deletions(draw: st.DrawFn) -> bytes:
+    """A captured deletion with a name, an escape, white space or a number put in anywhere."""
+    text = draw(st.sampled_from(DELETIONS))
+    pieces = [b"0", b"\\u003a", b"\\u0022", b'"', b":", b",", b" ", b'"lsn":9,', b'"op":"d",', b"\\", b"1" * 5000]
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(text)))
+        text = text[:at] + draw(st.sampled_from(pieces)) + text[at + draw(st.integers(0, 2)) :]
+    return text
+
+
+@settings(max_examples=400, deadline=None)
+@given(nearly_deletions())
+def test_the_short_way_takes_no_text_that_is_only_nearly_a_deletion(text: bytes) -> None:
+    reads_alike(text)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(mutilated_records(), st.data())
+def test_a_record_is_decoded_as_if_it_were_the_first(record: Record, data: st.DataObject) -> None:
+    """A decoder remembers the schemas of records before; that changes nothing of what it says."""
+    others = [other for other in CAPTURED if other.topic == record.topic]
+    fresh, used = decoder(id=KeyType.INT64), decoder(id=KeyType.INT64)
+    used(data.draw(st.sampled_from(others)))
+    assert used(record) == fresh(record)
 
 
 @settings(max_examples=900, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -25,15 +25,16 @@ from integrity.core.decode.connectors import (
     refuse_folded,
 )
 from integrity.core.decode.debezium_documents import MONGODB, Documents
+from integrity.core.decode.deletion import parse_deletion
 from integrity.core.decode.json import (
     Envelope,
     JsonFault,
     check_depth,
     check_text,
     parse,
-    parse_deletion,
     parse_envelope,
     parse_object,
+    wrapping_of,
 )
 from integrity.core.decode.key_reader import KeyReader
 from integrity.core.decode.positions import PLACES, Source
@@ -63,7 +64,10 @@ TRACEPARENT = "traceparent"
 _UNSUPPORTED: Mapping[str, str] = {
     SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
 }
+_PLACES = {name: each.of_change for name, each in PLACES.items() if name not in _UNSUPPORTED}
+"""How a change is placed, of the connectors that are read and say it."""
 _OPS: Mapping[bytes, str] = {f'"{op}"'.encode(): op for op in "crudtm"}
+_SCHEMA = b'{"schema":'
 _DELETION, _TAIL = b'"op":"d"', 160
 """Where a deletion says so, as the JsonConverter writes it: a hint of what to read it as, no more."""
 
@@ -107,7 +111,9 @@ class Debezium:
         "_keys",
         "_limits",
         "_row_hints",
+        "_schema",
         "_truncates",
+        "_wrapping",
     )
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
@@ -124,6 +130,8 @@ class Debezium:
         self._copied = None if copied is None else tuple(copied)
         self._row_hints: dict[bytes, Hints] = {}
         self._documents = Documents(parent, limits, self._condition, self._copied)
+        # What stood around the last payload: the schema is the same text in every record of a table.
+        self._wrapping, self._schema = _SCHEMA + _SCHEMA, _NO_SCHEMA
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -132,8 +140,11 @@ class Debezium:
             if value is None:
                 return self._tombstone(record)
             try:
-                if value.find(_DELETION, -_TAIL) >= 0 and (source := parse_deletion(value, self._limits)) is not None:
-                    return self._gone(record, _known(source))
+                if value.find(_DELETION, -_TAIL) >= 0:
+                    text = self._unwrapped(value) if value.startswith(_SCHEMA) else value
+                    found = None if text is None else parse_deletion(text, self._limits)
+                    if found is not None and found.get("connector") in _PLACES:
+                        return self._gone(record, found)
                 envelope, text, schema = self._envelope(value)
                 op = self._op_of(record, envelope)
                 if op == "u" and self._condition is None and self._copied is None:
@@ -168,8 +179,12 @@ class Debezium:
             refuse_folded(self._folds, source["connector"], key, to)
         if to == key:
             return _SAME_KEY
-        version = self._placed(record, source)
-        return self._change(record, _MOVED if moved else _DELETED, key, to, version, source, traceparent)
+        # `_placed`, for nearly every record without its call.
+        place = _PLACES.get(source["connector"])  # type: ignore[call-overload]
+        position = None if place is None else place(source)
+        version = self._placed(record, source) if position is None else _tuple(Version, (self._epoch, position))
+        op, occurred_ms = _MOVED if moved else _DELETED, source.get("ts_ms")
+        return change_of(record, self._entity, op, key, to, version, occurred_ms, traceparent)
 
     def _judged(
         self, record: Record, op: str, envelope: Envelope, schema: Raw, source: Source, condition: Condition
@@ -317,6 +332,13 @@ class Debezium:
             raise Refused(Reason.EMPTY_VALUE, "The record value is empty; a deletion is a null value.", "value")
         if value == b"null":
             raise _flattened()
+        known = self._unwrapped(value)
+        if known is not None:
+            try:
+                check_text(known, self._limits)
+                return parse_envelope(known), known, self._schema
+            except JsonFault:
+                pass  # the whole text tells better what is wrong with it
         check_text(value, self._limits)
         envelope = parse_envelope(value)
         if not envelope.payload or not envelope.schema or envelope.op:
@@ -324,7 +346,17 @@ class Debezium:
         payload = bytes(envelope.payload)
         if payload == b"null":
             raise _flattened()
+        wrapping = wrapping_of(value, envelope)
+        if wrapping is not None:
+            self._wrapping, self._schema = wrapping, envelope.schema
         return parse_envelope(payload), payload, envelope.schema
+
+    def _unwrapped(self, value: bytes) -> bytes | None:
+        """The payload of a text that has the schema of the last one; None when it has another, or none."""
+        wrapping = self._wrapping
+        if not value.startswith(wrapping) or not value.endswith(b"}") or len(value) > self._limits.record_bytes_max:
+            return None
+        return value[len(wrapping) : -1]
 
     def _source(self, envelope: Envelope) -> Source:
         if not envelope.source:

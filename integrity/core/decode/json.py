@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from itertools import compress
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import msgspec
 from msgspec import Raw, Struct
@@ -35,19 +35,6 @@ class JsonFault(Exception):
 
 
 _ABSENT = Raw()
-
-
-class _Deletion(Struct, gc=False):
-    """What nearly every deletion is: an envelope without a schema. Its row, and the rest, stay unread."""
-
-    op: Literal["d"]
-    source: dict[str, str | int | float | bool | None]
-    before: Raw = _ABSENT
-    after: Raw = _ABSENT
-    transaction: Raw = _ABSENT
-    ts_ms: Raw = _ABSENT
-    ts_us: Raw = _ABSENT
-    ts_ns: Raw = _ABSENT
 
 
 class Envelope(Struct, gc=False):
@@ -81,7 +68,6 @@ def _number(text: str) -> Decimal | Exponential:
 
 _decode = msgspec.json.Decoder(float_hook=_number).decode
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
-_decode_deletion = msgspec.json.Decoder(_Deletion).decode
 _decode_object = msgspec.json.Decoder(dict[str, object]).decode
 
 
@@ -124,24 +110,12 @@ def parse_envelope(data: bytes) -> Envelope:
     return envelope
 
 
-def parse_deletion(data: bytes, limits: Limits) -> Mapping[str, object] | None:
-    """The source of an envelope that is a deletion beyond doubt: what `check_text`, `parse_envelope`, `check_depth`
-    and `parse_object` make of it, in half their time. None leaves a text to them, be it broken or only unusual."""
-    if len(data) > limits.record_bytes_max or not data.isascii():
-        return None
-    try:
-        found = _decode_deletion(data)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    row, after, transaction = bytes(found.before), found.after, found.transaction
-    others = (row, after, transaction, found.ts_ms, found.ts_us, found.ts_ns)
-    fields = 8 if all(others) else 2 + sum(map(bool, others))
-    # Every field has a colon. So there are no more than these fields, each once, and nothing is nested but the row.
-    if data.count(b":") != fields + len(found.source) + row.count(b":") or len(after) > 4 or len(transaction) > 4:
-        return None
-    if len(row.translate(None, _NO_BRACKETS)) > 2 * limits.depth_max - 2:
-        return None
-    return found.source
+def wrapping_of(data: bytes, envelope: Envelope) -> bytes | None:
+    """What stands before the payload when a text is a schema and a payload as the JsonConverter writes them, else None.
+
+    A text that begins so, and ends with a brace, is that schema around whatever is between."""
+    opening = b'{"schema":%b,"payload":' % bytes(envelope.schema)
+    return opening if data == b"%b%b}" % (opening, bytes(envelope.payload)) else None
 
 
 def parse_object(data: bytes, limits: Limits) -> dict[str, object]:

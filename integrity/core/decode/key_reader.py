@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import assert_never
 
-from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.json import JsonFault, parse, parse_envelope, wrapping_of
 from integrity.core.decode.record import Limits, Record, Refused
-from integrity.core.decode.schema import HINTS_MAX, WHOLE, Hints, hints_of
+from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, WHOLE, Hints, hints_of
 from integrity.core.keys import GATES, Bounds, FieldHint, Gate, Key, KeyRefused, KeySpec, KeyType, Scalar
 from integrity.core.rules.model import KeyFormat
 from integrity.errors import Reason
@@ -30,7 +30,7 @@ _LONG_BYTES = 8
 class KeyReader:
     """Reads the keys of one parent. Fields are found by name and pass the gate of their type; others are left alone."""
 
-    __slots__ = ("_bounds", "_fields", "_format", "_hints", "_kind", "_limits", "_plain_key")
+    __slots__ = ("_bounds", "_fields", "_format", "_hints", "_kind", "_limits", "_plain_key", "_wrapping")
 
     def __init__(self, spec: KeySpec, limits: Limits, form: KeyFormat = KeyFormat.JSON) -> None:
         self._format = form
@@ -46,6 +46,8 @@ class KeyReader:
         self._bounds = Bounds(limits.key_text_max, limits.digits_max)
         # A topic's key schema is the same text in every record.
         self._hints: dict[bytes, Hints] = {}
+        self._wrapping: tuple[bytes, Hints] = (b"{}", NO_HINTS)
+        """What stood before the last payload, and the hints in it."""
 
     def of(self, record: Record) -> tuple[Key, Hints | None]:
         """The key in the record key, and what the schema around it says. Refused when there is none."""
@@ -56,12 +58,22 @@ class KeyReader:
                 "The record has no key: does the table have a primary key, or message.key.columns?",
                 "key",
             )
-        if self._plain_key is not None and (plain := self._plain_key(text)) is not None:
-            return (int(plain[1]),), None
+        if self._plain_key is not None:
+            if (plain := self._plain_key(text)) is not None:
+                return (int(plain[1]),), None
+            wrapping, hints = self._wrapping
+            if text.startswith(wrapping) and text.endswith(b"}"):
+                plain = self._plain_key(text[len(wrapping) : -1])
+                if plain is not None:
+                    return (int(plain[1]),), hints
         try:
             match self._format:
                 case KeyFormat.JSON:
-                    return self.in_text(text, None, None, control_characters=False)
+                    key, found = self.in_text(text, None, None, control_characters=False)
+                    if found is not None and self._plain_key is not None and not text.startswith(self._wrapping[0]):
+                        wrapping_now = wrapping_of(text, parse_envelope(text))
+                        self._wrapping = self._wrapping if wrapping_now is None else (wrapping_now, found)
+                    return key, found
                 case KeyFormat.STRING:
                     return (self._bare_text(text),), None
                 case KeyFormat.LONG:

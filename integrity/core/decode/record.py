@@ -97,10 +97,9 @@ def change_of(
 ) -> ParentChange:
     """What a record says of a key. `occurred_ms` is what the source says, whatever it is: no time that a store can
     keep, and the record's timestamp stands in for it."""
-    timestamp_ms = record.timestamp_ms
+    topic, partition, offset, timestamp_ms, _, _, _ = record
     if type(occurred_ms) is not int or not _OCCURRED_MIN <= occurred_ms <= _OCCURRED_MAX:
         occurred_ms = min(max(timestamp_ms, _OCCURRED_MIN), _OCCURRED_MAX)
-    topic, partition, offset = record[:3]
     origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
     return _tuple(ParentChange, (entity, op, key, to, version, origin, occurred_ms, traceparent, row))
 

@@ -5,12 +5,12 @@ from decimal import Decimal
 
 import pytest
 
+from integrity.core.decode.deletion import parse_deletion
 from integrity.core.decode.json import (
     JsonFault,
     check_depth,
     check_text,
     parse,
-    parse_deletion,
     parse_envelope,
     parse_object,
 )
@@ -236,6 +236,10 @@ DELETION = compact(FIELDS | LATER_FIELDS | {"op": "d", "after": None, "before": 
     "text",
     [
         DELETION,
+        DELETION.replace(b'"transaction":null', b'"transaction":{"id":"0-1-2:3","total_order":1}'),
+        DELETION.replace(b'"x:y"', '"é😀"'.encode()),
+        DELETION.replace(b'{"b":2}', b'{"b":"1:2","c":"3:4:5"}'),
+        DELETION.replace(b"[1]", b"[" * 90 + b"]" * 90),
         compact({"op": "d", "source": {"b": 2}}),
         compact({"before": None, "op": "d", "source": {}, "ts_ms": 1}),
     ],
@@ -251,11 +255,15 @@ def test_a_plain_deletion_is_read_as_the_careful_way_reads_it(text: bytes) -> No
         DELETION.replace(b'{"b":2}', b'{"b":2,"b":2}'),
         DELETION.replace(b'{"b":2}', b'{"b":2,"\\u0062":2}'),
         DELETION.replace(b'{"b":2}', b'{"b":[]}'),
-        DELETION.replace(b'{"b":2}', b'{"b":"1:2"}'),
+        DELETION.replace(b'{"b":2}', b'{"b":"1:2","c":"\\u003a","c":"\\u003a"}'),
+        DELETION.replace(b'{"b":2}', b'{"b":"1:2","c":"\\t"}'),
         DELETION.replace(b'{"b":2}', b'{"b":"\xff"}'),
         DELETION.replace(b'"ts_us":2', b'"op":"d"'),
         DELETION.replace(b'"ts_us":2', b'"unknown":2'),
-        DELETION.replace(b'"transaction":null', b'"transaction":{"id":"1"}'),
+        DELETION.replace(b'"transaction":null', b'"transaction":null,"transaction":{"id":"1"}'),
+        DELETION.replace(b'"transaction":null', b'"transaction":' + b"[" * 101 + b"]" * 101),
+        DELETION.replace(b'"op":"d"', b'"op" :"d"'),
+        DELETION.replace(b'"x:y"', b'"\xff"'),
         DELETION.replace(b"[1]", b"[" * 101 + b"]" * 101),
         compact({"schema": {}, "payload": {"op": "d", "source": {}}}),
         DELETION[:-1],
