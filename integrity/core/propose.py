@@ -353,10 +353,12 @@ def _one(kinds: Counter[KeyType]) -> KeyType:
 
 def _types(records: Iterable[Record], form: str, remarks: list[Remark]) -> Types | None:
     """The types of domain events, by what their names say; None where the records are none."""
-    if form not in ("outbox", "json"):
+    if form not in ("outbox", "json", "cloudevents"):
         return None
     payload = "payload" if form == "outbox" and all(map(_in_envelope, records)) else None
     header, field = (None, _OUTBOX_TYPE) if payload else (_OUTBOX_TYPE, None) if form == "outbox" else (None, "type")
+    if form == "cloudevents":
+        header = field = None  # the format itself says where the type is
     seen: Counter[str] = Counter()
     values = 0
     for record in records:
@@ -367,6 +369,10 @@ def _types(records: Iterable[Record], form: str, remarks: list[Remark]) -> Types
             seen.update(text.decode(errors="replace") for name, text in record.headers if name == header and text)
         elif field is not None and isinstance(found := _value(record), dict) and isinstance(found.get(field), str):
             seen[found[field]] += 1
+        elif form == "cloudevents" and (type_ := _cloudevent_type(record)) is not None:
+            seen[type_] += 1
+    if form == "cloudevents" and not seen:
+        return None
     if form == "json" and (2 * seen.total() < values or not all(map(_EVENT.fullmatch, seen))):
         return None
     if not seen:
@@ -386,6 +392,16 @@ def _types(records: Iterable[Record], form: str, remarks: list[Remark]) -> Types
     if not deleted and not upserted:
         return None
     return Types(deleted, (), upserted, header, field, payload, MappingProxyType({}))
+
+
+def _cloudevent_type(record: Record) -> str | None:
+    """The type of a domain event; None for a change event of Debezium."""
+    headers = {name: text.decode(errors="replace") for name, text in record.headers if text is not None}
+    found = _parsed(record.value) if record.value is not None and "ce_type" not in headers else None
+    attributes = found if isinstance(found, dict) else {}
+    type_ = headers.get("ce_type", attributes.get("type"))
+    is_change = "iodebeziumop" in attributes or "ce_iodebeziumop" in headers
+    return type_ if isinstance(type_, str) and type_ and not is_change else None
 
 
 def _in_envelope(record: Record) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from integrity.core.decode.record import Record
 from integrity.core.doctor import TopicLook
 from integrity.core.propose import Proposal, as_yaml, propose
 from integrity.core.rules.parse import parse_rules
@@ -136,3 +139,16 @@ def test_keys_as_long_or_bare_text_say_how_they_are_written() -> None:
         "kt.customers": None,
         "kt.customers-store-changelog": "long",
     }
+
+
+def test_types_of_cloudevents_are_found_and_change_events_have_none() -> None:
+    events = [
+        Record(
+            "t", 0, n, 1, b"7", json.dumps({"specversion": "1.0", "type": type_, "id": "1", "source": "/"}).encode(), ()
+        )
+        for n, type_ in enumerate(["CustomerDeleted", "CustomerCreated", "CustomerDeleted"])
+    ]
+    found = propose(TopicLook("t", 1, {}, events), NOW_MS).events
+    assert found is not None
+    assert found["types"] == {"deleted": ["CustomerDeleted"], "upserted": ["CustomerCreated"]}
+    assert all("types" not in (each.events or {}) for each in proposals("pg_cloudevents"))

@@ -33,6 +33,11 @@ DECODERS: list[Decoder] = [
     decoder("format: cloudevents", "key: {id: int64}", TYPES, "new_key: {id: newId}", *more)
     for more in ((), ("key_from: payload",))
 ]
+QLIK = [
+    decoder("format: qlik", "key: {id: int64}", *more, copied=copied)
+    for more in ((), ("key_from: payload",))
+    for copied in (None, ("name",))
+]
 WRAPPED = [decoder("format: cloudevents", "key: {id: int64}", copied=copied) for copied in (None, ("email",))]
 OPS = {DELETED: Op.DELETED, MOVED: Op.MOVED, ALIVE: Op.ALIVE}
 
@@ -73,6 +78,46 @@ values = st.one_of(
         },
     ),
 ).map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
+
+
+rows = st.fixed_dictionaries({"id": scalars}, optional={"name": documents}) | documents
+qlik_messages = st.fixed_dictionaries(
+    {
+        "headers": st.fixed_dictionaries(
+            {"operation": st.sampled_from(["INSERT", "UPDATE", "DELETE", "REFRESH"]) | scalars},
+            optional={"changeSequence": st.just("20230911032325000000000000000000005") | scalars, "timestamp": scalars},
+        ),
+        "data": rows,
+    },
+    optional={"beforeData": rows},
+)
+qlik_values = (
+    qlik_messages
+    | st.fixed_dictionaries({"magic": st.just("atMSG"), "message": qlik_messages}, optional={"type": scalars})
+).map(lambda document: json.dumps(document).encode("utf-8", "surrogatepass"))
+
+
+def says_what_a_row_may(record: Record, decoded: Decoded) -> None:
+    match decoded:
+        case ParentChange(op=op):
+            assert (op is Op.GONE) == (record.value is None)
+            assert op not in (Op.DELETED, Op.MOVED) or (b"DELETE" if op is Op.DELETED else b"UPDATE") in record.value  # type: ignore[operator]
+            assert decoded.version is not None or op is Op.GONE or decoded.row is not None
+            assert decoded.to != decoded.key
+        case Ignored():
+            pass
+        case Undecodable():
+            assert decoded.stage in ("key", "value", "header")
+            assert len(decoded.message) < 300
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(keys | some_bytes, st.data())
+def test_any_message_of_qlik_is_decoded_to_a_value(key: bytes | None, data: st.DataObject) -> None:
+    value = data.draw(mutilated(data.draw(qlik_values)))
+    record = Record("t", 0, 5, 0, key, value, ())
+    for decode in QLIK:
+        says_what_a_row_may(record, decode(record))
 
 
 def says_what_an_envelope_may(record: Record, decoded: Decoded) -> None:

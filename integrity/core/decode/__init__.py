@@ -16,6 +16,7 @@ from integrity.core.decode.json_events import json_events_decoder
 from integrity.core.decode.json_table import json_table_decoder
 from integrity.core.decode.mongodb import mongodb_decoder
 from integrity.core.decode.outbox import outbox_decoder
+from integrity.core.decode.qlik import qlik_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.decode.tenant import tenant_decoder
 from integrity.core.rules.model import KeyFrom, Parent
@@ -57,6 +58,8 @@ def _of_format(parent: Parent, limits: Limits, copied: Collection[str] | None) -
             return json_table_decoder(parent, limits, copied)
         case "json":
             return json_events_decoder(parent, limits, copied)
+        case "qlik":
+            return qlik_decoder(parent, limits, copied)
         case "integrity":
             return derived_decoder(parent.entity, parent.key, limits, parent.events.epoch)
         case "mongodb":

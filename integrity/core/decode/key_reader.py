@@ -49,6 +49,11 @@ class KeyReader:
         self._wrapping: tuple[bytes, Hints] = (b"{}", NO_HINTS)
         """What stood before the last payload, and the hints in it."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The key's fields, in order."""
+        return tuple(name for name, _ in self._fields)
+
     def of(self, record: Record) -> tuple[Key, Hints | None]:
         """The key in the record key, and what the schema around it says. Refused when there is none."""
         text = record.key

@@ -41,7 +41,6 @@ from integrity.core.rules.vocabulary import (
     EVENTS_FIELDS,
     EVENTS_LATER,
     FORMATS,
-    FORMATS_LATER,
     KEY_FROM,
     LATE_CHILDREN_FIELDS,
     PARENT_FIELDS,
@@ -231,7 +230,7 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     fields = fields_of(report, "events", mapping, EVENTS_FIELDS, EVENTS_LATER)
     topics = _topics(report, fields, mapping)
     format_node = required(report, "events", fields, "format", mapping, "Write format: debezium.")
-    kind = None if format_node is None else choice_of(report, "format", format_node, FORMATS, FORMATS_LATER)
+    kind = None if format_node is None else choice_of(report, "format", format_node, FORMATS)
     key = read_key(report, required(report, "events", fields, "key", mapping, "Write key: {id: int64}, for example."))
     tombstones: str | None = Tombstones.DELETE
     if "tombstones" in fields:

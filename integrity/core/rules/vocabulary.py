@@ -44,7 +44,7 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "type_from": "Where a domain event's type is: {header: eventType} or {field: type}.",
     "payload": "The field of the value that holds the payload. Left out, the value is the payload.",
     "new_key": "Of a type in key_changed: key field -> field of the payload that has its new value.",
-    "key_from": "Where the key is: in the record key (record, the default), in the payload, or in the rows (before).",
+    "key_from": "Where the key is: in the record key (record, the default), the payload or row, or rows (before).",
     "key_format": "How record keys are written: json (the default), string (bare text) or long (eight bytes).",
     "version": "The field of the value (of the payload, with types) whose whole number places a change in its order.",
 }
@@ -59,7 +59,7 @@ TYPE_FROM_FIELDS: Mapping[str, str] = {
 }
 KEY_FROM: Mapping[str, str] = {
     "record": "The record key.",
-    "payload": "Of domain events: the fields of the payload that have the names of the key fields.",
+    "payload": "Of domain events and qlik: the fields of the payload, or row, that have the names of the key fields.",
     "before": "Of debezium: the fields of the rows before and after, where the record key is another one.",
 }
 SOURCE_FIELDS: Mapping[str, str] = {
@@ -131,25 +131,25 @@ FORMATS: Mapping[str, str] = {
     "cloudevents": "CloudEvents in Kafka, binary and structured, as JSON: domain events, or Debezium's change events.",
     "json": "A compacted topic used as a table: JSON objects, and null records for what is gone. With types: domain "
     "events as JSON objects.",
+    "qlik": "Qlik Replicate's data messages as JSON.",
     "integrity": "Derived events of this program, written by another installation.",
 }
-FORMATS_LATER = ("qlik",)
 FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
-    "tombstones": ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json"),
+    "tombstones": ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json", "qlik"),
     "truncate": ("debezium",),
     "deleted_when": ("debezium", "mongodb", "debezium-flat", "cloudevents", "json"),
     "types": ("outbox", "cloudevents", "json"),
     "type_from": ("outbox", "json"),
     "payload": ("outbox", "json"),
     "new_key": ("outbox", "cloudevents", "json"),
-    "key_from": ("debezium", "outbox", "cloudevents", "json"),
-    "key_format": ("debezium", "debezium-flat", "outbox", "cloudevents", "json"),
+    "key_from": ("debezium", "outbox", "cloudevents", "json", "qlik"),
+    "key_format": ("debezium", "debezium-flat", "outbox", "cloudevents", "json", "qlik"),
     "version": ("debezium-flat", "outbox", "cloudevents", "json"),
 }
 """The fields of `events` that not every format takes, and those that do."""
 TYPES_REQUIRED = ("outbox",)
 """The formats that say nothing without `types`."""
-COPIED_FORMATS = ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json")
+COPIED_FORMATS = ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json", "qlik")
 """The formats whose events hold the parent's row."""
 KEY_FORMATS: Mapping[str, str] = {
     "json": "JSON: an object of the key's fields, or the one field's value; with or without its schema.",

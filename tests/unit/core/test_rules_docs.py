@@ -19,7 +19,6 @@ from integrity.core.rules.vocabulary import (
     EVENTS_FIELDS,
     EVENTS_LATER,
     FORMATS,
-    FORMATS_LATER,
     KEY_TYPES,
     PARENT_FIELDS,
     PARENT_LATER,
@@ -47,7 +46,7 @@ def test_action_is_documented(action: str) -> None:
     assert re.search(rf"^\| `{{?{action}", DOCUMENT, re.MULTILINE)
 
 
-@pytest.mark.parametrize("word", [*PARENT_LATER, *EVENTS_LATER, *DEPENDENT_LATER, *FORMATS_LATER])
+@pytest.mark.parametrize("word", [*PARENT_LATER, *EVENTS_LATER, *DEPENDENT_LATER])
 def test_word_of_a_later_version_is_listed_as_not_supported(word: str) -> None:
     assert f"`{word}`" in LATER
 

@@ -289,11 +289,6 @@ def test_events_field_of_a_later_version_is_refused(field: str) -> None:
     assert _codes(_file(f"{TABLE}, {CASCADE}", head=f"{HEAD}  {field}\n")) == [FindingCode.NOT_SUPPORTED_YET]
 
 
-@pytest.mark.parametrize("name", ["qlik"])
-def test_format_of_a_later_version_is_refused(name: str) -> None:
-    assert _codes(VALID.replace("debezium", name)) == [FindingCode.NOT_SUPPORTED_YET]
-
-
 def _events_of(more: str, form: str = "json", key: str = "{id: int64}") -> Events:
     head = HEAD.replace("format: debezium", f"format: {form}").replace("{id: int64}", key) + f"  {more}\n"
     events = parse_rules({"a.yaml": _file(f"{TABLE}, {CASCADE}", head=head)}).parents[0].events
@@ -733,7 +728,7 @@ def test_rules_that_lead_back_over_another_parent_are_a_cycle() -> None:
 
 
 def test_all_findings_come_in_the_order_of_files_and_lines() -> None:
-    first = VALID.replace("debezium", "qlik").replace("parent: customer", "parent: Customer").replace("cascade", "x")
+    first = VALID.replace("debezium", "avro").replace("parent: customer", "parent: Customer").replace("cascade", "x")
     third = _file(f"store: s, table: t, references: {{a: id}}, {CASCADE}", head=OTHER_HEAD).replace(
         "version: 1", "version: 3"
     )

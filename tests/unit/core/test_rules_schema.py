@@ -15,7 +15,6 @@ from integrity.core.rules.schema import rules_schema
 from integrity.core.rules.vocabulary import (
     DEPENDENT_LATER,
     EVENTS_LATER,
-    FORMATS_LATER,
     KEY_TYPES,
     PARENT_LATER,
 )
@@ -180,7 +179,6 @@ def test_what_the_parser_accepts_the_schema_accepts(text: str) -> None:
         *(f"{VALID}{name}: x\n" for name in PARENT_LATER),
         *(_changed("  format:", f"  {name}: x\n  format:") for name in EVENTS_LATER),
         *(_changed("    store: orders_db", f"    {name}: x\n    store: orders_db") for name in DEPENDENT_LATER),
-        *(_changed("format: debezium", f"format: {name}") for name in FORMATS_LATER),
     ],
 )
 def test_schema_describes_this_version_only(text: str) -> None:
