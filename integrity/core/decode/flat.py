@@ -60,6 +60,7 @@ _UNSUPPORTED: Mapping[object, str] = {
     SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported in flattened topics.",
     MONGODB: "Flattened documents of the MongoDB connector are not supported yet.",
 }
+_JSON_BEGINS = frozenset(bytes([byte]) for byte in b'"{[-0123456789tfn \t\r\n')
 _HEADERS = frozenset((OP, *_LSN, *_BINLOG[0], *_BINLOG[1], _TIME, *_SQL_SERVER, *_CONNECTOR))
 
 _TRUNCATED = Ignored("t", "A truncate names no key.")
@@ -231,14 +232,13 @@ class _Flat:
         raw = told.fields.get(name)
         if raw is None:
             return None
+        # SimpleHeaderConverter writes text without quotes.
+        if raw[:1] not in _JSON_BEGINS:
+            return _text_of(name, raw)
         try:
             value = parse(raw, self._limits)
         except JsonFault:
-            # SimpleHeaderConverter writes text without quotes.
-            try:
-                return raw.decode()
-            except UnicodeDecodeError:
-                raise Refused(Reason.BAD_ENCODING, f"The header {name} is not UTF-8.", "header") from None
+            return _text_of(name, raw)
         if type(value) is dict and value.keys() == {"schema", "payload"}:
             return value["payload"]
         return value
@@ -290,12 +290,21 @@ class _Flat:
 
     def _connector(self, fields: Mapping[str, object], told: _Told) -> object:
         """The connector behind a record, as far as something tells it."""
-        said = (told.connector, *(self._said(name, fields, told) for name in _CONNECTOR))
-        if (connector := next((each for each in said if each is not None), None)) is not None:
-            return connector
+        if told.connector is not None:
+            return told.connector
+        for name in _CONNECTOR:
+            if (connector := self._said(name, fields, told)) is not None:
+                return connector
         if any(self._is_said(name, fields, told) for name in _LSN):
             return POSTGRESQL
         return SQLSERVER if any(self._is_said(name, fields, told) for name in _SQL_SERVER) else None
+
+
+def _text_of(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Refused(Reason.BAD_ENCODING, f"The header {name} is not UTF-8.", "header") from None
 
 
 def _is_rewritten(record: Record) -> bool:

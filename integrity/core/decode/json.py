@@ -91,7 +91,7 @@ def parse(data: bytes, limits: Limits, *, control_characters: bool = False) -> o
     if type(value) is dict and colons == len(value) and b"[" not in data:
         return value
     check_depth(data, limits)
-    if colons != _fields(value):
+    if colons != (fields := _fields(value)) and _colons_outside_strings(data) != fields:
         _check_unique(data, _refuse_repeated)
     return value
 
@@ -127,7 +127,7 @@ def parse_object(data: bytes, limits: Limits) -> dict[str, object]:
     colons = data.count(b":")
     if colons != len(found):
         check_depth(data, limits)
-        if colons != _fields(found):
+        if colons != (fields := _fields(found)) and _colons_outside_strings(data) != fields:
             _check_unique(data, _refuse_repeated)
     return found
 
@@ -149,7 +149,7 @@ def _is_utf16(data: bytes) -> bool:
     return zeros in ([False, True, False, True], [True, False, True, False])
 
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _BRACKETS = b"[]{}"
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
 
@@ -176,6 +176,11 @@ def _fields(value: object) -> int:
     if type(value) is list:
         return sum([_fields(part) for part in value if type(part) in (dict, list)])
     return 0
+
+
+def _colons_outside_strings(data: bytes) -> int:
+    """How many fields a text of sound syntax names, also those that it names twice."""
+    return _STRINGS.sub(b"", data).count(b":")
 
 
 Pairs = list[tuple[str, object]]

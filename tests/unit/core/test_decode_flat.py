@@ -148,6 +148,15 @@ def test_a_value_that_is_no_row_is_a_dead_letter(value: bytes) -> None:
             assert decoded.stage == "value"
 
 
+def test_a_field_named_twice_is_told_from_colons_in_texts() -> None:
+    texts = b'"at":"03:04:05","b":"\\\\\\":","c":{"d:":"x"}'
+    for form in (FLAT, JSON):
+        assert change(reader(form)(record(b'{"id":10,' + texts + b"}"))).op is Op.ALIVE
+        for repeated in (b'"id":10,' + texts + b',"at":"03:04:05"', texts.replace(b'"x"', b'"x","d:":"y"')):
+            decoded = reader(form)(record(b"{" + repeated + b"}"))
+            assert refusal(decoded) == (Reason.DUPLICATE_FIELD, "value")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
