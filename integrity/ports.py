@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Batch, TopicPartition
+from integrity.core.copies import Known as Copied
 from integrity.core.decode.record import Record
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
@@ -88,6 +89,20 @@ class Inspectable(Protocol):
 
     async def impact(self, question: Question, deadline: Deadline) -> Sequence[Impact]:
         """What it would do here if all that happened now: one for each dependent of the entity in this store."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything; never waits longer than a few seconds."""
+        ...
+
+
+class InspectableCopy(Protocol):
+    """The store of a copy that can be asked; as `Inspectable`."""
+
+    name: str
+
+    async def known_of(self, key: Key, deadline: Deadline) -> Copied | None:
+        """What the ledger knows of a key of the copy; None when it has never heard of it."""
         ...
 
     async def close(self) -> None:

@@ -47,6 +47,7 @@ from integrity.ports import (
     Deadline,
     Examinable,
     Inspectable,
+    InspectableCopy,
     Outbox,
     Parents,
     Scannable,
@@ -171,7 +172,7 @@ def copy_name(copy: Copy) -> str:
     return f"{copy.store}.{copy.id}"
 
 
-class CopyStore(Store, Truncatable, Protocol):
+class CopyStore(Store, Truncatable, InspectableCopy, Protocol):
     """What the store of a copy can do."""
 
 
@@ -223,6 +224,17 @@ async def open_for_looking(
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
         yield stores
+
+
+@asynccontextmanager
+async def open_copies_for_looking(settings: Settings, parent: Parent) -> AsyncIterator[Mapping[str, InspectableCopy]]:
+    """The copies of a parent by their ids, which are only asked."""
+    async with AsyncExitStack() as stack:
+        copies: dict[str, InspectableCopy] = {}
+        for copy in parent.copies:
+            copies[copy.id] = store = open_copy(settings.stores[copy.store], settings, parent, copy)
+            stack.push_async_callback(store.close)
+        yield copies
 
 
 class _Kafka:
@@ -447,6 +459,7 @@ class Service:
     metrics: Metrics
     rules: RuleSet
     stores: Mapping[str, Inspectable]
+    copies: Mapping[str, InspectableCopy]
 
 
 @asynccontextmanager
@@ -515,8 +528,12 @@ async def service(
         watch = TopicWatch(lambda: _look_at_topics(settings, rules), followers)
         watching = asyncio.create_task(watch.run(), name="topics")
         stack.push_async_callback(lambda: cancelled(watching))
+        copies: dict[str, InspectableCopy] = {}
+        for parent in rules.parents:
+            # Of their own: whoever asks must not disturb the lane.
+            copies |= await stack.enter_async_context(open_copies_for_looking(settings, parent))
         supervisor = Supervisor(members, migrate=migrate)
-        yield Service(supervisor, metrics, rules, stores)
+        yield Service(supervisor, metrics, rules, stores, copies)
 
 
 @asynccontextmanager

@@ -6,11 +6,12 @@ asks "can I delete this?" must not take the silence of a store for a no.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -22,8 +23,8 @@ from integrity.core.key_text import parse_key
 from integrity.core.keys import Key, KeyRefused
 from integrity.core.rules.model import Parent, RuleSet
 from integrity.errors import OperationError
-from integrity.ports import Deadline, Inspectable
-from integrity.service.ask import Answers, Document, ask, history_document
+from integrity.ports import Deadline, Inspectable, InspectableCopy
+from integrity.service.ask import Document, ask, history_document
 from integrity.service.plan import impact_document, plan
 
 TIMEOUT_S: Final = 10.0
@@ -31,8 +32,6 @@ TIMEOUT_S: Final = 10.0
 LEVELS_TIMEOUT_S: Final = 5.0
 """After that no further level is looked at: the rows below are told as "at least"."""
 HEADERS: Final = {"cache-control": "no-store"}
-
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class Looks:
     stores: Mapping[str, Inspectable]
     token: str
     read_token: str = ""
+    copies: Mapping[str, InspectableCopy] = field(default_factory=dict)
+    """By their ids."""
 
 
 class Problem(HTTPException):
@@ -59,8 +60,19 @@ def routes(looks: Looks) -> Sequence[Route]:
 
     async def history(request: Request) -> Response:
         parent, key = _asked(looks, request)
-        answers = await _ask(looks, parent, lambda store, until: store.history(parent.entity, key, until))
-        return _whole(answers.silent, history_document(parent, key, answers))
+        deadline = Deadline.after(TIMEOUT_S)
+        stores = {dependent.store for dependent in parent.dependents}
+        answers, copied = await asyncio.gather(
+            ask(
+                {name: looks.stores[name] for name in sorted(stores)},
+                lambda store: store.history(parent.entity, key, deadline),
+            ),
+            ask(
+                {copy.id: looks.copies[copy.id] for copy in parent.copies},
+                lambda copy: copy.known_of(key, deadline),
+            ),
+        )
+        return _whole({**answers.silent, **copied.silent}, history_document(parent, key, answers, copied))
 
     async def impact(request: Request) -> Response:
         parent, key = _asked(looks, request)
@@ -122,17 +134,6 @@ def _authorize(looks: Looks, request: Request) -> None:
     accepted = [token.encode() for token in (looks.token, looks.read_token) if token]
     if scheme.lower() != "bearer" or not any([hmac.compare_digest(sent, token) for token in accepted]):
         raise Problem(HTTPStatus.UNAUTHORIZED, "Send Authorization: Bearer TOKEN.")
-
-
-async def _ask(
-    looks: Looks, parent: Parent, question: Callable[[Inspectable, Deadline], Awaitable[_Answer]]
-) -> Answers[_Answer]:
-    wanted = {dependent.store for dependent in parent.dependents}
-    deadline = Deadline.after(TIMEOUT_S)
-    return await ask(
-        {name: looks.stores[name] for name in sorted(wanted)},
-        lambda store: question(store, deadline),
-    )
 
 
 def _whole(silent: Mapping[str, OperationError], document: Document) -> Response:

@@ -19,7 +19,7 @@ async def serving(service: Service, settings: HttpSettings) -> AsyncIterator[int
     """Answer HTTP meanwhile; gives the port. Raises SettingsError or OperationError when the
     address may not or can't be had."""
     token = settings.token.get_secret_value()
-    looks = Looks(service.rules, service.stores, token, settings.read_token.get_secret_value())
+    looks = Looks(service.rules, service.stores, token, settings.read_token.get_secret_value(), service.copies)
     server = HttpServer(
         application(service.supervisor, service.metrics, looks),
         HttpAddress(settings.host, settings.port, bool(token)),

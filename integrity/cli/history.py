@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -11,9 +11,10 @@ from integrity.cli.base import Options, print_json, run_async
 from integrity.cli.looking import end, key_of, looking, parent_of, tell
 
 if TYPE_CHECKING:
+    from integrity.core.copies import Known
     from integrity.core.history import KeyHistory
     from integrity.core.keys import KeySpec
-    from integrity.service.ask import Answers
+    from integrity.errors import OperationError
 
 
 @click.command("history")
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
 def command(options: Options, entity: str, key: str, is_json: bool) -> int:
     """Show everything that the ledgers of all stores know of a key.
 
+    Those of the parent's copies are asked, too.
+
     KEY is the key of the parent ENTITY; the parts of a composite key are joined with commas, each percent-encoded.
     Write -- before a key that begins with a minus. Exit 0: all stores answered; 2: wrong usage, settings or rules;
     3: a store did not answer (it is named, the others are shown).
     """
-    return end(run_async(_history(options, entity, key, is_json)).silent)
+    return end(run_async(_history(options, entity, key, is_json)))
 
 
-async def _history(options: Options, entity: str, text: str, is_json: bool) -> Answers[object]:
+async def _history(options: Options, entity: str, text: str, is_json: bool) -> Mapping[str, OperationError]:
     async with looking(options, entity) as found:
         from integrity.core.key_text import key_text
         from integrity.service.ask import ask, history_document
+        from integrity.wiring import open_copies_for_looking
 
         parent = parent_of(found.rules, entity)
         key = key_of(parent, text)
@@ -43,13 +47,36 @@ async def _history(options: Options, entity: str, text: str, is_json: bool) -> A
             lambda store: store.history(entity, key, found.deadline(store)),
             tell=lambda names: tell(options, names),
         )
+        async with open_copies_for_looking(found.settings, parent) as copies:
+            copied = await ask(
+                copies,
+                lambda copy: copy.known_of(key, found.deadline(copy)),
+                tell=lambda names: tell(options, names),
+            )
     if is_json:
-        print_json(history_document(parent, key, answers))
+        print_json(history_document(parent, key, answers, copied))
     else:
         click.echo(f"{entity} {key_text(key)}")
         for name, history in answers.found.items():
             click.echo("\n".join(["", *_lines(name, parent.key, history)]))
-    return answers
+        stores = {copy.id: copy.store for copy in parent.copies}
+        for name, known in copied.found.items():
+            click.echo("\n".join(["", *_copied(f"{name} ({stores[name]})", known)]))
+    return {**answers.silent, **copied.silent}
+
+
+def _copied(copy: str, known: Known | None) -> Iterator[str]:
+    from integrity.core.change import EARLIEST
+    from integrity.service.ask import version_text
+
+    if known is None:
+        yield f"{copy}: the copy's ledger knows nothing of it"
+        return
+    state = "the copy has its row" if known.alive else "the copy has no row of it"
+    version = "" if known.version == EARLIEST else f", version {version_text(known.version)}"
+    yield f"{copy}: {state}{version}"
+    for missed in known.missed:
+        yield f"  a dead letter stands for its event of version {version_text(missed)}"
 
 
 def _lines(store: str, spec: KeySpec, history: KeyHistory | None) -> Iterator[str]:

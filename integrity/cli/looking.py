@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from integrity.core.keys import Key, KeySpec
     from integrity.core.rules.model import Parent, RuleSet
     from integrity.errors import OperationError
-    from integrity.ports import Deadline, Inspectable
+    from integrity.ports import Deadline, Inspectable, InspectableCopy
     from integrity.settings import Settings
 
 EXIT_SILENT = 3
@@ -33,7 +33,7 @@ class Looking:
     rules: RuleSet
     stores: Mapping[str, Inspectable]
 
-    def deadline(self, store: Inspectable) -> Deadline:
+    def deadline(self, store: Inspectable | InspectableCopy) -> Deadline:
         """How long a store is waited for."""
         from integrity.ports import Deadline
         from integrity.settings import StoreKind
@@ -60,7 +60,7 @@ async def looking(
         parent = parent_of(rules, entity or "")
         names = [*reachable(rules, parent.entity)] if below else stores_of(parent)
     async with open_for_looking(settings, rules, names) as stores:
-        yield Looking(settings, rules, stores)
+        yield Looking(settings, rules, {name: stores[name] for name in names})
 
 
 def parent_of(rules: RuleSet, entity: str) -> Parent:

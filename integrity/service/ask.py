@@ -12,7 +12,8 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from integrity.core.change import Version
+from integrity.core.change import EARLIEST, Version
+from integrity.core.copies import Known
 from integrity.core.history import CameFrom, Enforced, KeyHistory, LeftOut
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, KeySpec
@@ -83,14 +84,34 @@ def key_document(spec: KeySpec, key: Key) -> Document:
     return dict(zip(spec.names, msgspec.to_builtins(key), strict=True))
 
 
-def history_document(parent: Parent, key: Key, answers: Answers[KeyHistory | None]) -> Document:
-    """What all ledgers know of a key."""
+def history_document(
+    parent: Parent, key: Key, answers: Answers[KeyHistory | None], copied: Answers[Known | None]
+) -> Document:
+    """What all ledgers know of a key; `copied` are the answers of the parent's copies, by their ids."""
     spec = parent.key
     return {
         "entity": parent.entity,
         "key": key_document(spec, key),
         "stores": [{"store": name, **ledger_document(spec, found)} for name, found in answers.found.items()],
-        "unanswered": answers.unanswered,
+        "copies": copies_document({copy.id: copy.store for copy in parent.copies}, copied),
+        "unanswered": [*answers.unanswered, *copied.unanswered],
+    }
+
+
+def copies_document(copies: Mapping[str, str], answers: Answers[Known | None]) -> list[Document]:
+    """What the ledgers of copies know of a key; `copies` maps their ids to their stores."""
+    return [{"copy": copy, "store": copies[copy], **_copied(known)} for copy, known in answers.found.items()]
+
+
+def _copied(known: Known | None) -> Document:
+    if known is None:
+        return {"known": False}
+    return {
+        "known": True,
+        "alive": known.alive,
+        "version": None if known.version == EARLIEST else version_text(known.version),
+        "last_record": None if known.last is None else known.last._asdict(),
+        "missed": [version_text(version) for version in known.missed],
     }
 
 

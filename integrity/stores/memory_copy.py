@@ -53,6 +53,9 @@ class MemoryCopy:
         page = [each for each in found if each[0] > after][:keys_max]
         return KnownKeys([each[1:] for each in page], page[-1][0] if len(page) == keys_max else None)
 
+    async def known_of(self, key: Key, deadline: Deadline) -> Known | None:
+        return self.known.get(key)
+
     async def close(self) -> None:
         return None
 

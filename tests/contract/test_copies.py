@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from integrity.core.batch import Batch, DeadLetterMark, Discard, Redrive, Span, TopicPartition
-from integrity.core.change import ParentChange
+from integrity.core.change import EARLIEST, ParentChange, Version
 from integrity.core.copies import UPSERT
 from integrity.core.outcome import Applied, ApplyResult, Effect, Outcome, Rejected, Retry
 from integrity.errors import Reason
@@ -282,6 +282,28 @@ async def test_two_processes_with_the_same_keys_leave_the_newest_rows(
 
         await asyncio.gather(enforce(0), enforce(1))
         assert await copies.rows() == {key: ("v51", None) for key in keys}
+
+
+async def test_what_is_known_of_a_key_is_told_beside_the_process_that_works(copies: CopyHarness) -> None:
+    store = await copies.open()
+    beside: Any = await copies.another()
+    events = Events()
+    events.alive((1,), 10, row=row("Ada"))
+    events.deleted((2,), 11)
+    events.alive((3,), 12, row=row("Cy"))
+    left_out = {(2, COPY): DeadLetterMark(Reason.VALUE_REJECTED, "e" * 32)}
+    await apply(store, events.batch(exceptions=left_out))
+    found = [await beside.known_of((key,), Deadline.after(30)) for key in (1, 2, 3, 4)]
+    assert [known and (known.version, known.alive, known.missed) for known in found] == [
+        (Version(0, (10,)), True, ()),
+        (Version(0, (11,)), False, ()),
+        (EARLIEST, False, (Version(0, (12,)),)),
+        None,
+    ]
+    events.deleted((1,), 20)
+    await apply(store, events.batch())
+    again = await beside.known_of((1,), Deadline.after(30))
+    assert (again.version, again.alive) == (Version(0, (20,)), False)
 
 
 @pytest.mark.parametrize("marks", [False, True])

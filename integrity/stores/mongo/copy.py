@@ -13,8 +13,8 @@ from pymongo import UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from integrity.core.batch import Batch, Share, shares, standing
-from integrity.core.copies import Put, marks_of, plan
-from integrity.core.keys import KeyRefused, KeyType
+from integrity.core.copies import Known, Put, marks_of, plan
+from integrity.core.keys import Key, KeyRefused, KeyType
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected
 from integrity.core.truncate import KnownKeys
 from integrity.errors import Finding, Reason
@@ -53,6 +53,12 @@ class MongoCopy(MongoStore):
         findings = await super().check(deadline)
         with setup.reach(self._at, self._budget_s(deadline)):
             return [*findings, *await _unique(self._ledger(), self._copy)]
+
+    async def known_of(self, key: Key, deadline: Deadline) -> Known | None:
+        """See `InspectableCopy.known_of`."""
+        with setup.reach(self._at, self._budget_s(deadline)):
+            hashes = {of: key for key, of in hashes_of(self._copy.entity, [key]).items()}
+            return (await self._ledger().known(hashes, None)).get(key)
 
     async def known_keys(self, entity: str, after: bytes, keys_max: int, deadline: Deadline) -> KnownKeys:
         """See `Truncatable.known_keys`."""

@@ -185,7 +185,7 @@ class Ledger:
 
     # --- copies -----------------------------------------------------------------------------------------------------
 
-    async def known(self, hashes: Mapping[bytes, Key], session: AsyncClientSession) -> dict[Key, Known]:
+    async def known(self, hashes: Mapping[bytes, Key], session: AsyncClientSession | None) -> dict[Key, Known]:
         """What is known of these keys of the lane's copy."""
         found: dict[Key, Known] = {}
         for chunk in chunks(list(hashes), _LOOKUP_KEYS_MAX):

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from integrity.core.batch import Batch, Share, TopicPartition, shares, standing
-from integrity.core.copies import Plan, Put, plan
-from integrity.core.keys import KeyRefused, canonical, key_hasher
+from integrity.core.copies import Known, Plan, Put, plan
+from integrity.core.keys import Key, KeyRefused, canonical, key_hasher
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Effect, Rejected, Retry
 from integrity.core.truncate import KnownKeys
 from integrity.errors import Finding, LedgerError, Reason, UnreachableError
@@ -97,6 +97,14 @@ class PostgresCopy:
         try:
             async with self._sessions.connection(deadline) as connection:
                 return await self._ledger.copied_keys(connection, self._rule.spec, after, keys_max)
+        except DRIVER_ERRORS as exc:
+            raise self._ledger_fault(fault_of(exc), "read") from exc
+
+    async def known_of(self, key: Key, deadline: Deadline) -> Known | None:
+        """See `InspectableCopy.known_of`."""
+        try:
+            async with self._sessions.connection(deadline) as connection:
+                return (await self._ledger.known(connection, {self._hash_of(canonical(key)): key})).get(key)
         except DRIVER_ERRORS as exc:
             raise self._ledger_fault(fault_of(exc), "read") from exc
 

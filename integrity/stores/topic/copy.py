@@ -174,6 +174,22 @@ class TopicCopy:
         spec = self._rule.spec
         return await self._of_state(lambda state: state.known_keys(entity, spec, after, keys_max), KnownKeys((), None))
 
+    async def known_of(self, key: Key, deadline: Deadline) -> Known | None:
+        """See `InspectableCopy.known_of`. Takes nothing over from the process that works."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(deadline.remaining_s()):
+                    await self._read_on()
+                    state = self._opened()
+                    hashes = {key_hash(self._rule.entity, key): key}
+                    record = (await self._in_thread(lambda: state.known(hashes))).get(key)
+            except BaseException as exc:
+                fault = unreachable(self._client) if isinstance(exc, TimeoutError) else self._fault(exc)
+                if fault is None:
+                    raise
+                raise fault from exc
+        return None if record is None else Known(record.version, record.alive, record.last, record.missed)
+
     async def _of_state(self, question: Callable[[_State], _T], nothing: _T) -> _T:
         """What the ledger holds, as its owner has it; `nothing` when another process owns the copy."""
         async with self._lock:
@@ -221,6 +237,10 @@ class TopicCopy:
         self._partitions = sum(at.topic == self._topic for at in found)
         await writer.start()
         self._fenced = False
+        await self._read_on()
+
+    async def _read_on(self) -> None:
+        """Read the ledger to its end."""
         try:
             await self._reader.read_to_end([self._ledger.topic])
         except TopicMadeAnew:

@@ -10,13 +10,15 @@ import pytest
 
 from integrity.api.http import application
 from integrity.api.looks import Looks
+from integrity.core.change import Cell
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.memory import MemoryStore
-from integrity.stores.rule import store_rules
+from integrity.stores.memory_copy import MemoryCopy
+from integrity.stores.rule import copy_rule, store_rules
 from integrity.telemetry import Metrics
 from tests.contract.world import Events, apply
 
@@ -58,6 +60,11 @@ class Silent:
         raise UnreachableError("MongoDB does not answer.", hint="Start it.")
 
     async def close(self) -> None: ...
+
+
+class SilentCopy(Silent):
+    async def known_of(self, key: Key, deadline: Deadline) -> None:
+        raise UnreachableError("MongoDB does not answer.", hint="Start it.")
 
 
 def stores(**others: Any) -> dict[str, Any]:
@@ -144,6 +151,33 @@ async def test_history_tells_what_the_ledgers_know() -> None:
             "dependents": [{"dependent": "customer.orders", "action": "cascade", "rows": 3}],
         }
     ]
+
+
+async def test_history_tells_what_the_ledgers_of_copies_know() -> None:
+    """A copy that does not answer makes an error of it, as a store does."""
+    text = """\
+version: 1
+parent: customer
+events: {topic: shop.public.customers, format: debezium, key: {id: int64}}
+copies:
+  - {store: orders_db, table: customer_copy, columns: {id: id, name: name}}
+"""
+    rules = parse_rules({"customer.yaml": text})
+    [parent] = rules.parents
+    [copy] = parent.copies
+    store = MemoryCopy("orders_db", copy_rule(parent, copy))
+    events = Events()
+    events.alive((7,), 10, row={"name": Cell("Ada")})
+    await apply(store, events.batch())
+
+    async def ask_copy(asked: Any) -> Any:
+        app = application(Lanes(), Metrics(version="1", rules="r"), Looks(rules, {}, "", "", {copy.id: asked}))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            return await client.get("/v1/history/customer/7")
+
+    [told] = (await ask_copy(store)).json()["copies"]
+    assert (told["copy"], told["alive"], told["version"]) == (copy.id, True, "0:10")
+    assert (await ask_copy(SilentCopy())).json()["detail"] == f"No answer from {copy.id}."
 
 
 @pytest.mark.parametrize("kind", ["history", "impact"])

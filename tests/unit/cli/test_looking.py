@@ -14,13 +14,15 @@ import pytest
 from integrity import wiring
 from integrity.cli import main
 from integrity.core.batch import DeadLetterMark
+from integrity.core.change import Cell
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import Reason, UnreachableError
 from integrity.ports import Deadline
 from integrity.stores.memory import MemoryStore
-from integrity.stores.rule import store_rules
+from integrity.stores.memory_copy import MemoryCopy
+from integrity.stores.rule import copy_rule, store_rules
 from tests.contract.world import Events, apply
 
 RULES = """\
@@ -46,6 +48,13 @@ class Silent:
         raise UnreachableError("MongoDB at mongo:27017 does not answer.", hint="Start it.")
 
     async def close(self) -> None: ...
+
+
+class SilentCopy(Silent):
+    name = "orders_db"
+
+    async def known_of(self, key: Key, deadline: Deadline) -> None:
+        raise UnreachableError("MongoDB at mongo:27017 does not answer.", hint="Start it.")
 
 
 class World:
@@ -95,6 +104,50 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def test_history_tells_what_the_ledgers_of_copies_know(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = RULES + "copies:\n  - {store: orders_db, table: customer_copy, columns: {id: id, name: name}}\n"
+    Path("rules/customer.yaml").write_text(text)
+    [parent] = parse_rules({"customer.yaml": text}).parents
+    [copy] = parent.copies
+    rule = copy_rule(parent, copy)
+    store, silent = MemoryCopy("orders_db", rule), SilentCopy()
+    asked: dict[str, Any] = {copy.id: store}
+
+    @asynccontextmanager
+    async def opened(settings: Any, parent: Any) -> AsyncIterator[dict[str, Any]]:
+        yield asked
+
+    monkeypatch.setattr(wiring, "open_copies_for_looking", opened)
+    world.events.alive((7,), 10, row={"name": Cell("Ada")})
+    world.events.deleted((8,), 11)
+    world.events.alive((9,), 12, row={"name": Cell("Cy")})
+    left_out = {(2, copy.id): DeadLetterMark(Reason.VALUE_REJECTED, "e" * 32)}
+    asyncio.run(apply(store, world.events.batch(exceptions=left_out)))
+    told = {key: run("history", "customer", key)[1].splitlines()[-2:] for key in ("7", "8", "9", "6")}
+    name = "customer.customer_copy (orders_db)"
+    assert told["7"][1] == f"{name}: the copy has its row, version 0:10"
+    assert told["8"][1] == f"{name}: the copy has no row of it, version 0:11"
+    assert told["9"] == [
+        f"{name}: the copy has no row of it",
+        "  a dead letter stands for its event of version 0:12",
+    ]
+    assert told["6"][1] == f"{name}: the copy's ledger knows nothing of it"
+    [document] = json.loads(run("history", "customer", "7", "--json")[1])["copies"]
+    last = {"topic": TOPIC, "partition": 0, "offset": 0, "alive": True}
+    assert document == {
+        "copy": copy.id,
+        "store": "orders_db",
+        "known": True,
+        "alive": True,
+        "version": "0:10",
+        "last_record": last,
+        "missed": [],
+    }
+    asked[copy.id] = silent
+    code, _, err = run("history", "customer", "7")
+    assert (code, err) == (3, f"{copy.id} did not answer: MongoDB at mongo:27017 does not answer. Start it.\n")
 
 
 def test_history_shows_fates_with_rows_moves_and_dead_letters(world: World, run: Run) -> None:
