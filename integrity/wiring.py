@@ -272,7 +272,7 @@ def _needs(settings: Settings, rules: RuleSet, stores: Collection[str]) -> list[
     entities = {entity for store in stores for entity in rules.of_store(store)}
     entities |= {parent.entity for parent, _ in copies}
     sources = _decoders(rules.by_entity[entity] for entity in sorted(entities))
-    read = [*sources, redrive_topic(settings.group)]
+    read = [*sources, redrive_topic(settings.group), scans_topic(settings.group)]
     dead = settings.dlq.topic
     written = [dead, status_topic(dead), *([settings.audit.topic] if settings.audit.topic else [])]
     children = sorted(

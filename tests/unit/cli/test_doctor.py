@@ -11,8 +11,11 @@ import pytest
 
 from integrity import wiring
 from integrity.cli import main
+from integrity.core.rules.parse import parse_rules
 from integrity.errors import Finding, UnreachableError
+from integrity.kafka.acls import Operation, Resource
 from integrity.service.doctor import Examination
+from integrity.settings import Settings
 
 RULES = """\
 version: 1
@@ -92,3 +95,14 @@ def test_formats_are_those_of_validate(run: Run, output: str) -> None:
 def test_unknown_store_is_wrong_usage(capsys: pytest.CaptureFixture[str], run: Run, monkeypatch: Any) -> None:
     monkeypatch.undo()
     assert main(["doctor", "--rules", "nowhere"]) == 2
+
+
+def test_every_topic_of_ours_is_among_what_the_user_of_the_lanes_has_to_be_allowed() -> None:
+    """That of the scans is only read: whoever scans writes it."""
+    rules = parse_rules({"customer.yaml": Path("rules/customer.yaml").read_text()})
+    settings = Settings(group="shop")
+    needs = wiring._needs(settings, rules, ["orders_db", "carts"])
+    found = {(need.operation, need.name) for need in needs if need.resource is Resource.TOPIC}
+    ours = {name for _, name in found} - {"shop.public.customers", "carts"}
+    assert ours == {"shop.redrive", "shop.scans", "integrity.dlq", "integrity.dlq.status", "integrity.audit"}
+    assert (Operation.READ, "shop.scans") in found and (Operation.WRITE, "shop.scans") not in found
