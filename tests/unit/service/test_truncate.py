@@ -6,18 +6,22 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
-from integrity.core.batch import TopicPartition
+from integrity.core.batch import Page, TopicPartition
 from integrity.core.change import Origin, Truncation, Version
 from integrity.core.decode.record import Decoded, Record
+from integrity.core.truncate import read_note
+from integrity.kafka.dead_letters import Status
+from integrity.kafka.redrives import Ask, Returned, outgoing
 from integrity.ports import Deadline
 from integrity.service import lane as lanes
 from integrity.service.lane import Lane
 from integrity.service.truncate import Counting, Truncator
-from integrity.service.work import Piece, Reader, halves
+from integrity.service.work import Piece, Reader, Returning, halves
 from integrity.stores.memory import MemoryStore, Row
-from tests.contract.truncates import rule_set
+from tests.contract.truncates import Here, rule_set
 from tests.unit.service.doubles import (
     TOPIC,
     BentStore,
@@ -30,6 +34,9 @@ from tests.unit.service.doubles import (
 )
 from tests.unit.service.doubles import decode as decode_key
 from tests.unit.service.test_lane import P0, P1, Rig, running, until
+
+REDRIVES = "integrity.redrive"
+AT = TopicPartition(REDRIVES, 0)
 
 
 def decode(record: Record) -> Decoded:
@@ -147,3 +154,31 @@ def test_notes_go_with_the_first_half_of_a_piece_and_are_counted() -> None:
     assert piece.counts["customer", "t"] == 1
     first, second = halves(piece)
     assert (len(first.notes), len(second.notes)) == (1, 0)
+
+
+async def test_held_truncate_comes_back_approved_to_its_dependent_alone() -> None:
+    """From the topic of redrives, as `integrity dlq retry --id` sends it."""
+    rig = TruncatingRig(ScriptedSource(records(created=0)))
+    reader = Reader({TOPIC: ("customer", decode)}, Returning(REDRIVES, "memory", {"customer.orders"}))
+    piece = Piece(spans={P0: lanes.Span(0, 5)})
+    reader.read(P0, rig.source.log[P0], piece)
+    [told] = piece.notes
+    assert told.data is not None
+    first = read_note(told.data)
+    held = msgspec.structs.replace(first, held={"customer.orders": "e" * 32})
+    piece.notes[0] = held.to_keep()  # as it is when its rows have been counted
+    place = Here()
+    await rig.lane._enforcers[0].enforce(piece)
+    await rig.truncator.round(place)
+    assert rig.keys_left() == {0, 1, 2, 3, 4}
+    ask = Returned(Ask.APPROVE, "e" * 32, "customer", "customer.orders", "memory", 3, truncated(4))
+    sent = outgoing(REDRIVES, ask)
+    back = Piece(spans={AT: lanes.Span(0, 1)})
+    reader.read(AT, [Record(REDRIVES, 0, 0, 1, sent.key, sent.value, sent.headers)], back)
+    await rig.lane._enforcers[0].enforce(back)
+    [note] = await rig.truncator.waiting()
+    assert (note.at, note.only, note.page) == (AT, "customer.orders", Page("customer.orders", True, 3))
+    await rig.truncator.round(place)
+    assert rig.keys_left() == {4}, "of 4 nothing was heard"
+    assert [(change.id, change.status) for change in rig.letters.marked] == [("e" * 32, Status.RESOLVED)]
+    assert await rig.truncator.waiting() == []
