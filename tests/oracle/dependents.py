@@ -319,9 +319,11 @@ EVENTS_BETWEEN: dict[Parent, frozenset[Store]] = {
 # --- rules --------------------------------------------------------------------------------------------------------
 
 
-def rules(parent: Parent, stores: Sequence[Store], topic: str | None, prefix: str) -> str | None:
+def rules(
+    parent: Parent, stores: Sequence[Store], topic: str | None, prefix: str, *, copies: bool = False
+) -> str | None:
     """The rule file of a parent, over the dependents in those stores; None when there are none. `prefix` begins every
-    topic's name. Without a topic the parent is rows of another file."""
+    topic's name. Without a topic the parent is rows of another file. `copies`: it has a copy in the store `main`."""
     dependents = [
         _rule(target, reference, number, prefix)
         for target in TARGETS
@@ -337,7 +339,15 @@ def rules(parent: Parent, stores: Sequence[Store], topic: str | None, prefix: st
     if parent in (CUSTOMER, CLIENT):
         # Sweeps find nothing here, and look at every key again; that they harm nothing one parent is enough for.
         events |= {"late_children": {"sweeps": []}}
+    if copies:
+        columns = {name: name for name in (*parent.key, "email")}
+        events |= {"copies": [{"store": "main", "table": copy_table(parent), "columns": columns}]}
     return json.dumps({"version": 1, "parent": parent.name(prefix), **events, "dependents": dependents}, indent=1)
+
+
+def copy_table(parent: Parent) -> str:
+    """The copy of a parent with events."""
+    return f"copy_of_{parent.table}"
 
 
 def dependent_name(target: Target, number: int) -> str:
@@ -430,7 +440,17 @@ def _table(target: Target, name: str, more: Sequence[str] = (), *, defaults: boo
 
 def our_tables() -> str:
     """The tables of the store `main`, without a constraint."""
-    return "".join(_table(target, target.name) for target in TARGETS if target.store == "main")
+    return "".join(
+        [
+            *(_table(target, target.name) for target in TARGETS if target.store == "main"),
+            *(_parents_table(parent, copy_table(parent)) for parent in PARENTS),
+        ]
+    )
+
+
+def _parents_table(parent: Parent, name: str) -> str:
+    columns = ", ".join(f"{field} {_type(field)}" for field in parent.key)
+    return f"create table {name}({columns}, email text, primary key({parent.fields}));\n"
 
 
 _FK_DELETE = {
@@ -448,8 +468,7 @@ def native_database() -> str:
     parts = ["create table restricted(dependent text, key jsonb, at bigint, there bigint, held bigint);\n"]
     parts.append("create index on restricted (key);\n")
     for parent in PARENTS:
-        columns = ", ".join(f"{name} {_type(name)}" for name in parent.key)
-        parts.append(f"create table {parent.table}({columns}, email text, primary key({parent.fields}));\n")
+        parts.append(_parents_table(parent, parent.table))
     for target in TARGETS:
         foreign = [_foreign_key(target, each) for each in target.references if _is_native(target, each)]
         # Where a row is held back, since when it is at its key.

@@ -12,6 +12,8 @@ from tests.oracle.dependents import Parent
 from tests.property.histories import Event
 
 Key = tuple[Any, ...]
+EMAIL = "a@x.test"
+"""What every parent's row holds beside its key."""
 
 
 class Record(NamedTuple):
@@ -31,6 +33,11 @@ class Writer:
         self._parent = parent
         self._keys = keys
         self._schemas = schemas
+
+    def said(self, record: Record) -> Key:
+        """The key that a record is of."""
+        found = json.loads(record.key)
+        return tuple((found["payload"] if self._schemas else found).values())
 
     def key(self, number: int) -> bytes:
         """The record key."""
@@ -63,7 +70,7 @@ class Writer:
 
     def _value(self, number: int, at: int, at_ms: int, op: str) -> bytes:
         # Replica identity default: a deletion knows the key alone.
-        row = {**self._fields(number), "email": None if op == "d" else "a@x.test"}
+        row = {**self._fields(number), "email": None if op == "d" else EMAIL}
         source = {
             "version": "3.7.0.Final",
             "connector": "postgresql",

@@ -107,6 +107,10 @@ class History:
         sql = "".join(self._transactions(source.statements[done:], since))
         return Round(sql, self._phases())
 
+    def told(self, each: Round) -> set[Key]:
+        """The keys that something was told of in a round."""
+        return {self._writer.said(record) for phase in each.phases for record in phase}
+
     @property
     def _now(self) -> int:
         """The place of the last statement."""

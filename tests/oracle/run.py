@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from integrity.core.keys import canonical, key_hash
-from tests.oracle.dependents import PARENTS
-from tests.oracle.events import Record
+from tests.oracle.dependents import PARENTS, Parent
+from tests.oracle.events import EMAIL, Key, Record
 from tests.oracle.history import IDS, PHASES, History, Round
 from tests.oracle.world import Restricted, Rows, World
 
@@ -43,13 +43,14 @@ async def run_wave(world: World, seed: int, numbers: range, *, say: Say | None =
     histories = [History(seed, number) for number in numbers]
     ids = range(numbers.start * IDS, numbers.stop * IDS)
     keys = {
-        (history.parent.entity, canonical(key)): (key_hash(history.parent.entity, key), history.number)
+        (history.parent.entity, canonical(key)): (key_hash(history.parent.entity, key), history.number, key)
         for history in histories
         for key in history.keys
     }
     mixing = random.Random(f"{seed}/{numbers.start}/mixing")
     outcome = Outcome(histories=len(histories))
     await world.begin({parent: [r for h in histories if h.parent is parent for r in h.parents()] for parent in PARENTS})
+    told: dict[Parent, set[Key]] = {parent: set() for parent in PARENTS}
     at_rest: Rows = {}
     refused: Restricted = {}
     for _ in range(ROUNDS):
@@ -69,14 +70,20 @@ async def run_wave(world: World, seed: int, numbers: range, *, say: Say | None =
             if records := list(_mixed(streams, mixing)):
                 await world.publish(records)
                 outcome.events += len(records)
+        for history, each in zip(histories, rounds, strict=True):
+            told[history.parent] |= history.told(each)
         await world.settle(mixing)
         at_rest = await world.native_rows(ids)
         outcome.rows += sum(len(rows) for rows in at_rest.values())
-        refused = await world.native_restricted({at: hash_ for at, (hash_, _) in keys.items()})
-        number_of = dict(keys.values())
+        refused = await world.native_restricted({at: hash_ for at, (hash_, _, _) in keys.items()})
+        number_of = {hash_: number for hash_, number, _ in keys.values()}
         for side in world.sides:
             name = side.name if side.without is None else f"without {side.without}"
             _compare(name, at_rest, await side.rows(ids), outcome)
+            for parent in side.copied:
+                numbers_of = {key: number for (entity, _), (_, number, key) in keys.items() if entity == parent.entity}
+                lives = (await world.native_parents(parent)) & told[parent]
+                _compare_copy(name, parent, lives, await side.copy(parent), numbers_of, outcome)
             _compare_restricted(
                 name, refused, await side.restricted(number_of.keys()), number_of, side.dependents, outcome
             )
@@ -120,6 +127,22 @@ def _compare(side: str, native: Rows, ours: Rows, outcome: Outcome) -> None:
             if expected.get(id_) != found.get(id_):
                 line = f"{target.name} {id_}: native {expected.get(id_)}, ours {found.get(id_)}"
                 outcome.differences.setdefault((side, id_ // IDS), []).append(line)
+
+
+def _compare_copy(
+    side: str,
+    parent: Parent,
+    lives: Collection[Key],
+    copy: Mapping[Key, str],
+    number_of: Mapping[Key, int],
+    outcome: Outcome,
+) -> None:
+    """A copy has a row of every parent that lives, of those that anything was told of."""
+    expected = dict.fromkeys(lives, EMAIL)
+    for key, number in number_of.items():
+        if expected.get(key) != copy.get(key):
+            line = f"copy of {parent.entity} {key}: native {expected.get(key)}, ours {copy.get(key)}"
+            outcome.differences.setdefault((side, number), []).append(line)
 
 
 def _compare_restricted(

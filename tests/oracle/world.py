@@ -38,6 +38,7 @@ from tests.oracle.dependents import (
     Store,
     Target,
     comparable,
+    copy_table,
     dependent_name,
     document,
     key_names,
@@ -205,6 +206,16 @@ class Side:
                 found[target] = {id_: row for id_, row in latest.items() if id_ in ids}
         return found
 
+    @property
+    def copied(self) -> Sequence[Parent]:
+        """The parents that it has copies of."""
+        return PARENTS if self.without is None and "main" in self.stores else ()
+
+    async def copy(self, parent: Parent) -> dict[tuple[Any, ...], str]:
+        """The rows of a copy, by their keys: what else they hold."""
+        rows = await self.main.fetch(f"select {parent.fields}, email from {copy_table(parent)}")
+        return {tuple(row)[:-1]: row["email"] for row in rows}
+
     async def restricted(self, keys: Collection[bytes]) -> Restricted:
         """What the ledgers have of events on those keys (by hash) that were restricted: how many rows referred."""
         found = {at: rows for at, rows in self._restricted.items() if at[1] in keys}
@@ -357,6 +368,10 @@ class World:
         async with self.native.acquire() as native:
             await native.execute(sql)
 
+    async def native_parents(self, parent: Parent) -> set[tuple[Any, ...]]:
+        """The keys of the parents that are there."""
+        return {tuple(row) for row in await self.native.fetch(f"select {parent.fields} from {parent.table}")}
+
     async def native_rows(self, ids: range) -> Rows:
         found: Rows = {}
         for target in TARGETS:
@@ -387,7 +402,14 @@ class World:
         for future in sent:
             at = future.result()
             ends[at.topic_partition] = max(ends.get(at.topic_partition, 0), at.offset + 1)
-        await self._caught_up({(side, store): ends for side in self.sides for store in side.stores})
+        wanted: dict[tuple[Side, str], Mapping[TopicPartition, int]] = {
+            (side, store): ends for side in self.sides for store in side.stores
+        }
+        for side in self.sides:
+            for parent in side.copied:
+                mine = {at: end for at, end in ends.items() if at.topic == self.topic(parent.entity)}
+                wanted[side, f"main.{parent.entity}.{copy_table(parent)}"] = mine
+        await self._caught_up(wanted)
 
     async def settle(self, rng: random.Random) -> None:
         """Wait until what one store tells another is enforced there, and what follows of that. At times what was told
@@ -401,7 +423,7 @@ class World:
             for side in self.sides:
                 await side.drained()
             ends = await self.reader.end_offsets(partitions)
-            wanted: dict[tuple[Side, Store], dict[TopicPartition, int]] = {}
+            wanted: dict[tuple[Side, str], dict[TopicPartition, int]] = {}
             for side in self.sides:
                 for topic, stores in side.told.items():
                     for store in stores:
@@ -427,7 +449,7 @@ class World:
                     )
         await self.producer.flush()
 
-    async def _caught_up(self, wanted: Mapping[tuple[Side, Store], Mapping[TopicPartition, int]]) -> None:
+    async def _caught_up(self, wanted: Mapping[tuple[Side, str], Mapping[TopicPartition, int]]) -> None:
         """Every group has committed its offsets: an offset is committed when its effects are durable."""
         groups = {(side, f"{side.name}.{store}"): list(ends.items()) for (side, store), ends in wanted.items() if ends}
         try:
@@ -530,7 +552,7 @@ def _write_rules(world: World, side: Side) -> None:
     directory.mkdir(parents=True)
     for parent in (*PARENTS, *LEVELS):
         topic = world.topic(parent.entity) if parent in PARENTS else None
-        text = rules(parent, side.stores, topic, side.name)
+        text = rules(parent, side.stores, topic, side.name, copies=parent in side.copied)
         if text is not None:
             (directory / f"{parent.entity}.yaml").write_text(text)
 
