@@ -247,7 +247,9 @@ class Lane:
     async def _truncates_wait(self) -> bool:
         """Whether there is a truncate that is not carried out, or nobody knows."""
         try:
-            return self._truncator is not None and bool(await self._truncator.waiting())
+            waiting = [] if self._truncator is None else await self._truncator.waiting()
+            # Nobody carries out what a topic told that is gone.
+            return any(note.redrive is not None or note.at.topic in self._topics for note in waiting)
         except OperationError:
             return True
 
@@ -263,16 +265,17 @@ class Lane:
 
     async def are_enforced(self, ends: Mapping[TopicPartition, int]) -> bool:
         """See `Place.are_enforced`. Of partitions that another process has, the store says how far they are."""
-        durable = self._durable()
-        others = sorted(partition for partition in ends if partition not in durable)
+        assert self._source is not None
+        durable, deadline = self._durable(), Deadline.after(LOOKUP_TIMEOUT_S)
+        bounds = await self._source.bounds(None, deadline)
+        # Nothing can be waited for of a topic that is gone, or was made anew since.
+        wanted = {partition: min(end, bounds[partition].end) for partition, end in ends.items() if partition in bounds}
+        others = sorted(partition for partition in wanted if partition not in durable)
         if others:
-            assert self._source is not None
-            deadline = Deadline.after(LOOKUP_TIMEOUT_S)
             progress = await self._store.progress(others, deadline)
-            bounds = await self._source.bounds(others, deadline)
             # Without a progress the lane begins where the group is committed, as `_place` has it.
-            durable |= {p: progress.get(p, bounds[p].committed or 0) for p in others if p in bounds}
-        return all(durable.get(partition, 0) >= end for partition, end in ends.items())
+            durable |= {p: progress.get(p, bounds[p].committed or 0) for p in others}
+        return all(durable[partition] >= end for partition, end in wanted.items())
 
     # --- the polling side ---------------------------------------------------------------------------------------
 
