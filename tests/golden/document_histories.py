@@ -95,6 +95,7 @@ class Style(Enum):
     TYPED = "Extended JSON"
     SIMPLIFIED = "SimplifiedJson: an ObjectId, binary, a decimal, a date are text"
     PRINTED = "output.schema.key: text, a string without quotes"
+    FLAT = "plain JSON: as SimplifiedJson, and a date is a number"
 
 
 class File(NamedTuple):
@@ -169,6 +170,8 @@ _READABLE = {
 _AS_TEXT = {Id.UUID: "bxwPjitDS5ubCh8KPz8AAQ==", Id.DECIMAL: "1.50", Id.DATE: "2026-01-02T03:04:05.678Z"}
 """Fact 17: what SimplifiedJson makes of them."""
 
+_DATE_MS = 1767323045678
+
 
 def expected_key(style: Style, key: Mapping[str, KeyType], found: Id) -> Key | Reason:
     """What an `_id` is to a rule with this key."""
@@ -187,6 +190,18 @@ def expected_key(style: Style, key: Mapping[str, KeyType], found: Id) -> Key | R
             known = {each: value for each, value in known.items() if each not in _AS_TEXT}
         case Style.SIMPLIFIED:
             pass
+        case Style.FLAT:
+            known = {each: value for each, value in known.items() if each not in _AS_TEXT}
+            match kind:
+                case KeyType.STRING:
+                    known |= {each: text for each, text in _AS_TEXT.items() if each is not Id.DATE}
+                    known |= {each: each.value for each in OIDS}
+                case KeyType.INT32:
+                    known |= {Id.DATE: Reason.OUT_OF_RANGE}
+                case KeyType.INT64 | KeyType.NUMERIC:
+                    known |= {Id.DATE: _DATE_MS if kind is KeyType.INT64 else Decimal(_DATE_MS)}
+                case _:
+                    pass
         case Style.PRINTED:
             # `7`, `1.5`, `true` and `null` may be strings: only what is an object in the text tells its type.
             unsure = {Id.ONE, Id.SEVEN, Id.DOUBLE, Id.TRUE, Id.NULL_TEXT}
@@ -209,3 +224,25 @@ def expected(file: File, collection: str, key: Mapping[str, KeyType]) -> list[Ex
                 said = file.refuses or expected_key(file.style, key, each)
                 found.append(Expected(said) if isinstance(said, Reason) else Expected(what, said))
     return found
+
+
+FLAT_IDS = (Id.OID, Id.ZEROS, Id.SEVEN, Id.LONG, Id.DOCUMENT, Id.UUID, Id.DECIMAL, Id.DATE)
+"""Of run 2, steps 11 to 18: each was inserted, updated, replaced and deleted, after a seed had been there."""
+FLAT_FILES: Mapping[str, Op | None] = {
+    "mdb_flat_rewrite": Op.DELETED,
+    "mdb_flat_tombstone": Op.GONE,
+    "mdb_flat_delete_to_tombstone": Op.GONE,
+    "mdb_flat_drop": None,
+}
+"""What a deletion is in each delete mode; None: it is not told."""
+
+
+def expected_flat(file: str, key: Mapping[str, KeyType]) -> list[Expected]:
+    """What each record of the flattened collection is decoded to."""
+    deletion = FLAT_FILES[file]
+    said: list[tuple[Op, Id]] = [(Op.ALIVE, Id.SEED)]
+    for each in FLAT_IDS:
+        said += [(Op.ALIVE, each)] * 3
+        said += [] if deletion is None else [(deletion, each)]
+    found = [(op, expected_key(Style.FLAT, key, each)) for op, each in said]
+    return [Expected(was) if isinstance(was, Reason) else Expected(op, was) for op, was in found]

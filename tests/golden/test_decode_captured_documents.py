@@ -14,7 +14,7 @@ from integrity.core.decode.record import Decoded, Decoder, Ignored, Undecodable
 from integrity.core.keys import Key, KeySpec, KeyType
 from integrity.core.rules.model import Events, Parent, Place, Tombstones
 from integrity.errors import Reason
-from tests.golden.document_histories import FILES, STEPS, TYPES, expected
+from tests.golden.document_histories import FILES, FLAT_FILES, STEPS, TYPES, expected, expected_flat
 from tests.golden.histories import ALIVE, BEYOND_DOUBLE, DELETED
 from tests.golden.records import at, load, of_topic
 from tests.golden.test_decode_captured_events import seen
@@ -26,7 +26,7 @@ TOPICS = [(file, collection) for file, known in FILES.items() for collection in 
 def decoder(
     file: str, key: Mapping[str, KeyType], *, deleted_when: str | None = None, copied: tuple[str, ...] | None = None
 ) -> Decoder:
-    kind = "debezium" if file.startswith("mdb") else "mongodb"
+    kind = "debezium-flat" if file in FLAT_FILES else "debezium" if file.startswith("mdb") else "mongodb"
     events = Events(("customers",), kind, KeySpec(tuple(key.items())), Tombstones.DELETE, deleted_when)
     return decoder_for(Parent("customer", events, (), Place("customer.yaml", 1, 1)), copied=copied)
 
@@ -227,3 +227,24 @@ def test_what_was_deleted_before_a_re_creation_stays_older_when_it_is_sent_again
         assert again.version is not None
         assert created.version is not None
         assert again.version < created.version
+
+
+@pytest.mark.parametrize("file", FLAT_FILES)
+def test_fact_2_flattened_documents_are_told_by_their_record_keys(file: str) -> None:
+    """A rewritten deletion has no _id in its value, and a boolean __deleted."""
+    records = [record for record in load(file) if record.topic.endswith(".shop.customers")]
+    for key in TYPES:
+        assert [seen(decoded) for decoded in map(decoder(file, key), records)] == expected_flat(file, key), key
+    others = {record.topic for record in load(file)} - {records[0].topic}
+    assert others <= {f"{file}2.shop.plain"}
+
+
+def test_a_flattened_key_of_another_connector_is_no_document_s() -> None:
+    record = next(record for record in load("mdb_flat_tombstone") if record.key == b'{"id":7}')
+    headers = tuple(
+        ("__debezium.context.connectorName", b"postgresql") if value == b"mongodb" else (name, value)
+        for name, value in record.headers
+    )
+    decode = decoder("mdb_flat_tombstone", {"_id": KeyType.INT64})
+    assert refused(decode(record._replace(headers=headers))).reason is Reason.MISSING_KEY
+    assert change_of(decode(record._replace(headers=()))).key == (7,)

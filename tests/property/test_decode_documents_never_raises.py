@@ -12,11 +12,11 @@ from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
 from integrity.core.keys import KeySpec, canonical
 from integrity.core.rules.model import Events, Parent, Place, Tombstones
-from tests.golden.document_histories import FILES, TYPES
+from tests.golden.document_histories import FILES, FLAT_FILES, TYPES
 from tests.golden.records import load
 from tests.property.test_decode_never_raises import integers, mutilated, names, scalars, some_bytes, some_headers
 
-DOCUMENTS = [record for file in (*FILES, "mks_bson") for record in load(file)]
+DOCUMENTS = [record for file in (*FILES, *FLAT_FILES, "mks_bson") for record in load(file)]
 DOCUMENT_DECODERS: list[tuple[bool, Decoder]] = [
     (
         deleted_when is not None,
@@ -30,7 +30,7 @@ DOCUMENT_DECODERS: list[tuple[bool, Decoder]] = [
             copied=copied,
         ),
     )
-    for kind in ("debezium", "mongodb")
+    for kind in ("debezium", "debezium-flat", "mongodb")
     for key in TYPES
     for deleted_when, copied in ((None, None), ("after.email != null", ("email", "nested", "dec", "uid")))
 ]
@@ -76,9 +76,10 @@ def test_records_of_documents_with_broken_bytes_are_decoded_to_a_value(
     match decode(record):
         case ParentChange(op=op, key=key, to=to):
             assert op in (Op.ALIVE, Op.DELETED, Op.GONE)
-            assert (op is Op.GONE) == (record.value is None)
+            value = record.value or b"null"
+            assert op is Op.GONE if record.value is None else op is not Op.GONE or b"null" in value
             assert to is None
-            assert op is not Op.DELETED or is_judged or b'"delete' in record.value or b'"d"' in record.value
+            assert op is not Op.DELETED or is_judged or b"delete" in value or b'"d"' in value
             assert canonical(key).startswith("[")
         case Ignored():
             pass

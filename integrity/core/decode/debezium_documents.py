@@ -20,15 +20,13 @@ from integrity.core.condition import Condition
 from integrity.core.decode.document_key import DocumentKeys
 from integrity.core.decode.documents import document_of, document_row, is_deleted
 from integrity.core.decode.json import Envelope, parse, parse_object
-from integrity.core.decode.record import Decoded, Headers, Ignored, Limits, Record, Refused, change_of, traceparent_in
+from integrity.core.decode.record import Decoded, Ignored, Limits, Record, Refused, change_of, traceparent_in
 from integrity.core.keys import Key
 from integrity.core.rules.model import Parent
 from integrity.errors import Reason
 
 MONGODB = "mongodb"
 """The connector, in `source.connector`."""
-_CONNECTOR_NAME = "__debezium.context.connectorName"
-"""The header of newer versions that tells the connector of null records too."""
 _TRACEPARENT = "traceparent"
 _INT64_MAX = 2**63 - 1
 _LAST = 2**62
@@ -64,12 +62,14 @@ class Documents:
         said: Op = Op.ALIVE
         row: Row | None = None
         is_judged = self._condition is not None and op != "r"
-        if is_judged or self._copied is not None:
+        if self._copied is not None:
+            row = {}
+        if is_judged or self._copied:
             after = self._document(envelope, "after")
             if after is None:
                 raise Refused(Reason.BAD_ENVELOPE, _NO_DOCUMENT, "value")
             if is_judged and self._is_deleted(record, op, after, envelope, source):
-                said = Op.DELETED
+                said, row = Op.DELETED, None
             elif self._copied is not None:
                 row = document_row(after, self._copied)
         version = self._version(op, envelope, source) if op != "r" else None
@@ -133,11 +133,3 @@ class Documents:
             if name == _TRACEPARENT:
                 trace = traceparent_in(value, record.headers, self._limits)
         return change_of(record, self._entity, op, key, None, version, source.get("ts_ms"), trace, row)
-
-
-def connector_in(headers: Headers) -> bytes | None:
-    """The connector of a record, as its headers tell; None where they do not."""
-    for name, value in headers:
-        if name == _CONNECTOR_NAME:
-            return value
-    return None

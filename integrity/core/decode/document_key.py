@@ -4,7 +4,7 @@ The rule's names decide which. `_id` among them is the `_id`, a scalar; beside i
 Without `_id` the names are those of the fields of an `_id` that is a document: all of them, for a part of an `_id`
 names no document. How the `_id` stands in a record key is the connector's:
 
-- Debezium: `{"id": "<Extended JSON>"}`, in which text has quotes of its own.
+- Debezium: `{"id": "<Extended JSON>"}`, in which text has quotes of its own; flattened, the plain value.
 - MongoDB's Kafka connector: the document key, `{"_id": <Extended JSON or SimplifiedJson>}` and fields of the shard key;
   or, by `output.schema.key`, `{"documentKey._id": <text>}`, in which text has none; or a resume token.
 """
@@ -21,7 +21,9 @@ from integrity.core.keys import Bounds, Key, KeyRefused, KeySpec, KeyType
 from integrity.errors import Reason
 
 ID = "_id"
-_DEBEZIUM_ID, _PATH_ID = "id", "documentKey._id"
+DEBEZIUM_ID = "id"
+"""Where the `_id` stands in a record key of Debezium's."""
+_PATH_ID = "documentKey._id"
 _NO_FIELDS: Mapping[str, object] = {}
 
 
@@ -40,28 +42,38 @@ class DocumentKeys:
         """The key in a record key of Debezium's connector. Refused when there is none."""
         document = self._record_key(record)
         try:
-            if type(document) is not dict or type(document.get(_DEBEZIUM_ID)) is not str:
+            if type(document) is not dict or type(document.get(DEBEZIUM_ID)) is not str:
                 raise KeyRefused(
                     Reason.MISSING_KEY, "it has no text in the field id, as Debezium's MongoDB connector writes"
                 )
             try:
-                found = parse(document[_DEBEZIUM_ID].encode("utf-8", "surrogatepass"), self._limits)
+                found = parse(document[DEBEZIUM_ID].encode("utf-8", "surrogatepass"), self._limits)
             except JsonFault as fault:
                 raise KeyRefused(fault.reason, f"the text in id is {fault.message}") from None
             return self._key(found, _NO_FIELDS, is_simplified=False)
         except KeyRefused as refused:
             raise _refused(refused) from None
 
+    def of_flattened(self, record: Record) -> Key:
+        """The key in a record key that ExtractNewDocumentState has written: plain JSON, in which types are lost."""
+        document = self._record_key(record)
+        try:
+            if type(document) is not dict or DEBEZIUM_ID not in document:
+                raise KeyRefused(Reason.MISSING_KEY, "it has neither the rule's fields nor the id of a document")
+            return self._key(document[DEBEZIUM_ID], _NO_FIELDS, is_simplified=True)
+        except KeyRefused as refused:
+            raise _refused(refused) from None
+
     def is_debezium(self, record: Record) -> bool:
         """Whether a record key by itself is one of Debezium's for a document: it has the text `id` and none of the
         rule's fields. Where the rule's key names `id`, text in it is a column's."""
-        if record.key is None or _DEBEZIUM_ID in self._names:
+        if record.key is None or DEBEZIUM_ID in self._names:
             return False
         try:
             document = self._record_key(record)
         except Refused:
             return False
-        return type(document) is dict and type(document.get(_DEBEZIUM_ID)) is str and self._names.isdisjoint(document)
+        return type(document) is dict and type(document.get(DEBEZIUM_ID)) is str and self._names.isdisjoint(document)
 
     def of_connector(self, record: Record) -> Key | str:
         """The key in a record key of MongoDB's own connector, or the resume token that stands in its place."""

@@ -8,8 +8,9 @@ after compaction an update may be all that is left between two deletions.
 
 A change is placed by what `add.fields` or `add.headers` tells: PostgreSQL's `__lsn`, MySQL's and MariaDB's
 `__source_file`, `__source_pos` and `__source_row`, or the rule's `version`. A row that tells nothing is placed by its
-Kafka offset, and a null by what stands before it (`Op.GONE`). SQL Server marks no key changes, and MongoDB's keys are
-another text: both are refused where they can be told.
+Kafka offset, and a null by what stands before it (`Op.GONE`). SQL Server marks no key changes, and is refused where
+it can be told. Documents (ExtractNewDocumentState) are rows like any other, but that a rule names their `_id`, or the
+fields of an `_id` that is a document, where the record key says `id`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from integrity.core.decode.connectors import (
 )
 from integrity.core.decode.debezium import NEW_KEY, OLD_KEY, TRACEPARENT
 from integrity.core.decode.debezium_documents import MONGODB
+from integrity.core.decode.document_key import DEBEZIUM_ID, DocumentKeys
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.key_reader import KeyReader
 from integrity.core.decode.positions import PLACES
@@ -46,7 +48,7 @@ from integrity.core.decode.row import copied_row
 from integrity.core.decode.schema import Hints
 from integrity.core.decode.value import ValueReader, is_deleted, is_envelope, refused, version_number
 from integrity.core.keys import Key
-from integrity.core.rules.model import Parent, Tombstones
+from integrity.core.rules.model import KeyFormat, Parent, Tombstones
 from integrity.errors import Reason
 
 OP = "__op"
@@ -58,7 +60,6 @@ _SQL_SERVER = ("__commit_lsn", "__source_commit_lsn", "__change_lsn", "__source_
 _CONNECTOR = ("__connector", "__source_connector")
 _UNSUPPORTED: Mapping[object, str] = {
     SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported in flattened topics.",
-    MONGODB: "Flattened documents of the MongoDB connector are not supported yet.",
 }
 _JSON_BEGINS = frozenset(bytes([byte]) for byte in b'"{[-0123456789tfn \t\r\n')
 _HEADERS = frozenset((OP, *_LSN, *_BINLOG[0], *_BINLOG[1], _TIME, *_SQL_SERVER, *_CONNECTOR))
@@ -90,6 +91,7 @@ class _Flat:
     __slots__ = (
         "_condition",
         "_copied",
+        "_documents",
         "_entity",
         "_epoch",
         "_folds",
@@ -97,6 +99,7 @@ class _Flat:
         "_ignores_tombstones",
         "_keys",
         "_limits",
+        "_may_be_documents",
         "_values",
         "_version_field",
     )
@@ -106,6 +109,9 @@ class _Flat:
         assert events is not None
         self._entity = parent.entity
         self._keys = KeyReader(parent.key, limits, events.key_format)
+        self._documents = DocumentKeys(parent.key, limits)
+        # Where no connector is named: a document's key has the field id alone.
+        self._may_be_documents = events.key_format is KeyFormat.JSON and DEBEZIUM_ID not in parent.key.names
         self._condition = None if events.deleted_when is None else Condition(events.deleted_when)
         self._epoch = events.epoch
         self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
@@ -163,7 +169,7 @@ class _Flat:
         version = None if is_unplaced else self._placed(record, fields, told)
         if deleted or op == "d":
             return self._ended(record, told, version, Op.DELETED, fields)
-        key, _ = self._keys.of(record)
+        key, _ = self._key(record, self._connector(fields, told))
         if self._condition is not None and op != "r" and is_deleted(self._condition, record, fields, op):
             assert version is not None, "only a snapshot read has no place"
             if told.arrived:
@@ -179,13 +185,26 @@ class _Flat:
         self, record: Record, told: _Told, version: Version | None, op: Op, fields: Mapping[str, object]
     ) -> Decoded:
         """A deletion or null, or, when the header of a new key is there, a key change."""
-        key, hints = self._keys.of(record)
+        key, hints = self._key(record, self._connector(fields, told))
         if not told.moved:
             return self._change(record, op, key, None, version, fields, told)
         to = self._keys.in_header(NEW_KEY, told.new_key, key, hints)
         if to == key:
             return _SAME_KEY
         return self._change(record, Op.MOVED if op is Op.DELETED else op, key, to, version, fields, told)
+
+    def _key(self, record: Record, connector: object) -> tuple[Key, Hints | None]:
+        """The key in the record key; of a document its `_id`, which stands there as `id`."""
+        if connector == MONGODB:
+            return self._documents.of_flattened(record), None
+        try:
+            return self._keys.of(record)
+        except Refused as refusal:
+            if not self._may_be_documents or connector is not None:
+                raise
+            if refusal.undecodable.reason is not Reason.MISSING_KEY:
+                raise
+            return self._documents.of_flattened(record), None
 
     def _change(
         self,
@@ -198,8 +217,8 @@ class _Flat:
         told: _Told,
         row: Row | None = None,
     ) -> ParentChange:
-        if self._folds:
-            refuse_folded(self._folds, self._connector(fields, told), key, to)
+        if self._folds and (connector := self._connector(fields, told)) != MONGODB:
+            refuse_folded(self._folds, connector, key, to)
         occurred_ms = self._said(_TIME, fields, told)
         return change_of(record, self._entity, op, key, to, version, occurred_ms, told.traceparent, row)
 

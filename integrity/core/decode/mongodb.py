@@ -148,11 +148,11 @@ class _MongoDB:
         """A document that is there: inserted (`c`), written (`u`) or copied before the stream (`r`). It stands in the
         field `at` of the value; "": it is the value."""
         document: Mapping[str, object] | None = None
-        if self._copied is not None or (self._condition is not None and op != "r"):
+        if self._copied or (self._condition is not None and op != "r"):
             document = document_of(value.fields.get(at), self._limits) if at else value.fields
             if document is None:
                 raise Refused(Reason.BAD_ENVELOPE, _NO_DOCUMENT, "value")
-        row = None if document is None else self._row(document, value, at)
+        row = self._row({} if document is None else document, value, at)
         said: Op = Op.ALIVE
         if self._condition is not None and op != "r":
             assert document is not None

@@ -252,3 +252,14 @@ def test_total_order_places_a_change_within_its_transaction() -> None:
     version = changed(said).version
     assert version is not None
     assert version.position == (5, 1, 4)
+
+
+def test_who_wants_no_field_needs_no_document() -> None:
+    """A scan asks so: an update says that its parent lives, with its document or without."""
+    looked_up_late = changed(decode(event("update", fullDocument=None), copied=()))
+    assert (looked_up_late.op, looked_up_late.row) == (Op.ALIVE, {})
+    source = {"ts_ms": 5, "ord": 1}
+    delta = changed(decode(envelope("u", source), key={"id": '"a"'}, kind="debezium", copied=()))
+    assert (delta.op, delta.row) == (Op.ALIVE, {})
+    read = changed(decode(envelope("r", source), key={"id": '"a"'}, kind="debezium", copied=()))
+    assert (read.op, read.version) == (Op.ALIVE, None)
