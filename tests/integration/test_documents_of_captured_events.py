@@ -52,6 +52,7 @@ INSERTED = ("a@x.test", 9007199254740993, Decimal("1.5"), AT, UID, 1.5, {"a": [1
 """The document as step 1 of the run inserted it."""
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("file", "format", "first"), [("mdb_env", "debezium", 3), ("mks_extended", "mongodb", 1)])
 async def test_dependents_and_copies_of_documents_follow_them(
     tmp_path: Path,
