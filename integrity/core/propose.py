@@ -14,6 +14,9 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from integrity.core.decode import decoder_for
+from integrity.core.decode.connectors import connector_in
+from integrity.core.decode.debezium_documents import MONGODB
+from integrity.core.decode.document_key import DEBEZIUM_ID, ID
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.record import Limits, Record
 from integrity.core.decode.schema import WHOLE, hints_of
@@ -85,6 +88,9 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     key, key_format = _key(look.last, form == "debezium" and _of_documents(look.last), remarks)
     if key is None:
         return Proposal(look.name, None, remarks, len(look.last))
+    if form == "debezium-flat" and any(connector_in(each.headers) == MONGODB for each in look.last):
+        # A rule names a document's `_id` so, whatever stands in the record key.
+        key = KeySpec(tuple((ID if name == DEBEZIUM_ID else name, kind) for name, kind in key.fields))
     types = _types(look.last, form, remarks)
     if form == "outbox" and types is None:
         return Proposal(look.name, None, remarks, len(look.last))

@@ -247,12 +247,12 @@ def test_a_format_reads_nothing_that_another_one_wrote() -> None:
         assert "write format: debezium" in decoded.message
 
 
-def test_fact_2_flattened_documents_of_mongodb_are_refused_by_their_header() -> None:
-    """Their `__deleted` is a boolean, their keys are Extended JSON inside a string."""
+def test_fact_2_flattened_documents_of_mongodb_are_refused_where_the_rule_does_not_name_their_id() -> None:
+    """Their `__deleted` is a boolean, and `id` in their keys stands for `_id` (`test_decode_captured_documents`)."""
     records = load("mdb_flat_rewrite")
     assert {row_of(record)["__deleted"] for record in records if record.value is not None} == {True, False}
     for record in records:
-        assert seen(flat(id=KeyType.STRING)(record)).what is Reason.BAD_ENVELOPE
+        assert seen(flat(id=KeyType.STRING)(record)).what is Reason.TYPE_MISMATCH
 
 
 @pytest.mark.parametrize(("file", "table", "key"), [

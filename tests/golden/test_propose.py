@@ -152,3 +152,9 @@ def test_types_of_cloudevents_are_found_and_change_events_have_none() -> None:
     assert found is not None
     assert found["types"] == {"deleted": ["CustomerDeleted"], "upserted": ["CustomerCreated"]}
     assert all("types" not in (each.events or {}) for each in proposals("pg_cloudevents"))
+
+
+def test_the_key_of_flattened_documents_is_named_as_the_rule_names_it() -> None:
+    found = [each for each in proposals("mdb_flat_rewrite") if each.events is not None]
+    assert [list(each.events["key"]) for each in found if each.events is not None] == [["_id"]] * len(found)  # type: ignore[call-overload]
+    assert found
