@@ -100,3 +100,37 @@ async def test_a_part_that_is_refused_leaves_the_others_done_and_a_redrive_does_
         assert [(e.outcome, e.rows) for e in rest.effects] == [(Outcome.APPLIED, ROWS - done)]
     assert await fetch(pg_database, "select count(*), count(distinct id) from touched") == [(ROWS, ROWS)]
     assert await fetch(pg_database, "select parts from integrity.progress") == [(None,), (None,)]
+
+
+async def test_rows_that_lie_apart_or_were_moved_are_removed_as_well(pg_database: str) -> None:
+    """A part reads the table piece by piece as long as the rows lie close; what it passes over, the index finds."""
+    await run(
+        pg_database,
+        *TABLES,
+        "insert into orders select n, case when n % 100 = 0 then 1 else 3 end from generate_series(30001, 60000) n",
+        "update orders set id = -id where customer_id = 1 and id < 5000",
+        "vacuum analyze orders",
+        "insert into orders select n, 1 from generate_series(60001, 63000) n",
+    )
+    [[ours]] = await fetch(pg_database, "select count(*) from orders where customer_id = 1")
+    async with store_of(pg_database, rule(Cascade()), rows_max=3000) as store:
+        batch, parts = deletion().batch(), 0
+        result = await store.apply(batch, Deadline.after(60))
+        while isinstance(result, Unfinished):
+            assert result.rows <= 3000
+            parts += 1
+            result = await store.apply(batch, Deadline.after(60))
+        assert isinstance(result, Applied), result
+        assert [effect.rows for effect in result.effects] == [ours]
+        assert parts <= 10, "they are nearly full"
+        assert store._effects is not None
+        near = store._effects["customer.orders"].sql("remove near")
+    assert await fetch(pg_database, "select count(*) from orders where customer_id = 1") == [(0,)]
+    assert await fetch(pg_database, "select count(*) from orders") == [(10 + 29_700,)]
+    connection = await asyncpg.connect(pg_database, server_settings={"plan_cache_mode": "force_generic_plan"})
+    try:
+        await connection.execute("set enable_seqscan = off")
+        plan = "\n".join(row[0] for row in await connection.fetch(f"explain {near}", [1], "(0,0)", "(9,0)"))
+    finally:
+        await connection.close()
+    assert "Tid Range Scan" in plan, plan

@@ -77,7 +77,7 @@ from integrity.stores.descent import (
 from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
-from integrity.stores.postgres.effects import Effects, Miscounted, Table
+from integrity.stores.postgres.effects import FULL_SHARE, Effects, Miscounted, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Kind, fault_of, result_of
 from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
@@ -395,7 +395,7 @@ class PostgresStore:
         rows = sum(effect.rows for effect in effects)
         event = batch.changes[0].origin.event_id
         # When there were fewer rows than there might be, it is probably done: a whole transaction finds out.
-        (self._in_parts.add if rows >= self._rows_max else self._in_parts.discard)(event)
+        (self._in_parts.add if rows >= self._rows_max * FULL_SHARE else self._in_parts.discard)(event)
         return Unfinished(rows)
 
     async def _part(
