@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.copies import Known as Copied
 from integrity.core.decode.record import Record
+from integrity.core.decode.wire import SchemaRef
 from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.outbox import Outgoing
@@ -72,6 +73,22 @@ class Store(Protocol):
     async def close(self) -> None:
         """Release everything; never waits longer than a few seconds."""
         ...
+
+
+class SchemaSource(Protocol):
+    """What knows the schemas of records in the wire format, which decoders look up."""
+
+    def missing(self, records: Iterable[Record]) -> Collection[SchemaRef]:
+        """The ids of these records that must be learned before they are decoded."""
+        ...
+
+    async def learn(self, refs: Collection[SchemaRef]) -> None:
+        """Find out what these ids mean, or that they mean nothing. Raises UnreachableError; bounded in time."""
+        ...
+
+
+Learn = Callable[[Sequence[Record]], Awaitable[None]]
+"""Finds out all that decoding these records needs. Raises UnreachableError."""
 
 
 class Inspectable(Protocol):

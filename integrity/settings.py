@@ -203,21 +203,21 @@ class KafkaSettings(_Section):
         try:
             context = ssl.create_default_context(cafile=self.ssl_cafile)
         except OSError as exc:
-            raise _certificate_fault("ssl_cafile", self.ssl_cafile, exc) from exc
+            raise _certificate_fault(("kafka", "ssl_cafile"), self.ssl_cafile, exc) from exc
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.ssl_certfile is not None:
             try:
                 # An encrypted key is refused: without this OpenSSL would ask for its password on the terminal.
                 context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
             except OSError as exc:
-                raise _certificate_fault("ssl_certfile", self.ssl_certfile, exc) from exc
+                raise _certificate_fault(("kafka", "ssl_certfile"), self.ssl_certfile, exc) from exc
         return context
 
 
-def _certificate_fault(name: str, file: Path | None, exc: OSError) -> SettingsError:
+def _certificate_fault(path: SettingPath, file: Path | None, exc: OSError) -> SettingsError:
     reason = "it holds no usable certificate or key" if isinstance(exc, ssl.SSLError) else (exc.strerror or "").lower()
     return SettingsError(
-        f"{name_of(('kafka', name))}: {file} can't be used: {reason or type(exc).__name__}.",
+        f"{name_of(path)}: {file} can't be used: {reason or type(exc).__name__}.",
         hint="Name PEM files that this user may read; a key must not be encrypted.",
     )
 
@@ -329,6 +329,68 @@ def without_password(url: str) -> str:
     return f"{parts.scheme}://{user}{'@' if user else ''}{hosts}{parts.path}"
 
 
+class SchemaRegistrySettings(_Section):
+    """The schema registry of records in Confluent's wire format."""
+
+    url: str = Field(default="", description="http(s)://host:port of the registry; empty: records are JSON.")
+    username: str = Field(default="", description="Its user, or API key, for HTTP basic authentication.")
+    password: SecretStr = Field(default=SecretStr(""), description="The password, or API secret, of that user.")
+    cafile: OptionalFile = Field(
+        default=None, description="PEM file that the registry's certificate is checked by; else the system's."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _usable_url(cls, value: str) -> str:
+        if not value:
+            return value
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:
+            usable = False
+            parts = urlsplit("")
+        if not usable or not value.isprintable() or " " in value or "\\" in value or parts.query or parts.fragment:
+            raise ValueError("must be http://host:port or https://host:port, of one registry")
+        if "@" in parts.netloc:
+            raise ValueError("holds a user or password: set USERNAME and PASSWORD beside it")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SchemaRegistrySettings:
+        faults: list[tuple[SettingPath, str]] = []
+        has_password = bool(self.password.get_secret_value())
+        if not self.url:
+            set_ = [("username", bool(self.username)), ("password", has_password), ("cafile", self.cafile is not None)]
+            faults += [
+                ((name,), "has no effect without the URL of a schema registry") for name, is_set in set_ if is_set
+            ]
+        elif bool(self.username) is not has_password:
+            missing, other = ("password", "username") if self.username else ("username", "password")
+            faults.append(((missing,), f"is not set, and the {other} needs it"))
+        if self.url.startswith("http:") and self.cafile is not None:
+            faults.append((("cafile",), "has no effect with an http: URL"))
+        if faults:
+            raise _SeveralFaults(faults)
+        return self
+
+    @property
+    def auth(self) -> tuple[str, str] | None:
+        """User and password, when there are any."""
+        return (self.username, self.password.get_secret_value()) if self.username else None
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """Checks the registry's certificate and host name, TLS 1.2 at least. Raises SettingsError when the file can't
+        be used."""
+        try:
+            context = ssl.create_default_context(cafile=self.cafile)
+        except OSError as exc:
+            raise _certificate_fault(("schema_registry", "cafile"), self.cafile, exc) from exc
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+
 class DlqSettings(_Section):
     """Where dead letters go."""
 
@@ -425,6 +487,7 @@ class Settings(BaseSettings):
     group: str = Field(default="integrity", description="The consumer group of store S is this, a dot, and S.")
     kafka: KafkaSettings = KafkaSettings()
     stores: dict[str, StoreSettings] = Field(default_factory=dict)
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     dlq: DlqSettings = DlqSettings()
     audit: AuditSettings = AuditSettings()
     http: HttpSettings = HttpSettings()

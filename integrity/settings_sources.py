@@ -81,7 +81,6 @@ ANY_STORE = "<NAME>"
 _LATER: frozenset[SettingPath] = frozenset(
     {
         *(("http", name) for name in ("prefix", "payloads", "user_header", "trace_url")),
-        *(("schema_registry", name) for name in ("url", "username", "password", "cafile")),
     }
 )
 """Settings of a later version."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, assert_never, cast
+from typing import TYPE_CHECKING, Protocol, assert_never, cast
 
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
@@ -21,6 +21,7 @@ import integrity
 from integrity.core.condition import null_test
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
+from integrity.core.decode.wire import Schemas, unwrapped
 from integrity.core.doctor import TopicLook, defaults
 from integrity.core.policy import policy_of
 from integrity.core.retry import Backoff
@@ -76,6 +77,9 @@ from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
 from integrity.stores.rule import StoreRule, copied_rows, copy_rule, store_rules
 from integrity.telemetry import Metrics, open_telemetry
+
+if TYPE_CHECKING:
+    from integrity.registry.cache import SchemaCache
 
 log = logging.getLogger(__name__)
 
@@ -240,12 +244,31 @@ async def open_copies_for_looking(settings: Settings, parent: Parent) -> AsyncIt
 class _Kafka:
     """Kafka, as `integrity doctor` looks at it."""
 
-    def __init__(self, settings: Settings, rules: RuleSet, stores: Collection[str]) -> None:
+    def __init__(
+        self, settings: Settings, rules: RuleSet, stores: Collection[str], schemas: SchemaCache | None
+    ) -> None:
         self._settings = settings
+        self._schemas = schemas
         self._needs = _needs(settings, rules, stores)
 
     async def topics(self, names: Sequence[str], deadline: Deadline) -> Mapping[str, TopicLook]:
-        return await look_at(self._settings.kafka.client, names, deadline)
+        looks = await look_at(self._settings.kafka.client, names, deadline)
+        if self._schemas is None:
+            return looks
+        found: dict[str, TopicLook] = {}
+        for name, look in looks.items():
+            try:
+                await self._schemas.learn_of(look.last)
+            except UnreachableError:  # said of the registry itself
+                look = look._replace(last=())
+            known = self._schemas.schemas
+            found[name] = look._replace(last=[unwrapped(record, known) for record in look.last])
+        return found
+
+    async def registry(self) -> None:
+        """Whether the schema registry answers, where there is one. Raises UnreachableError."""
+        if self._schemas is not None:
+            await self._schemas.check()
 
     async def privileges(self, deadline: Deadline) -> Sequence[Finding]:
         """What the user lacks, where the cluster has ACLs and they can be read."""
@@ -313,13 +336,14 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
                 return Deadline.after(chosen[name].timeout)
             return Deadline.after(TOPICS_TIMEOUT_S)
 
+        schemas = _schemas(stack, settings)
         parents: dict[str, tuple[Parents, str]] = {}
         for entity in {default.entity for default in defaults(rules) if default.dependent.store in chosen}:
-            rows, where, _ = _parents(settings, rules, rules.by_entity[entity])
+            rows, where, _ = _parents(settings, rules, rules.by_entity[entity], schemas)
             stack.push_async_callback(rows.close)
             parents[entity] = rows, where
-        decoders = {parent.entity: decoder_for(parent) for parent in rules.parents}
-        kafka = _Kafka(settings, rules, chosen)
+        decoders = {parent.entity: decoder_for(parent, schemas=_known(schemas)) for parent in rules.parents}
+        kafka = _Kafka(settings, rules, chosen, schemas)
         return await examine(rules, stores, parents, kafka, decoders, deadline, copies)
 
 
@@ -344,6 +368,7 @@ async def scanning(
     chosen = chosen_stores(settings, rules, sorted({dependent.store for dependent in dependents}))
     async with AsyncExitStack() as stack:
         scanners: dict[str, Scannable] = {}
+        schemas = _schemas(stack, settings)
         parents: dict[str, tuple[Parents, str, str]] = {}
         subjects: list[Subject] = []
         for dependent in dependents:
@@ -355,7 +380,7 @@ async def scanning(
                 stack.push_async_callback(scanner.close)
                 scanners[dependent.store] = scanner
             if parent.entity not in parents:
-                parents[parent.entity] = found = _parents(settings, rules, parent)
+                parents[parent.entity] = found = _parents(settings, rules, parent, schemas)
                 stack.push_async_callback(found[0].close)
             subjects.append(
                 Subject(parent.entity, parent.key, dependent, scanners[dependent.store], *parents[parent.entity])
@@ -406,7 +431,9 @@ def _scanner(
             assert_never(store.kind)
 
 
-def _parents(settings: Settings, rules: RuleSet, parent: Parent) -> tuple[Parents, str, str]:
+def _parents(
+    settings: Settings, rules: RuleSet, parent: Parent, schemas: SchemaCache | None
+) -> tuple[Parents, str, str]:
     """Where the parents are, the same in words, and what has to be known of it: their own table, where the rule names
     it; else the rows of dependents, where they are such; else the compacted topics of their events."""
     events, spec, note = parent.events, parent.key, ""
@@ -434,8 +461,11 @@ def _parents(settings: Settings, rules: RuleSet, parent: Parent) -> tuple[Parent
         from integrity.stores.topic.scan import TopicParents
 
         # Read as for a copy, of no field: an update says that its parent lives, and may be all that compaction left.
-        decoder = decoder_for(parent, copied=())
-        found = TopicParents(settings.kafka.client, events.topics, spec, decoder, is_telling=events.tell_who_lives)
+        decoder = decoder_for(parent, copied=(), schemas=_known(schemas))
+        learn = None if schemas is None else schemas.learn_of
+        found = TopicParents(
+            settings.kafka.client, events.topics, spec, decoder, is_telling=events.tell_who_lives, learn=learn
+        )
         return found, f"topic {events.shown}", note
     name, kind = as_dependent.store, as_dependent.target.kind
     if unfit := _unfit(settings, name, kind):
@@ -493,15 +523,18 @@ async def service(
         followers: list[Follower] = []
         stores: dict[str, Inspectable] = {}
         compacted = await _compacted(settings, rules, chosen)
+        schemas = _schemas(stack, settings)
         for name, store_settings in chosen.items():
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
             for parent, copy in rules.copies_of(name):
                 copied = open_copy(store_settings, settings, parent, copy)
                 stack.push_async_callback(copied.close)
-                lane = _copy_lane(copied, store_settings, settings, rules, parent, copy, letters, report, compacted)
+                lane = _copy_lane(
+                    copied, store_settings, settings, rules, parent, copy, letters, report, compacted, schemas
+                )
                 members.append(Member(copied, lane, None, copy=copy_name(copy)))
-                followers.append((lane, partial(_copy_decoders, copy=copy)))
+                followers.append((lane, partial(_copy_decoders, copy=copy, schemas=schemas)))
             if not rules.of_store(name):
                 continue
             outbox: OutboxPublisher | None = None
@@ -510,8 +543,8 @@ async def service(
                 sender = DerivedEvents(client, [parent.entity for parent in rules.derived(name)])
                 stack.push_async_callback(_closing(sender))
                 outbox = OutboxPublisher(cast("Outbox", store), sender.send)
-            lane = _lane(store, store_settings, settings, rules, letters, report)
-            followers.append((lane, partial(_lane_decoders, store=name)))
+            lane = _lane(store, store_settings, settings, rules, letters, report, schemas)
+            followers.append((lane, partial(_lane_decoders, store=name, schemas=schemas)))
             sweeper = Sweeper(
                 store,
                 report,
@@ -565,6 +598,7 @@ async def redriver(
         )
         stack.push_async_callback(lambda: producer.close(Deadline.after(CLOSE_TIMEOUT_S)))
         audit = _person_audit(stack, settings, rules)
+        schemas = _schemas(stack, settings)
         yield Redriver(
             reader,
             index,
@@ -574,8 +608,9 @@ async def redriver(
             topic=topic,
             bytes_max=facts.bytes_max,
             rules=rules,
-            decoders=_decoders(rules.parents),
+            decoders=_decoders(rules.parents, schemas),
             person=person,
+            learn=None if schemas is None else schemas.learn_of,
         )
 
 
@@ -717,28 +752,46 @@ async def _compacted(settings: Settings, rules: RuleSet, chosen: Collection[str]
     return frozenset(topic for topic, fact in facts.items() if fact.compacted)
 
 
-def _decoders(parents: Iterable[Parent]) -> dict[str, tuple[str, Decoder]]:
+def _schemas(stack: AsyncExitStack, settings: Settings) -> SchemaCache | None:
+    """The schemas of the registry, closed by the stack; None when the settings name none."""
+    registry = settings.schema_registry
+    if not registry.url:
+        return None
+    from integrity.registry.cache import SchemaCache
+    from integrity.registry.client import RegistryClient
+
+    client = RegistryClient(registry.url, auth=registry.auth, tls=registry.tls)
+    stack.push_async_callback(client.close)
+    return SchemaCache(client)
+
+
+def _known(schemas: SchemaCache | None) -> Schemas | None:
+    return None if schemas is None else schemas.schemas
+
+
+def _decoders(parents: Iterable[Parent], schemas: SchemaCache | None = None) -> dict[str, tuple[str, Decoder]]:
     """Topic -> the entity of its parent, and how its records are read."""
     return {
-        topic: (parent.entity, decoder_for(parent))
+        topic: (parent.entity, decoder_for(parent, schemas=_known(schemas)))
         for parent in parents
         for topic in ((derived_topic(parent.entity),) if parent.events is None else parent.events.topics)
     }
 
 
-def _lane_decoders(rules: RuleSet, store: str) -> dict[str, tuple[str, Decoder]]:
+def _lane_decoders(rules: RuleSet, store: str, schemas: SchemaCache | None = None) -> dict[str, tuple[str, Decoder]]:
     """The topics that the lane of a store reads."""
     followed = rules.follows_derived(store)
     parents = [rules.by_entity[entity] for entity in rules.of_store(store)]
-    return _decoders(parent for parent in parents if parent.events is not None or parent in followed)
+    return _decoders((parent for parent in parents if parent.events is not None or parent in followed), schemas)
 
 
-def _copy_decoders(rules: RuleSet, copy: Copy) -> dict[str, tuple[str, Decoder]]:
+def _copy_decoders(rules: RuleSet, copy: Copy, schemas: SchemaCache | None = None) -> dict[str, tuple[str, Decoder]]:
     """The topics that the lane of a copy reads."""
     parent = next(parent for parent in rules.parents if any(each.id == copy.id for each in parent.copies))
     fields = tuple(dict.fromkeys(copy.values.values()))
     topics = () if parent.events is None else parent.events.topics
-    return {topic: (parent.entity, decoder_for(parent, copied=fields)) for topic in topics}
+    known = _known(schemas)
+    return {topic: (parent.entity, decoder_for(parent, copied=fields, schemas=known)) for topic in topics}
 
 
 def _copy_lane(
@@ -751,9 +804,10 @@ def _copy_lane(
     letters: DeadLetters,
     report: Report,
     compacted: Collection[str],
+    schemas: SchemaCache | None,
 ) -> Lane:
     assert parent.events is not None, "a parent with copies has events"
-    decoders = _copy_decoders(rules, copy)
+    decoders = _copy_decoders(rules, copy, schemas)
     watch = CopyReport(report, copy_name(copy))
     redrives = redrive_topic(settings.group)
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
@@ -787,6 +841,7 @@ def _copy_lane(
         returning=Returning(redrives, copy.store, {copy.id}, alone=True),
         complete=compacted,
         truncator=Truncator(store, aside, timeout_s=2 * store_settings.timeout) if parent.truncates else None,
+        schemas=schemas,
     )
 
 
@@ -797,8 +852,9 @@ def _lane(
     rules: RuleSet,
     letters: DeadLetters,
     report: Report,
+    schemas: SchemaCache | None,
 ) -> Lane:
-    decoders = _lane_decoders(rules, store.name)
+    decoders = _lane_decoders(rules, store.name, schemas)
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
@@ -842,4 +898,5 @@ def _lane(
         batch_size=store_settings.batch_size,
         returning=Returning(redrives, store.name, dependents, {copy.id for _, copy in rules.copies_of(store.name)}),
         truncator=truncator,
+        schemas=schemas,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -262,7 +262,9 @@ class LetterReader:
             await self._take(at, wanted, found)
         return found
 
-    async def read_after(self, topic: str, partition: int, offset: int, take: Callable[[Record], None]) -> bool:
+    async def read_after(
+        self, topic: str, partition: int, offset: int, take: Callable[[Sequence[Record]], Awaitable[None]]
+    ) -> bool:
         """Read a partition from behind an offset to the end that it has now; False when it does not reach back so far.
 
         Raises UnreachableError."""
@@ -279,9 +281,7 @@ class LetterReader:
             quiet_since = time.monotonic()
             while await self._position(at) < end:
                 read = (await self._poll()).get(at, ())
-                for record in read:
-                    headers = record.headers
-                    take(Record(topic, partition, record.offset, record.timestamp, record.key, record.value, headers))
+                await take([Record(topic, partition, r.offset, r.timestamp, r.key, r.value, r.headers) for r in read])
                 if read:
                     quiet_since = time.monotonic()
                 elif time.monotonic() - quiet_since > STALLED_S:

@@ -35,11 +35,15 @@ class Checked(Protocol):
 
 
 class Broker(Protocol):
-    """Kafka, as far as it is looked at. Both calls raise OperationError."""
+    """Kafka and what stands beside it, as far as they are looked at. All calls raise OperationError."""
 
     async def topics(self, names: Sequence[str], deadline: Deadline) -> Mapping[str, TopicLook]: ...
 
     async def privileges(self, deadline: Deadline) -> Sequence[Finding]: ...
+
+    async def registry(self) -> None:
+        """Whether the schema registry, if there is one, answers; bounded."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +108,5 @@ async def examine(
             if parent.events is not None:
                 findings += of_topics(parent, looks, decoders[parent.entity], now_ms)
         findings += await told("kafka", broker.privileges(deadline("kafka"))) or ()
+    await told("schema registry", broker.registry())
     return Examination(sorted(findings, key=lambda each: (not each.file, each.file, each.line, each.column)), silent)

@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from integrity.core.batch import Span, TopicPartition
 from integrity.core.decode.record import Decoder
+from integrity.core.decode.wire import SchemaRef
 from integrity.core.retry import Backoff
 from integrity.errors import OperationError, UnreachableError
-from integrity.ports import Bounds, Deadline, Fetch, Source, Store
+from integrity.ports import Bounds, Deadline, Fetch, SchemaSource, Source, Store
 from integrity.service.enforce import DivergedError, Enforcer
 from integrity.service.truncate import Truncator
 from integrity.service.waiting import sleep_or, within
@@ -53,6 +55,8 @@ class LaneWatch(Protocol):
 
     def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None: ...
 
+    def registry_up(self, up: bool) -> None: ...
+
 
 class Session:
     """Some partitions of one assignment, from the moment it is given to the moment it is taken away."""
@@ -64,6 +68,10 @@ class Session:
         self.partitions = tuple(partitions)
         self.enforcer = enforcer
         self.buffer = Buffer(batch_size)
+        self.unread: deque[Fetch] = deque()
+        """What was read and can't be decoded before the schema registry has answered; nothing more is read then."""
+        self.learning: asyncio.Task[None] | None = None
+        self.waits_for = ""
         self.next: dict[TopicPartition, int] = {}
         """Where each partition is read on; empty until the session has begun."""
         self.durable: dict[TopicPartition, int] = {}
@@ -73,8 +81,12 @@ class Session:
         self.ending = asyncio.Event()
 
     @property
+    def full(self) -> bool:
+        return self.buffer.full or bool(self.unread)
+
+    @property
     def trouble(self) -> str:
-        return self.enforcer.trouble.message or ("" if self.next else "is reading its progress")
+        return self.enforcer.trouble.message or self.waits_for or ("" if self.next else "is reading its progress")
 
     def put(self, piece: Piece) -> None:
         self.buffer.put(piece)
@@ -91,8 +103,16 @@ class Session:
         self.room.set()
         return piece
 
+    def drop(self) -> None:
+        """What was read and is not enforced will be read again."""
+        self.next.clear()
+        self.buffer.clear()
+        self.unread.clear()
+
     def end(self) -> None:
         self.ending.set()
+        if self.learning is not None:
+            self.learning.cancel()
         self.changed.set()
         self.room.set()
 
@@ -113,12 +133,14 @@ class Lane:
         returning: Returning | None = None,
         complete: Collection[str] | None = None,
         truncator: Truncator | None = None,
+        schemas: SchemaSource | None = None,
     ) -> None:
         """As many sessions work side by side as there are enforcers, which share their halts.
 
         With `complete`, a partition of which the store has no progress is read from its first record, whatever the
         group has committed; it names the topics that are compacted, so that nothing of their keys is missed. The
-        `truncator` carries out truncates, where a rule says that they delete."""
+        `truncator` carries out truncates, where a rule says that they delete. What decoding a record needs to know is
+        asked of `schemas`."""
         self._store = store
         self._open_source = open_source
         self._source: Source | None = None
@@ -130,6 +152,7 @@ class Lane:
         self._topics = frozenset(decoders)
         self._complete = complete
         self._truncator = truncator
+        self._schemas = schemas
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -290,11 +313,61 @@ class Lane:
             fetch = await source.poll(POLL_TIMEOUT_S, min(POLL_RECORDS_MAX, self._batch_size), hold=hold)
             # The sessions of now, not of before: these records are the first ones that follow their places.
             for session in self._sessions:
-                self._read(session, fetch)
+                self._take(session, fetch)
             self._tell(fetch)
 
     def _full(self) -> list[Session]:
-        return [session for session in self._sessions if session.buffer.full]
+        return [session for session in self._sessions if session.full]
+
+    def _take(self, session: Session, fetch: Fetch) -> None:
+        """Decode what is the session's, or put it aside until the schemas that it needs are known."""
+        if self._schemas is None:
+            return self._read(session, fetch)
+        positions = {partition: at for partition, at in fetch.positions.items() if partition in session.next}
+        if not positions:
+            return
+        records = {partition: found for partition, found in fetch.records.items() if partition in positions}
+        own = Fetch(records, positions, {})
+        if not session.unread and not self._unknown(own):
+            return self._read(session, own)
+        session.unread.append(own)
+        if session.learning is None or session.learning.done():
+            assert self._tasks is not None
+            session.learning = self._tasks.create_task(
+                self._learn(session, self._schemas), name=f"{self._store.name}: schemas"
+            )
+
+    def _unknown(self, fetch: Fetch) -> Collection[SchemaRef]:
+        assert self._schemas is not None
+        return self._schemas.missing(self._reader.originals(fetch.records))
+
+    async def _learn(self, session: Session, schemas: SchemaSource) -> None:
+        """Ask for the schemas of what was put aside, however long the registry is away, and decode it in its order."""
+        attempt = 0
+        while session.unread and not session.ending.is_set():
+            unknown = self._unknown(session.unread[0])
+            if not unknown:
+                self._read(session, session.unread.popleft())
+                continue
+            try:
+                await schemas.learn(unknown)
+            except UnreachableError as exc:
+                attempt += 1
+                session.waits_for = str(exc)
+                self._watch.registry_up(False)
+                if attempt == 1 or attempt % 20 == 0:
+                    log.warning(
+                        "records wait for their schemas",
+                        extra={"store": self._store.name, "attempt": attempt, "error": str(exc)},
+                    )
+                await sleep_or(session.ending, self._backoff.delay_s(attempt, random.random()))
+            else:
+                if attempt:
+                    log.info("the schema registry answers again", extra={"store": self._store.name})
+                attempt, session.waits_for = 0, ""
+                self._watch.registry_up(True)
+        session.waits_for = ""
+        session.room.set()
 
     def _read(self, session: Session, fetch: Fetch) -> None:
         piece = Piece()
@@ -366,8 +439,7 @@ class Lane:
                     "the store's progress is not where this lane reads; it reads on from there",
                     extra={"store": self._store.name, "error": str(exc)},
                 )
-                session.next.clear()
-                session.buffer.clear()
+                session.drop()
                 # Perhaps another process owns these partitions by now: it is not fought over them while Kafka says so.
                 await sleep_or(session.ending, DIVERGED_PAUSE_S * random.uniform(0.5, 1.0))
                 await self._begin(session)

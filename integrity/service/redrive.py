@@ -24,7 +24,7 @@ from integrity.kafka.dead_letters import Status, StatusChange
 from integrity.kafka.letters import Filter, Letter, LetterIndex, LetterReader, chunks
 from integrity.kafka.producer import OutgoingRecord
 from integrity.kafka.redrives import Ask, Returned, outgoing
-from integrity.ports import Deadline
+from integrity.ports import Deadline, Learn
 
 SEND_TIMEOUT_S: Final = 30.0
 REFUSALS_KEPT: Final = 1_000
@@ -89,9 +89,10 @@ class Redriver:
         rules: RuleSet,
         decoders: Mapping[str, tuple[str, Decoder]],
         person: Person,
+        learn: Learn | None = None,
     ) -> None:
         """`topic` is that of redrives, `bytes_max` what a record there may have. `decoders` maps a parents' topic to
-        its entity and how its records are read now."""
+        its entity and how its records are read now; `learn` finds out what that needs."""
         self._reader = reader
         self._index = index
         self._marks = marks
@@ -108,6 +109,7 @@ class Redriver:
         self._decoders = decoders
         self._looked_at: dict[str, bool] = {}
         self._person = person
+        self._learn = learn
 
     async def retry(self, chosen: Filter, limit: int | None, told: Callable[[int], None] = lambda _: None) -> Done:
         """Send the letters back. Raises OperationError when Kafka fails; what was sent until then stays sent."""
@@ -159,19 +161,27 @@ class Redriver:
         The ledgers may not know its key, and then have no version that protects a parent that was created again since.
         So what came after it in its partition is looked at, once for all letters there: the first is the oldest."""
         entity, decode = self._decoders[letter.topic]
+        if self._learn is not None:
+            await self._learn([record])
         change = decode(record)
         if not isinstance(change, ParentChange) or change.op not in _HAPPENED:
             return ""
         place = f"{letter.topic}/{letter.partition}"
         if place not in self._looked_at:
             self._looked_at[place] = await self._reader.read_after(
-                letter.topic, letter.partition, letter.offset, lambda later: self._note(place, entity, later)
+                letter.topic, letter.partition, letter.offset, lambda later: self._note_all(place, entity, later)
             )
         if not self._looked_at[place]:
             return "its topic has not kept what came after it, so that nobody knows whether its key is in use again"
         if self._index.lives_after(place, _names(entity, change.key, record.key), letter.offset):
             return "its key was in use again after it: mend by hand what it asked for, and discard it"
         return ""
+
+    async def _note_all(self, place: str, entity: str, later: Sequence[Record]) -> None:
+        if self._learn is not None:
+            await self._learn(later)
+        for record in later:
+            self._note(place, entity, record)
 
     def _note(self, place: str, entity: str, later: Record) -> None:
         """Note a later record that does not say that its key is gone."""

@@ -105,6 +105,9 @@ class Report:
     def halted(self, dependent: str, halted: bool) -> None:
         self._metrics.set_dependent_halted(dependent, halted=halted)
 
+    def registry_up(self, up: bool) -> None:
+        self._metrics.set_registry_up(up=up)
+
     def read(self, store: str, piece: Piece) -> None:
         for (entity, op), count in piece.counts.items():
             self._metrics.count_events(entity, self._formats[entity], op, count)
@@ -151,6 +154,9 @@ class CopyReport:
 
     def halted(self, dependent: str, halted: bool) -> None:
         self._report.halted(dependent, halted)
+
+    def registry_up(self, up: bool) -> None:
+        self._report.registry_up(up)
 
     def read(self, store: str, piece: Piece) -> None:
         self._report.read(self._name, piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -102,6 +102,14 @@ class Reader:
     def forget(self) -> None:
         """Reading goes on from another place."""
         self._deleted.clear()
+
+    def originals(self, records: Mapping[TopicPartition, Sequence[Record]]) -> Iterator[Record]:
+        """The records that `read` will decode: of dead letters that come back, those that they are about."""
+        for partition, found in records.items():
+            if self._returning is not None and partition.topic == self._returning.topic:
+                yield from (returned.record for each in found if (returned := read_returned(each)) is not None)
+            else:
+                yield from found
 
     def read(self, partition: TopicPartition, records: Sequence[Record], piece: Piece) -> None:
         """Decode the records of one partition into `piece`."""

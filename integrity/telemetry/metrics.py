@@ -75,6 +75,9 @@ class Metrics:
             "integrity_oldest_unenforced_seconds", "Age of the oldest event not enforced.", ["store"], registry=registry
         )
         self._store_up = Gauge("integrity_store_up", "1 when the store answers.", ["store"], registry=registry)
+        # Of one registry, and shown once it has been asked.
+        self._registry_up = Gauge("integrity_schema_registry_up", "1 when the schema registry answers.", registry=None)
+        self._registry_up_shown = False
         self._halted = Gauge(
             "integrity_dependent_halted",
             "1 when the dependent's rule does not fit its store: its events become dead letters.",
@@ -152,6 +155,13 @@ class Metrics:
     def set_store_up(self, store: str, *, up: bool) -> None:
         """Whether the store answered the last time it was asked."""
         self._store_up.labels(store).set(up)
+
+    def set_registry_up(self, *, up: bool) -> None:
+        """Whether the schema registry answered the last time it was asked."""
+        self._registry_up.set(up)
+        if not self._registry_up_shown:
+            self._registry.register(self._registry_up)
+            self._registry_up_shown = True
 
     def set_dependent_halted(self, dependent: str, *, halted: bool) -> None:
         """Whether the dependent's rule does not fit its store any more. `*`: the ledger does not, and the whole lane of

@@ -14,6 +14,7 @@ from integrity.errors import Finding, SettingsError
 from integrity.settings import (
     KafkaSettings,
     LogLevel,
+    SchemaRegistrySettings,
     Settings,
     StoreKind,
     StoreSettings,
@@ -159,7 +160,7 @@ def test_unknown_variable_is_a_fault_that_names_the_right_one(
     assert hint in finding.hint
 
 
-@pytest.mark.parametrize("name", ["INTEGRITY_HTTP__PREFIX", "INTEGRITY_SCHEMA_REGISTRY__URL"])
+@pytest.mark.parametrize("name", ["INTEGRITY_HTTP__PREFIX", "INTEGRITY_HTTP__TRACE_URL"])
 def test_setting_of_a_later_version_is_refused_as_such(
     monkeypatch: pytest.MonkeyPatch, name: str, faults: Faults
 ) -> None:
@@ -366,6 +367,16 @@ def test_world_readable_secret_is_a_warning(tmp_path: Path) -> None:
         ({"GROUP": ""}, ["GROUP"]),
         ({"STORES__A__URL": PG, "STORES__A__SCHEMA": 'x"; drop'}, ["STORES__A__SCHEMA"]),
         ({"STORES__A__URL": PG, "STORES__A__POOL_SIZE": "0"}, ["STORES__A__POOL_SIZE"]),
+        ({"SCHEMA_REGISTRY__URL": "registry:8081"}, ["SCHEMA_REGISTRY__URL"]),
+        ({"SCHEMA_REGISTRY__URL": "http://a:1,http://b:1"}, ["SCHEMA_REGISTRY__URL"]),
+        ({"SCHEMA_REGISTRY__URL": f"https://u:{SECRET}@registry"}, ["SCHEMA_REGISTRY__URL"]),
+        ({"SCHEMA_REGISTRY__USERNAME": "u"}, ["SCHEMA_REGISTRY__USERNAME"]),
+        ({"SCHEMA_REGISTRY__PASSWORD": SECRET}, ["SCHEMA_REGISTRY__PASSWORD"]),
+        (
+            {"SCHEMA_REGISTRY__URL": "https://r", "SCHEMA_REGISTRY__USERNAME": "u"},
+            ["SCHEMA_REGISTRY__PASSWORD"],
+        ),
+        ({"SCHEMA_REGISTRY__URL": "http://r", "SCHEMA_REGISTRY__CAFILE": "ca.pem"}, ["SCHEMA_REGISTRY__CAFILE"]),
     ],
 )
 def test_settings_that_do_not_fit_are_faults(
@@ -449,7 +460,15 @@ def test_no_secret_is_in_the_text_of_the_settings(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("INTEGRITY_STORES__A__URL", f"postgresql://u:{SECRET}@h/db")
     monkeypatch.setenv("INTEGRITY_KAFKA__SECURITY_PROTOCOL", "SASL_PLAINTEXT")
     monkeypatch.setenv("INTEGRITY_KAFKA__SASL_USERNAME", "u")
-    for name in ("KAFKA__SASL_PASSWORD", "HTTP__TOKEN", "HTTP__READ_TOKEN", "AUDIT__HMAC_KEY"):
+    monkeypatch.setenv("INTEGRITY_SCHEMA_REGISTRY__URL", "https://registry:8081")
+    monkeypatch.setenv("INTEGRITY_SCHEMA_REGISTRY__USERNAME", "u")
+    for name in (
+        "KAFKA__SASL_PASSWORD",
+        "SCHEMA_REGISTRY__PASSWORD",
+        "HTTP__TOKEN",
+        "HTTP__READ_TOKEN",
+        "AUDIT__HMAC_KEY",
+    ):
         monkeypatch.setenv(f"INTEGRITY_{name}", f"{SECRET}{name}")
     settings = load_settings()
     assert SECRET not in f"{settings!r}{settings}{settings.model_dump_json()}"
@@ -485,6 +504,16 @@ def test_client_arguments_of_a_safe_connection(monkeypatch: pytest.MonkeyPatch) 
         "sasl_plain_username": "u",
         "sasl_plain_password": "p",
     }
+
+
+def test_the_registry_s_certificate_is_checked_by_the_file_that_is_named(tmp_path: Path) -> None:
+    context = SchemaRegistrySettings(url="https://registry").tls
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    broken = tmp_path / "ca.pem"
+    broken.write_text("no certificate")
+    with pytest.raises(SettingsError, match="INTEGRITY_SCHEMA_REGISTRY__CAFILE"):
+        _ = SchemaRegistrySettings(url="https://registry", cafile=broken).tls
 
 
 def test_no_broker_is_a_fault_where_one_is_needed() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from integrity.core.decode.cloudevents import cloudevents_decoder
-from integrity.core.decode.debezium import debezium_decoder
+from integrity.core.decode.debezium import debezium_decoder, debezium_wire_decoder
 from integrity.core.decode.debezium_rows import debezium_rows_decoder
 from integrity.core.decode.derived import derived_decoder
 from integrity.core.decode.flat import flat_decoder
@@ -19,20 +19,41 @@ from integrity.core.decode.outbox import outbox_decoder
 from integrity.core.decode.qlik import qlik_decoder
 from integrity.core.decode.record import Decoder, Limits
 from integrity.core.decode.tenant import tenant_decoder
-from integrity.core.rules.model import KeyFrom, Parent
+from integrity.core.decode.wire import Schemas, wire_decoder
+from integrity.core.rules.model import KeyFormat, KeyFrom, Parent
 from integrity.errors import UsageError
 
 __all__ = ["decoder_for"]
 
 
-def decoder_for(parent: Parent, limits: Limits | None = None, *, copied: Collection[str] | None = None) -> Decoder:
+def decoder_for(
+    parent: Parent,
+    limits: Limits | None = None,
+    *,
+    copied: Collection[str] | None = None,
+    schemas: Schemas | None = None,
+) -> Decoder:
     """The decoder of a parent's topics. It keeps what it has read of key schemas: one decoder a lane.
 
     `copied` are the fields of the parent's row that a copy wants; None: nobody wants the row, which stays unread.
 
+    `schemas` are those of records in the wire format of a schema registry; None: there is no registry.
+
     UsageError when the rule's format is none that this program reads.
     """
     limits = limits or Limits()
+    if schemas is None or parent.events is None:
+        return _decoder_of_json(parent, limits, copied)
+    events = parent.events
+    is_debezium = events.format == "debezium"
+    if is_debezium and events.key_from is not KeyFrom.BEFORE and not events.gives_tenant:
+        return debezium_wire_decoder(parent, limits, copied, schemas)
+    decoder = _decoder_of_json(parent, limits, copied)
+    bare_key = events.key_format is not KeyFormat.JSON
+    return wire_decoder(decoder, schemas, repeated=is_debezium, bare_key=bare_key)
+
+
+def _decoder_of_json(parent: Parent, limits: Limits, copied: Collection[str] | None) -> Decoder:
     if parent.events is None:
         return derived_decoder(parent.entity, parent.key, limits)
     if parent.events.gives_tenant:

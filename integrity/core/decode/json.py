@@ -250,7 +250,8 @@ def _fault(data: bytes, exc: msgspec.DecodeError | RecursionError | UnicodeDecod
     if data[:1] == b"\0":
         return JsonFault(
             Reason.SCHEMA_REGISTRY_PAYLOAD,
-            "not JSON: it starts with a zero byte, as schema registry serializers write; use the JsonConverter",
+            "not JSON: it starts with a zero byte, as schema registry serializers write; set"
+            " INTEGRITY_SCHEMA_REGISTRY__URL, or use the JsonConverter",
         )
     if data.startswith(b"\xef\xbb\xbf"):
         return JsonFault(Reason.BAD_ENCODING, "it starts with a byte order mark")

@@ -19,7 +19,7 @@ from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.scan import Known, Page, known_of
 from integrity.errors import LedgerError, OperationError, UnreachableError
-from integrity.ports import Deadline
+from integrity.ports import Deadline, Learn
 from integrity.stores.rule import StoreRule
 from integrity.stores.topic.clients import Closer
 from integrity.stores.topic.faults import CLIENT_ERRORS
@@ -41,11 +41,19 @@ Read = Callable[[ReadRecord], Sequence[Held]]
 class TopicView:
     """The keys that some topics hold."""
 
-    def __init__(self, client: Mapping[str, object], topics: Sequence[str], spec: KeySpec, read: Read) -> None:
+    def __init__(
+        self,
+        client: Mapping[str, object],
+        topics: Sequence[str],
+        spec: KeySpec,
+        read: Read,
+        learn: Learn | None = None,
+    ) -> None:
         self._client = client
         self._topics = topics
         self._spec = spec
         self._read = read
+        self._learn = learn
         self._closer = Closer()
         self._reader = Reader(client, self._take, self._closer)
         self._scratch: Scratch | None = None
@@ -98,6 +106,8 @@ class TopicView:
             self._scratch.close()
 
     async def _take(self, read: list[ReadRecord]) -> None:
+        if self._learn is not None:
+            await self._learn([_record(each) for each in read])
         await self.in_thread(lambda view: view.take(self._held(read)))
 
     def _held(self, read: Sequence[ReadRecord]) -> Iterator[Held]:
@@ -210,11 +220,12 @@ class TopicParents:
         decoder: Decoder,
         *,
         is_telling: bool = True,
+        learn: Learn | None = None,
     ) -> None:
         self._is_telling = is_telling
         self._client = client
         self._topics = topics
-        self._view = TopicView(client, topics, spec, _decoding(topics, decoder))
+        self._view = TopicView(client, topics, spec, _decoding(topics, decoder), learn)
 
     async def keys(self, deadline: Deadline) -> AsyncGenerator[Sequence[Key]]:
         """Raises OperationError where a topic does not keep all that lives, or holds what can't be read."""
@@ -276,13 +287,15 @@ def _reading(row_rule: RowRule) -> Read:
     return read
 
 
+def _record(read: ReadRecord) -> Record:
+    return Record(read.topic, read.partition, read.offset, 0, read.key, read.value, read.headers)
+
+
 def _decoding(topics: Sequence[str], decoder: Decoder) -> Read:
     def read(record: ReadRecord) -> Sequence[Held]:
         at = b"%d/%d" % (topics.index(record.topic), record.partition)
         unread = at + b"?" + (record.key or b"")
-        found = decoder(
-            Record(record.topic, record.partition, record.offset, 0, record.key, record.value, record.headers)
-        )
+        found = decoder(_record(record))
         match found:
             case ParentChange():
                 lives = found.op in (Op.ALIVE, Op.ARRIVED)

@@ -154,6 +154,7 @@ class Watched:
         self.letters: list[DeadLetter] = []
         self.repairs: list[Repaired] = []
         self.up: list[bool] = []
+        self.registry: list[bool] = []
         self.halts: list[tuple[str, bool]] = []
         self.counts: Counter[tuple[str, str]] = Counter()
 
@@ -174,6 +175,9 @@ class Watched:
 
     def halted(self, dependent: str, halted: bool) -> None:
         self.halts.append((dependent, halted))
+
+    def registry_up(self, up: bool) -> None:
+        self.registry.append(up)
 
     def read(self, store: str, piece: Piece) -> None:
         self.counts += piece.counts
@@ -220,6 +224,7 @@ class ScriptedSource:
         self.first: dict[TopicPartition, int] = {}
         self.commits_taken = True
         self.stopped = False
+        self.polls = 0
         self._at: dict[TopicPartition, int] = {}
 
     def follow(self, topics: Sequence[str]) -> None:
@@ -236,6 +241,7 @@ class ScriptedSource:
 
     async def poll(self, timeout_s: float, records_max: int, *, hold: Collection[TopicPartition]) -> Fetch:
         await asyncio.sleep(0.001)
+        self.polls += 1
         records: dict[TopicPartition, Sequence[Record]] = {}
         positions: dict[TopicPartition, int] = {}
         left = records_max

@@ -72,6 +72,10 @@ class Broker:
     async def privileges(self, deadline: Deadline) -> Sequence[Finding]:
         return [Finding("kafka_privilege", "no ACL", severity="warning")]
 
+    async def registry(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
 
 async def examined(
     *stores: Looked, categories: Categories | None = None, fault: OperationError | None = None
@@ -95,7 +99,7 @@ async def test_findings_of_files_come_first_in_their_order() -> None:
 
 async def test_what_does_not_answer_is_named_and_the_rest_is_told() -> None:
     found = await examined(Looked("a", fault=DOWN), Looked("b", away_ms=90_000), fault=DOWN)
-    assert (codes(found), sorted(found.silent)) == (["clock_skew"], ["a", "kafka"])
+    assert (codes(found), sorted(found.silent)) == (["clock_skew"], ["a", "kafka", "schema registry"])
 
 
 async def test_default_is_told_where_its_parent_is_looked_for_and_not_found() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
 from integrity.core.batch import Batch, Span, TopicPartition
+from integrity.core.decode.record import Record
 from integrity.core.outcome import Outcome, Retry
+from integrity.core.retry import Backoff
+from integrity.errors import UnreachableError
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from tests.unit.service.doubles import (
@@ -27,7 +30,9 @@ P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 
 
 class Rig:
-    def __init__(self, store: BentStore, source: ScriptedSource, batch_size: int = 10) -> None:
+    def __init__(
+        self, store: BentStore, source: ScriptedSource, batch_size: int = 10, schemas: Schemas | None = None
+    ) -> None:
         self.store, self.source = store, source
         self.letters, self.watch = Letters(), Watched()
         self.stop = asyncio.Event()
@@ -38,6 +43,7 @@ class Rig:
             watch=self.watch,
             decoders={TOPIC: ("customer", decode)},
             batch_size=batch_size,
+            schemas=schemas,
         )
 
     def keys_left(self) -> set[object]:
@@ -200,6 +206,50 @@ async def test_dead_letters_do_not_hold_up_what_stands_around_them() -> None:
         await until(lambda: rig.keys_left() == {1, 3, 5})
         await until(lambda: rig.source.committed == {P0: 5})
     assert [letter.record.offset for letter in rig.letters.published] == [1, 3]
+
+
+class Schemas:
+    """A registry that knows each record's id, its value, once it was asked while it was up."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.asked = 0
+        self.known: set[int | str] = set()
+
+    def missing(self, records: Iterable[Record]) -> set[int | str]:
+        return {str(record.value) for record in records} - self.known
+
+    async def learn(self, refs: Collection[int | str]) -> None:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if not self.up:
+            raise UnreachableError("the registry does not answer")
+        self.known |= set(refs)
+
+
+async def test_records_wait_for_their_schemas_while_the_lane_polls_on() -> None:
+    schemas = Schemas()
+    records = {P0: [deleted(k, k) for k in range(60)], P1: [deleted(60 + k, k, partition=1) for k in range(40)]}
+    rig = Rig(BentStore(memory_store(100)), ScriptedSource(records), schemas=schemas)
+    rig.lane._backoff = Backoff(first_s=0.001, cap_s=0.01)
+    async with running(rig, P0, P1):
+        await until(lambda: "the registry does not answer" in rig.lane.trouble)
+        polls = rig.source.polls
+        await until(lambda: rig.source.polls > polls + 3 and schemas.asked > 3)
+        assert not rig.store.calls, "nothing is enforced that can't be read"
+        await rig.source.assign(P0, P1)  # a rebalance in the middle of it
+        schemas.up = True
+        await until(lambda: rig.keys_left() == set())
+        await until(lambda: rig.lane.trouble == "" and rig.source.committed == {P0: 60, P1: 40})
+    assert rows_applied(rig) == 100
+    assert rig.watch.registry[0] is False and rig.watch.registry[-1] is True
+
+
+async def test_a_lane_that_waits_for_schemas_stops_at_once() -> None:
+    rig = Rig(BentStore(memory_store(2)), ScriptedSource({P0: [deleted(0, 0)]}), schemas=Schemas())
+    async with running(rig, P0):
+        await until(lambda: "the registry does not answer" in rig.lane.trouble)
+    assert rig.source.committed.get(P0, 0) == 0
 
 
 async def test_stopping_finishes_the_open_batch_and_commits_it() -> None:

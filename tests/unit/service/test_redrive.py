@@ -138,8 +138,8 @@ class _Index(LetterIndex):
         self.later = later
 
     async def read_after(self, topic: str, partition: int, offset: int, take: Any) -> bool:
-        for record in self.later or ():
-            take(record)
+        if self.later:
+            await take(self.later)
         return self.later is not None
 
     def find(self, chosen: Filter, limit: int | None = None) -> Iterator[Letter]:
