@@ -137,4 +137,4 @@ def test_tenant_of_another_type_is_a_dead_letter() -> None:
 def test_events_of_a_key_are_in_one_topic_only_where_topics_are_tenants() -> None:
     [of_pattern] = store_rules(parsed(rule("customer", "pattern: 'a.*'")), "db")["customer"]
     [of_tenants] = store_rules(parsed(tenants()), "db")["customer"]
-    assert (of_pattern.several_topics, of_tenants.several_topics) == (True, False)
+    assert (of_pattern.keeps_alive, of_tenants.keeps_alive) == (True, False)
