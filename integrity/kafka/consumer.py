@@ -148,7 +148,10 @@ class Consumer:
                 continue
             topic, number = partition
             if type(messages[0]) is not Record:  # they came while it was waited
-                messages = [Record(topic, number, m.offset, m.timestamp, m.key, m.value, m.headers) for m in messages]
+                messages = [
+                    tuple.__new__(Record, (topic, number, m.offset, m.timestamp, m.key, m.value, m.headers))
+                    for m in messages
+                ]
             records[partition] = messages
             positions[partition] = self._positions[partition] = messages[-1].offset + 1
         if not found:
