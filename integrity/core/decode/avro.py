@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NoReturn
@@ -34,6 +34,8 @@ _BUDGET = 32 * 1024 * 1024
 """What lists, maps and recursion may make of one value, in bytes of memory."""
 _NESTED_MAX = 100
 """How often a type may be inside itself in a value."""
+_SKIPPED_MAX = 2_000
+"""Beyond so many values what is passed over is read all the same, by functions that are there already."""
 _UNION_BYTE_MAX = 64
 """A union of so many types tells in one byte which one it is."""
 
@@ -94,8 +96,17 @@ class Field:
 class AvroSchema:
     """A schema, and what reads its values."""
 
-    def __init__(self, text: str, references: Iterable[str] = (), limits: Limits | None = None) -> None:
-        """`references` are the schemas whose types it uses, those first that others need. Raises SchemaFault."""
+    def __init__(
+        self,
+        text: str,
+        references: Iterable[str] = (),
+        limits: Limits | None = None,
+        *,
+        told: Collection[str] = (),
+        untold: Collection[str] = (),
+    ) -> None:
+        """`references` are the schemas whose types it uses, those first that others need. `told` are the fields of a
+        record that `tell` reads, without what is `untold` right inside them. Raises SchemaFault."""
         parser = _Parser(limits or Limits())
         try:
             for reference in references:
@@ -104,14 +115,30 @@ class AvroSchema:
             weights = _Weights()
             if weights.of(self.type) > _WEIGHT_MAX:
                 raise SchemaFault("its records are too large")
-            self._function = _Maker(weights).function(self.type)
+            maker = _Maker(weights)
+            self._is_open = bool(weights.recursive) or weights.has_items
+            self._function = maker.function(self.type)
+            names = {each.name for each in self.type.fields}
+            self._telling = maker.telling(self.type, told, untold) if told and names.issuperset(told) else None
         except RecursionError:
             raise SchemaFault("its types are nested too deep") from None
 
     def read(self, data: bytes, at: int) -> object:
         """The value that begins at this place and ends with the bytes. Raises AvroFault."""
+        return self._read(self._function, data, at)
+
+    def tell(self, data: bytes, at: int) -> Mapping[str, object] | None:
+        """Of the record that begins at this place the fields that are `told`; the others are passed over, and their
+        text is not looked at. None where the schema has no such record. Raises AvroFault."""
+        if self._telling is None:
+            return None
+        told = self._read(self._telling, data, at)
+        assert isinstance(told, dict)
+        return told
+
+    def _read(self, function: _Function, data: bytes, at: int) -> object:
         try:
-            value, end = self._function(data, at, _Budget())
+            value, end = function(data, at, _Budget() if self._is_open else _NOTHING)
         except (IndexError, struct.error):
             raise AvroFault("it ends too early") from None
         except UnicodeDecodeError:
@@ -237,6 +264,7 @@ class _Weights:
         self._known: dict[Type, int] = {}
         self._open: set[Type] = set()
         self.recursive: set[Type] = set()
+        self.has_items = False
 
     def of(self, type_: Type) -> int:
         if type_ in self._known:
@@ -258,6 +286,7 @@ class _Weights:
                 return 16 + max(self.of(branch) for branch in type_.branches)
             case "array" | "map":
                 assert type_.items is not None
+                self.has_items = True
                 self.of(type_.items)
                 return 64
             case "enum":
@@ -291,6 +320,10 @@ class _Budget:
 
     def leave(self) -> None:
         self.nested += 1
+
+
+_NOTHING = _Budget()
+"""For schemas in which nothing is repeated or inside itself."""
 
 
 def _long(data: bytes, at: int, first: int) -> tuple[int, int]:
@@ -414,7 +447,12 @@ def _bad(message: str) -> NoReturn:
     raise AvroFault(message)
 
 
+_MARKS = bytes(1 if byte >= 128 else 0 for byte in range(256))
+"""Zero where a number ends."""
+
+
 _HELPERS: Mapping[str, object] = {
+    "marks": _MARKS,
     "long": _long,
     "int_": _int,
     "length": _length,
@@ -438,6 +476,7 @@ class _Maker:
         self._waiting: list[Type] = []
         self._lines: list[str] = []
         self._values = 0
+        self._skipped = 0
 
     def function(self, schema: Type) -> _Function:
         """The function of a whole schema."""
@@ -457,6 +496,63 @@ class _Maker:
             exec(compile("\n".join(self._lines), "<avro>", "exec"), self._space)
         made: _Function = self._space[name]
         return made
+
+    def telling(self, schema: Type, told: Collection[str], untold: Collection[str]) -> _Function:
+        """The function that reads only some fields of a record, without those right inside them that are `untold`."""
+        self._lines = ["def telling(d, i, q):", " z = d.translate(marks).find"]
+        parts: list[str] = []
+        for each in schema.fields:
+            if each.name not in told:
+                self._skip(each.type, 1)
+            elif each.type.kind == "record":
+                inner: list[str] = []
+                for below in each.type.fields:
+                    if below.name in untold:
+                        self._skip(below.type, 1)
+                    else:
+                        inner.append(f"{self._constant(below.name)}: {self._value(below.type, 1)}")
+                parts.append(f"{self._constant(each.name)}: {{{', '.join(inner)}}}")
+            else:
+                parts.append(f"{self._constant(each.name)}: {self._value(each.type, 1)}")
+        self._put(1, f"return {{{', '.join(parts)}}}, i")
+        exec(compile("\n".join(self._lines), "<avro>", "exec"), self._space)
+        made: _Function = self._space["telling"]
+        return made
+
+    def _skip(self, type_: Type, depth: int) -> None:
+        """Write what passes over a value; z: finds where a number ends."""
+        self._skipped += 1
+        match type_.kind:
+            case "null":
+                pass
+            case "int" | "long":
+                self._put(depth, "i = z(0, i) + 1")
+                self._put(depth, "if not i: bad('it ends too early')")
+            case "float" | "double" | "boolean":
+                self._put(depth, f"i += { {'float': 4, 'double': 8, 'boolean': 1}[type_.kind] }")
+            case "fixed":
+                self._put(depth, f"i += {type_.size}")
+            case "string" | "bytes":
+                self._put(depth, "b = d[i]; i += 1")
+                self._put(depth, "if b & 129: i, _ = length(d, i, b)")
+                self._put(depth, "else: i += b >> 1")
+            case "union":
+                inner = type_.optional
+                if inner is None or inner.kind == "null":
+                    self._value(type_, depth)
+                    return
+                index = next(i for i, branch in enumerate(type_.branches) if branch is inner)
+                self._put(depth, "b = d[i]; i += 1")
+                self._put(depth, f"if b == {2 * index}:")
+                self._put(depth + 1, "pass")
+                self._skip(inner, depth + 1)
+                self._put(depth, f"elif b != {2 - 2 * index}: bad('a union has no such type')")
+            case "record" if type_ not in self._weights.recursive and self._skipped < _SKIPPED_MAX:
+                for each in type_.fields:
+                    self._skip(each.type, depth)
+            case _:
+                # Read all the same: a list, a map, an enum, what may be inside itself.
+                self._value(type_, depth)
 
     def _called(self, type_: Type) -> str:
         """The name of the function of a type, which will be written."""

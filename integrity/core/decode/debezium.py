@@ -103,7 +103,7 @@ def debezium_wire_decoder(parent: Parent, limits: Limits, copied: Collection[str
     made = Debezium(parent, limits, copied)
     assert parent.events is not None
     bare_key = parent.events.key_format is not KeyFormat.JSON
-    return wire_decoder(made.decode, schemas, made.decode_parsed, repeated=True, bare_key=bare_key)
+    return wire_decoder(made.decode, schemas, made.decode_told, repeated=True, bare_key=bare_key)
 
 
 class Debezium:
@@ -177,9 +177,9 @@ class Debezium:
             # Debezium writes null records after deletions only: this may have been one.
             return refused.undecodable if value is None else refused.undecodable._replace(repeated=True)
 
-    def decode_parsed(self, record: Record, value: Mapping[str, object]) -> Decoded | None:
-        """What `decode` says of a deletion, or of an update that nobody reads, in half its time; `value` is what the
-        record's value is as JSON. None leaves all others to it."""
+    def decode_told(self, record: Record, value: Mapping[str, object]) -> Decoded | None:
+        """What `decode` says of a deletion, or of an update that nobody reads, from the `op` and `source` of its value
+        alone. None leaves all others to it."""
         op, source = value.get("op"), value.get("source")
         if op == "u" and self._condition is None and self._copied is None:
             return _UPDATED
