@@ -204,8 +204,9 @@ class Lane:
                 return False
             ends = ends or {partition: at.end for partition, at in found.items() if at.end > at.first}
             durable = self._durable()
-            if all(durable.get(p, found[p].committed or 0) >= end for p, end in ends.items() if p in found):
-                return not await self._truncates_wait()
+            is_read = all(durable.get(p, found[p].committed or 0) >= end for p, end in ends.items() if p in found)
+            if is_read and not await self._truncates_wait():
+                return True
             if deadline.remaining_s() <= COMMIT_EVERY_S:
                 return False
             await asyncio.sleep(COMMIT_EVERY_S)
