@@ -116,7 +116,7 @@ def _is_short(milliseconds: str | None) -> bool:
     return milliseconds is not None and 0 <= int(milliseconds) < RETENTION_MS_MIN
 
 
-class _Event(NamedTuple):
+class Event(NamedTuple):
     """What is of interest of an envelope. `table` is as SQL names it."""
 
     op: object
@@ -152,7 +152,7 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         if parent.events.types is None:
             yield from _of_rows(parent, look.name, changes)
         return
-    events = [event for record in look.last if (event := _event(record)) is not None]
+    events = [event for record in look.last if (event := event_of(record)) is not None]
     yield from _of_source(parent, look.name, events)
     keys = [change.key for change in changes]
     yield from _of_keys(parent, look.name, {each.connector for each in events}, keys)
@@ -193,7 +193,7 @@ def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Ite
         yield _at(parent.place, "deletions_unplaced", message, hint, "warning")
 
 
-def _of_source(parent: Parent, topic: str, events: Sequence[_Event]) -> Iterator[Finding]:
+def _of_source(parent: Parent, topic: str, events: Sequence[Event]) -> Iterator[Finding]:
     assert parent.events is not None
     others = sorted({each.connector for each in events if isinstance(each.connector, str)} - PLACES.keys() - {MONGODB})
     if others:
@@ -236,7 +236,7 @@ def _of_documents(parent: Parent, topic: str, told: Sequence[Decoded]) -> Iterat
         yield _at(parent.place, "truncate_seen", message, hint, "warning")
 
 
-def _event(record: Record) -> _Event | None:
+def event_of(record: Record) -> Event | None:
     """None for what is no envelope."""
     try:
         found = None if record.value is None else parse(record.value, _LIMITS)
@@ -247,7 +247,7 @@ def _event(record: Record) -> _Event | None:
     if not isinstance(found, dict) or not isinstance(source := found.get("source"), dict):
         return None
     table = ".".join(str(part) for part in (source.get("schema"), source.get("table")) if part)
-    return _Event(found.get("op"), source.get("connector"), table, found.get("before") is not None)
+    return Event(found.get("op"), source.get("connector"), table, found.get("before") is not None)
 
 
 # --- defaults -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from integrity.core.decode.document_key import DEBEZIUM_ID, ID
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.record import Limits, Record
 from integrity.core.decode.schema import WHOLE, hints_of
-from integrity.core.doctor import TopicLook, of_topics
+from integrity.core.doctor import TopicLook, event_of, of_topics
 from integrity.core.keys import FieldHint, KeySpec, KeyType
 from integrity.core.rules.model import Events, KeyFormat, Parent, Place, Tombstones, Types
 from integrity.core.rules.vocabulary import FORMATS
@@ -230,8 +230,7 @@ def _parsed(text: bytes) -> object:
 
 def _of_documents(records: Iterable[Record]) -> bool:
     """Whether the envelopes are those of MongoDB, whose keys hold Extended JSON as text."""
-    sources = [found["source"] for each in records if isinstance(found := _value(each), dict) and "source" in found]
-    return any(isinstance(source, dict) and source.get("connector") == "mongodb" for source in sources)
+    return any((event := event_of(each)) is not None and event.connector == "mongodb" for each in records)
 
 
 def _key(records: Sequence[Record], is_document: bool, remarks: list[Remark]) -> tuple[KeySpec | None, KeyFormat]:
@@ -274,10 +273,8 @@ def _key(records: Sequence[Record], is_document: bool, remarks: list[Remark]) ->
 
 def _is_aside(record: Record) -> bool:
     """Whether the record is a logical message or the like, whose key is none of a row."""
-    found = _parsed(record.value) if record.value else None
-    if isinstance(found, dict) and isinstance(found.get("payload"), dict) and "op" not in found:
-        found = found["payload"]
-    return isinstance(found, dict) and found.get("op") in ("m", "t") and isinstance(found.get("source"), dict)
+    event = event_of(record)
+    return event is not None and event.op in ("m", "t")
 
 
 def _key_of(text: bytes, is_document: bool) -> tuple[KeyFormat, Mapping[str, KeyType | None], bool]:
@@ -436,12 +433,10 @@ def _of_envelopes(records: Sequence[Record]) -> list[Remark]:
     bare_updates = tombstones = 0
     for record in records:
         tombstones += record.value is None
-        found = _parsed(record.value) if record.value is not None else None
-        if isinstance(found, dict) and isinstance(found.get("payload"), dict) and "op" not in found:
-            found = found["payload"]
-        if isinstance(found, dict) and "op" in found:
-            ops[found["op"]] += 1
-            bare_updates += found["op"] == "u" and found.get("before") is None
+        event = event_of(record)
+        if event is not None:
+            ops[event.op] += 1
+            bare_updates += event.op == "u" and not event.has_before
     remarks: list[Remark] = []
     if not ops["d"]:
         message = "no deletion is among the records: whether the connector sends them could not be seen"
