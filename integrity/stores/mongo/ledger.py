@@ -528,10 +528,6 @@ def chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _parts_of(documents: Iterable[Document]) -> Parts:
-    return {of["event"]: {each["dependent"]: each["rows"] for each in of["rows"]} for of in documents}
-
-
 def _changed(update: HeadUpdate) -> Document:
     return {"seen": array_of(update.seen)} | ({"last": _last(update.last)} if update.last else {})
 
