@@ -97,7 +97,7 @@ class ParentChange(NamedTuple):
     record's timestamp when it says nothing). It is told as `$event.time`, and decides nothing but which rows are too
     young for the change, where a rule has `as_of`.
     `traceparent` is the W3C header as it came, unverified, or None. `row` is what an ALIVE or ARRIVED has for the
-    copy that is being read for, else None.
+    copy that is being read for, else None. `tenant` is whose it is, where the rule says how that is told, else "".
     """
 
     entity: str
@@ -109,6 +109,7 @@ class ParentChange(NamedTuple):
     occurred_ms: int
     traceparent: str | None = None
     row: Row | None = None
+    tenant: str = ""
 
 
 class Truncation(NamedTuple):

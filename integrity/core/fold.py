@@ -65,7 +65,7 @@ def settle(
             seen_now.setdefault(change[3], None)
     fates = {key: head.fates for key, head in heads.items() if head.fates}
     updates: dict[Key, HeadUpdate] = {}
-    for index, (_, op, key, to, version, origin, occurred_ms, _, _) in enumerate(changes):
+    for index, (_, op, key, to, version, origin, occurred_ms, _, _, _) in enumerate(changes):
         if done and index in done:
             outcomes[index] = None if op is alive_op or op is arrived or op is gone else Outcome.DUPLICATE
             continue

@@ -310,7 +310,7 @@ class AuditEncoder:
         kinds: dict[_Kind, tuple[hashlib.blake2b, str, str]] = {}
         of_changes: dict[int, tuple[str, bytes, int]] = {}
         for index, dependent, action, outcome, rows in effects:
-            entity, op, key, _, version, origin, _, _, _ = batch.changes[index]
+            entity, op, key, _, version, origin, _, _, _, _ = batch.changes[index]
             topic, partition, offset, _ = origin
             # What op.value reads, in a tenth of the time.
             kind = (entity, op._value_, topic, partition, dependent, action, outcome)

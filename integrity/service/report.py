@@ -71,7 +71,7 @@ class Report:
         self._stale_alarm.take(store, outcomes)
         now_ms = time.time() * 1000
         # A change is taken apart by place: by name it would cost three times as much.
-        ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _, _ in batch.changes if op in _HAPPENED]
+        ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _, _, _ in batch.changes if op in _HAPPENED]
         self._metrics.observe_enforcement(store, [age_ms / 1000 if age_ms > 0 else 0.0 for age_ms in ages_ms])
         audited = effects if audited is None else audited
         if self._audit is not None and audited:

@@ -101,7 +101,7 @@ def change_of(
     if type(occurred_ms) is not int or not _OCCURRED_MIN <= occurred_ms <= _OCCURRED_MAX:
         occurred_ms = min(max(timestamp_ms, _OCCURRED_MIN), _OCCURRED_MAX)
     origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
-    return _tuple(ParentChange, (entity, op, key, to, version, origin, occurred_ms, traceparent, row))
+    return _tuple(ParentChange, (entity, op, key, to, version, origin, occurred_ms, traceparent, row, ""))
 
 
 def truncation_of(

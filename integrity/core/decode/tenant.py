@@ -50,6 +50,6 @@ def tenant_decoder(parent: Parent, limits: Limits, decoder_of: Callable[[Parent]
         if isinstance(tenant, Undecodable):
             return tenant
         to = None if said.to is None else with_tenant(tenant, said.to)
-        return said._replace(key=with_tenant(tenant, said.key), to=to)
+        return said._replace(key=with_tenant(tenant, said.key), to=to, tenant=str(tenant))
 
     return decode

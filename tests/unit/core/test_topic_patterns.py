@@ -115,10 +115,10 @@ def test_topic_gives_the_tenant_of_deletions_key_changes_and_tombstones() -> Non
         decode(record("t.globex.customers", {"id": 5}, None)),
         decode(record("t.acme.customers", {"id": 5}, deletion(2), (("__debezium.newkey", b'{"id":6}'),))),
     ]
-    assert [(each.op, each.key, each.to) for each in said if isinstance(each, ParentChange)] == [
-        (Op.DELETED, ("acme", 5), None),
-        (Op.GONE, ("globex", 5), None),
-        (Op.MOVED, ("acme", 5), ("acme", 6)),
+    assert [(each.op, each.key, each.to, each.tenant) for each in said if isinstance(each, ParentChange)] == [
+        (Op.DELETED, ("acme", 5), None, "acme"),
+        (Op.GONE, ("globex", 5), None, "globex"),
+        (Op.MOVED, ("acme", 5), ("acme", 6), "acme"),
     ]
 
 
