@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -34,7 +34,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from integrity.core import duration
 from integrity.core.rules.findings import bare
 from integrity.core.rules.names import store_fault, topic_fault
-from integrity.errors import Finding, SettingsError
+from integrity.errors import Finding, SettingsError, UsageError
 from integrity.settings_sources import (
     Entry,
     EnvFile,
@@ -239,10 +239,25 @@ _KINDS: Mapping[str, StoreKind] = {
 }
 
 
+TENANT_HERE = "{tenant}"
+"""What the tenant's name is put in the place of, in the URL of a store."""
+_TENANT = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_HOST_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_NAME_BYTES_MAX = 63
+_SERVERS_OWN: Mapping[StoreKind, frozenset[str]] = {
+    StoreKind.POSTGRES: frozenset({"postgres", "template0", "template1"}),
+    StoreKind.MONGO: frozenset({"admin", "config", "local"}),
+    StoreKind.TOPIC: frozenset(),
+}
+
+
 class StoreSettings(_Section):
     """One dependent store."""
 
-    url: SecretStr = Field(description="postgresql://…/database, mongodb://…/database, or kafka: for compacted topics.")
+    url: SecretStr = Field(
+        description="postgresql://…/database, mongodb://…/database, or kafka: for compacted topics. {tenant} in it: "
+        "every tenant has a database of its own."
+    )
     batch_size: int = Field(
         default=2000,
         ge=1,
@@ -280,6 +295,36 @@ class StoreSettings(_Section):
     def kind(self) -> StoreKind:
         return _KINDS[self.url.get_secret_value().partition(":")[0]]
 
+    @property
+    def has_tenants(self) -> bool:
+        """Whether every tenant has a database of its own: the URL holds `{tenant}`."""
+        return TENANT_HERE in self.url.get_secret_value()
+
+    def tenant_fault(self, tenant: str) -> str | None:
+        """Why a text names no database of this store, which is one of tenants; None when it does."""
+        if not _TENANT.fullmatch(tenant):
+            return "is not 1 to 63 letters, digits, _ and -"
+        parts = urlsplit(self.url.get_secret_value())
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        if TENANT_HERE in hosts and not _HOST_LABEL.fullmatch(tenant):
+            return "is put in a host name: it must be lower-case letters, digits and -, and not begin or end with -"
+        for what, text in (("database", parts.path.removeprefix("/")), ("user", credentials.partition(":")[0])):
+            name = unquote(text.replace(TENANT_HERE, tenant))
+            # PostgreSQL cuts a longer one off: two tenants would be one.
+            if len(name.encode()) > _NAME_BYTES_MAX:
+                return f"makes the name of a {what} longer than {_NAME_BYTES_MAX} bytes"
+            if what == "database" and name in _SERVERS_OWN[self.kind]:
+                return "makes the name of a database that is the server's own"
+        return None
+
+    def of_tenant(self, tenant: str) -> StoreSettings:
+        """These settings with the database of one tenant. Raises UsageError for a text with a `tenant_fault`."""
+        assert self.has_tenants, "asked of a store of tenants"
+        if fault := self.tenant_fault(tenant):
+            raise UsageError(f"The tenant {bare(tenant[:80])} {fault}.", hint="Name a tenant as the events do.")
+        url = self.url.get_secret_value().replace(TENANT_HERE, tenant)
+        return self.model_copy(update={"url": SecretStr(url)})
+
 
 def _url_fault(url: str) -> str | None:
     """What is wrong with the URL of a store, in words that hold no part of it."""
@@ -294,6 +339,8 @@ def _url_fault(url: str) -> str | None:
         return "can't be read as a URL: percent-encode / ? # and spaces in its user and password"
     database = parts.path.removeprefix("/")
     hosts = parts.netloc.rpartition("@")[2]
+    if fault := _tenant_place_fault(parts):
+        return fault
     if kind is StoreKind.MONGO:
         if not hosts:
             return "names no host: write mongodb://host:port/database"
@@ -302,6 +349,19 @@ def _url_fault(url: str) -> str | None:
     if not hosts and "host" not in query:
         return "names no host and no socket: write postgresql://host:port/database"
     return None if database or "dbname" in query else "names no database: write postgresql://host:port/database"
+
+
+def _tenant_place_fault(parts: SplitResult) -> str | None:
+    """What is wrong with where a URL holds `{tenant}`."""
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    ports = [host.rpartition(":")[2] for host in hosts.split(",") if ":" in host]
+    if any(TENANT_HERE in text for text in (password, parts.query, *ports)):
+        return "has {tenant} where it can't be: it may be in the database's name, the user and a host name"
+    others = "".join((user, hosts, parts.path)).replace(TENANT_HERE, "")
+    if "{" in others or "}" in others:
+        return "has a brace that is not of {tenant}: percent-encode it, { is %7B and } is %7D"
+    return None
 
 
 def _split(url: str) -> SplitResult | None:

@@ -132,6 +132,14 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
     return []
 
 
+def _url(name: str, store: StoreSettings) -> str:
+    """The URL of a store's database. Raises UsageError where each tenant has one, and none is named."""
+    if store.has_tenants:
+        message = f"The store {name} has a database for each tenant, which is not supported yet."
+        raise UsageError(message, hint=f"Write INTEGRITY_STORES__{name.upper()}__URL without {{tenant}}.")
+    return store.url.get_secret_value()
+
+
 class OpenStore(Store, Inspectable, Sweepable, Undoable, Examinable, Truncatable, Protocol):
     """What every kind of store can do."""
 
@@ -139,7 +147,7 @@ class OpenStore(Store, Inspectable, Sweepable, Undoable, Examinable, Truncatable
 def open_store(name: str, store: StoreSettings, settings: Settings, rules: RuleSet) -> OpenStore:
     """The store, not connected yet. Drivers are imported only for the kinds that are used."""
     lane, found, copies = settings.lane(name), store_rules(rules, name), copied_rows(rules, name)
-    url = store.url.get_secret_value()
+    url = _url(name, store)
     match store.kind:
         case StoreKind.POSTGRES:
             from integrity.stores.postgres import PostgresStore as Database
@@ -184,7 +192,7 @@ def open_copy(store: StoreSettings, settings: Settings, parent: Parent, copy: Co
     """The store of one copy, not connected yet. Its progress and versions go by what the rule says of its rows: they
     are made anew when that changes."""
     group = settings.lane(copy_name(copy))
-    lane, rule, url = f"{group}@{copy_hash(parent, copy)}", copy_rule(parent, copy), store.url.get_secret_value()
+    lane, rule, url = f"{group}@{copy_hash(parent, copy)}", copy_rule(parent, copy), _url(copy.store, store)
     match store.kind:
         case StoreKind.POSTGRES:
             from integrity.stores.postgres import PostgresCopy as Database
@@ -413,7 +421,7 @@ async def scanning(
 def _scanner(
     name: str, store: StoreSettings, settings: Settings, rules: Mapping[str, Sequence[StoreRule]]
 ) -> Scannable:
-    url = store.url.get_secret_value()
+    url = _url(name, store)
     match store.kind:
         case StoreKind.POSTGRES:
             from integrity.stores.postgres.scan import PostgresScanner

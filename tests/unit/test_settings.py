@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from integrity.errors import Finding, SettingsError
+from integrity.errors import Finding, SettingsError, UsageError
 from integrity.settings import (
     KafkaSettings,
     LogLevel,
@@ -440,6 +440,65 @@ def test_unusable_url_is_a_fault_without_the_url(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:{{tenant}}{SECRET}@h/d",
+        f"postgresql://u:{SECRET}@h:{{tenant}}/d",
+        f"postgresql://u:{SECRET}@h:1,g:{{tenant}}/d",
+        f"postgresql://u:{SECRET}@h/d?options={{tenant}}",
+        f"postgresql://u:{SECRET}@h/?dbname={{tenant}}",
+        f"postgresql://u:{SECRET}@h/shop_{{Tenant}}",
+        f"mongodb://u:{SECRET}@h/shop_{{{{tenant}}}}",
+        f"mongodb://{{user}}:{SECRET}@h/{{tenant}}",
+        "kafka:{tenant}",
+    ],
+)
+def test_tenant_in_another_place_of_a_url_is_a_fault(monkeypatch: pytest.MonkeyPatch, url: str, faults: Faults) -> None:
+    monkeypatch.setenv("INTEGRITY_STORES__A__URL", url)
+    (finding,) = faults().values()
+    assert SECRET not in str(finding)
+
+
+@pytest.mark.parametrize(
+    ("url", "tenant", "of_tenant"),
+    [
+        ("postgresql://u:{x}@h/shop_{tenant}", "Acme-1", "postgresql://u:{x}@h/shop_Acme-1"),
+        ("postgresql://{tenant}:p@h:1,g:2/{tenant}?sslmode=require", "a", "postgresql://a:p@h:1,g:2/a?sslmode=require"),
+        ("postgresql://u@{tenant}.db,[::1]/d%7Btenant%7D", "a-b", "postgresql://u@a-b.db,[::1]/d%7Btenant%7D"),
+        ("mongodb+srv://u@h/{tenant}?authSource=admin", "7_", "mongodb+srv://u@h/7_?authSource=admin"),
+        ("postgresql://h/{tenant}", "x" * 63, f"postgresql://h/{'x' * 63}"),
+    ],
+)
+def test_tenant_is_put_in_the_url_and_nothing_else_changes(url: str, tenant: str, of_tenant: str) -> None:
+    settings = StoreSettings.model_validate({"url": url, "pool_size": 7})
+    assert settings.has_tenants
+    found = settings.of_tenant(tenant)
+    assert (found.url.get_secret_value(), found.pool_size) == (of_tenant, 7)
+    assert not found.has_tenants
+
+
+@pytest.mark.parametrize(
+    ("url", "tenants"),
+    [
+        (
+            "postgresql://u:p@h/shop_{tenant}",
+            ["", "a/b", "a?b", "a#b", "a@b", "a:b", "a.b", "a%2Fb", "a b", "a\n", "é", "{tenant}", "$a", "x" * 59],
+        ),
+        ("postgresql://{tenant}_of_shop:p@h/d", ["x" * 56]),
+        ("postgresql://{tenant}.db/d", ["Acme", "a_b", "-a", "a-"]),
+        ("postgresql://h/{tenant}", ["postgres", "template1", "x" * 64]),
+        ("mongodb://h/{tenant}", ["admin", "local", "config"]),
+    ],
+)
+def test_text_that_would_be_more_than_a_tenants_name_is_refused(url: str, tenants: list[str]) -> None:
+    """PostgreSQL cuts off a long name, a host name has no case: two tenants would have one database."""
+    settings = StoreSettings.model_validate({"url": url})
+    for tenant in tenants:
+        with pytest.raises(UsageError, match="tenant"):
+            settings.of_tenant(tenant)
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         (f"postgresql://u:{SECRET}@h:1/db?password={SECRET}", "postgresql://u@h:1/db"),
@@ -450,6 +509,7 @@ def test_unusable_url_is_a_fault_without_the_url(monkeypatch: pytest.MonkeyPatch
         (f"{SECRET}", "…"),
         ("mongodb://h1:1,h2:2/db?replicaSet=rs0", "mongodb://h1:1,h2:2/db"),
         ("kafka:", "kafka:"),
+        (f"postgresql://u:{SECRET}@{{tenant}}.h/d_{{tenant}}", "postgresql://u@{tenant}.h/d_{tenant}"),
     ],
 )
 def test_url_is_shown_without_its_password(url: str, shown: str) -> None:
