@@ -37,8 +37,16 @@ from integrity.core.decode.json import (
     wrapping_of,
 )
 from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.parent_reader import ParentReader
 from integrity.core.decode.positions import PLACES, Source
 from integrity.core.decode.record import (
+    MESSAGE,
+    SAME_KEY,
+    SNAPSHOT,
+    TOMBSTONE,
+    TRACEPARENT,
+    TRUNCATED,
+    UPDATED,
     Decoded,
     Decoder,
     Headers,
@@ -47,6 +55,7 @@ from integrity.core.decode.record import (
     Record,
     Refused,
     change_of,
+    trace_of,
     traceparent_in,
     truncation_of,
 )
@@ -54,14 +63,13 @@ from integrity.core.decode.row import copied_row, plain, texts
 from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, Hints, hints_of
 from integrity.core.decode.wire import Schemas, wire_decoder
 from integrity.core.keys import UNAVAILABLE, Key
-from integrity.core.rules.model import KeyFormat, Parent, Tombstones, Truncates
+from integrity.core.rules.model import KeyFormat, Parent, Truncates
 from integrity.errors import Reason
 
 NEW_KEY = "__debezium.newkey"
 """The header of a key change's `d` and of its tombstone: the key that the row has now."""
 OLD_KEY = "__debezium.oldkey"
 """The header of a key change's `c`: the key that the row had. Only that it is there is of interest."""
-TRACEPARENT = "traceparent"
 _UNSUPPORTED: Mapping[str, str] = {
     SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
 }
@@ -72,17 +80,11 @@ _SCHEMA = b'{"schema":'
 _DELETION, _TAIL = b'"op":"d"', 160
 """Where a deletion says so, as the JsonConverter writes it: a hint of what to read it as, no more."""
 
-_UPDATED = Ignored("u", "An update keeps its key.")
-_TRUNCATED = Ignored("t", "A truncate names no key.")
-_MESSAGE = Ignored("m", "A logical message says nothing about a key.")
 _HEARTBEAT = Ignored("heartbeat", "A heartbeat says nothing about a key.")
 _TRANSACTION = Ignored("transaction", "A transaction marker says nothing about a key.")
-_SAME_KEY = Ignored("d", "The key change leads to an equal key.")
 _SAME_KEY_TOMBSTONE = Ignored("tombstone", "The key change leads to an equal key.")
-_TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
-_SNAPSHOT = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
 
-WITHOUT_KEY: Mapping[str, Ignored] = {"t": _TRUNCATED, "m": _MESSAGE}
+WITHOUT_KEY: Mapping[str, Ignored] = {"t": TRUNCATED, "m": MESSAGE}
 
 # Measured: an enumeration's attribute costs as much as a function call, and a named tuple made by name twice what it
 # costs made from a tuple.
@@ -106,19 +108,13 @@ def debezium_wire_decoder(parent: Parent, limits: Limits, copied: Collection[str
     return wire_decoder(made.decode, schemas, made.decode_told, repeated=True, bare_key=bare_key)
 
 
-class Debezium:
+class Debezium(ParentReader):
     """Reads the envelopes of one parent."""
 
     __slots__ = (
-        "_condition",
-        "_copied",
         "_documents",
-        "_entity",
-        "_epoch",
         "_folds",
-        "_ignores_tombstones",
         "_keys",
-        "_limits",
         "_row_hints",
         "_schema",
         "_truncates",
@@ -126,19 +122,13 @@ class Debezium:
     )
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        super().__init__(parent, limits, copied)
         assert parent.events is not None
-        self._entity = parent.entity
         self._keys = KeyReader(parent.key, limits, parent.events.key_format)
-        deleted_when = parent.events.deleted_when
-        self._condition = None if deleted_when is None else Condition(deleted_when)
-        self._epoch = parent.events.epoch
         self._folds = folds_of(parent.key)
-        self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
         self._truncates = parent.events.truncate is Truncates.DELETE_ALL
-        self._limits = limits
-        self._copied = None if copied is None else tuple(copied)
         self._row_hints: dict[bytes, Hints] = {}
-        self._documents = Documents(parent, limits, self._condition, self._copied)
+        self._documents = Documents(parent, limits, copied)
         # What stood around the last payload: the schema is the same text in every record of a table.
         self._wrapping, self._schema = _SCHEMA + _SCHEMA, _NO_SCHEMA
 
@@ -157,7 +147,7 @@ class Debezium:
                 envelope, text, schema = self._envelope(value)
                 op = self._op_of(record, envelope)
                 if op == "u" and self._condition is None and self._copied is None:
-                    return _UPDATED
+                    return UPDATED
                 check_depth(text, self._limits)
                 if op == "t" and self._truncates:
                     return self._truncated(record, self._source(envelope))
@@ -182,7 +172,7 @@ class Debezium:
         alone. None leaves all others to it."""
         op, source = value.get("op"), value.get("source")
         if op == "u" and self._condition is None and self._copied is None:
-            return _UPDATED
+            return UPDATED
         if op != "d" or type(source) is not dict or source.get("connector") == MONGODB:
             return None
         try:
@@ -200,7 +190,7 @@ class Debezium:
         if self._folds:
             refuse_folded(self._folds, source["connector"], key, to)
         if to == key:
-            return _SAME_KEY
+            return SAME_KEY
         # `_placed`, for nearly every record without its call.
         place = _PLACES.get(source["connector"])  # type: ignore[call-overload]
         position = None if place is None else place(source)
@@ -215,7 +205,7 @@ class Debezium:
         after = self._row(envelope.after)
         if after is None:
             if op == "u" and self._copied is None:
-                return _UPDATED
+                return UPDATED
             return self._alive(record, op, source, self._row_copied(envelope, schema))
         values: dict[str, object] = {"after": after, "op": op}
         if "before" in condition.names:
@@ -237,7 +227,7 @@ class Debezium:
         key, _ = self._keys.of(record)
         if self._folds:
             refuse_folded(self._folds, source["connector"], key)
-        trace = _headers(record.headers, self._limits)[2]
+        trace = trace_of(record.headers, self._limits)
         return self._change(record, _DELETED, key, None, version, source, trace)
 
     def _row(self, text: Raw) -> dict[str, object] | None:
@@ -280,11 +270,11 @@ class Debezium:
     def _alive(self, record: Record, op: str, source: Source, row: Row | None) -> Decoded:
         version = self._placed_read(record, source) if op == "r" else self._placed(record, source)
         if version is None and row is None:
-            return _SNAPSHOT
+            return SNAPSHOT
         key, _ = self._keys.of(record)
         if self._folds:
             refuse_folded(self._folds, source["connector"], key)
-        trace = _headers(record.headers, self._limits)[2]
+        trace = trace_of(record.headers, self._limits)
         said = _ARRIVED if _is_arrival(record) else _ALIVE
         return self._change(record, said, key, None, version, source, trace, row)
 
@@ -293,14 +283,14 @@ class Debezium:
         if source["connector"] != POSTGRESQL:
             message = "Nothing tells which events of other keys a truncate of this connector comes after."
             raise Refused(Reason.BAD_VERSION, message, "value")
-        trace = _headers(record.headers, self._limits)[2]
+        trace = trace_of(record.headers, self._limits)
         return truncation_of(record, self._entity, self._placed(record, source), source.get("ts_ms"), trace)
 
     def _tombstone(self, record: Record) -> Decoded:
         if record.key is None:
             raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
         if self._ignores_tombstones:
-            return _TOMBSTONE
+            return TOMBSTONE
         connector = connector_in(record.headers)
         if connector == MONGODB or (connector is None and self._documents.holds(record)):
             return self._documents.gone(record)

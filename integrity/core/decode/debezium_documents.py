@@ -16,43 +16,34 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from integrity.core.change import Op, Row, Version
-from integrity.core.condition import Condition
 from integrity.core.decode.document_key import DocumentKeys
 from integrity.core.decode.documents import document_of, document_row, is_deleted
 from integrity.core.decode.json import Envelope, parse, parse_object
-from integrity.core.decode.record import Decoded, Ignored, Limits, Record, Refused, change_of, traceparent_in
+from integrity.core.decode.parent_reader import ParentReader
+from integrity.core.decode.record import SNAPSHOT, Decoded, Limits, Record, Refused, change_of, trace_of
 from integrity.core.keys import Key
 from integrity.core.rules.model import Parent
 from integrity.errors import Reason
 
 MONGODB = "mongodb"
 """The connector, in `source.connector`."""
-_TRACEPARENT = "traceparent"
 _INT64_MAX = 2**63 - 1
 _LAST = 2**62
 """After every place within a transaction."""
-_READ = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
 _NO_DOCUMENT = (
     "The update has no document (after), which deleted_when and copies need: set capture.mode to one of"
     " change_streams_update_full and its kin. A document that was gone when it was looked up has none either."
 )
 
 
-class Documents:
+class Documents(ParentReader):
     """What the envelopes of one parent's documents say. Raises Refused and JsonFault."""
 
-    __slots__ = ("_condition", "_copied", "_entity", "_epoch", "_keys", "_limits")
+    __slots__ = ("_keys",)
 
-    def __init__(
-        self, parent: Parent, limits: Limits, condition: Condition | None, copied: Collection[str] | None
-    ) -> None:
-        assert parent.events is not None
-        self._condition = condition
-        self._copied = copied
-        self._entity = parent.entity
-        self._epoch = parent.events.epoch
+    def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        super().__init__(parent, limits, copied)
         self._keys = DocumentKeys(parent.key, limits)
-        self._limits = limits
 
     def said(self, record: Record, op: str, envelope: Envelope, source: Mapping[str, object]) -> Decoded:
         """What an envelope with this op (c, r, u or d) says."""
@@ -76,7 +67,7 @@ class Documents:
         if row is not None and version is not None and version.position[-1] == _LAST:
             row = {}  # its transaction may have deleted it, or written it again: no copy can tell
         if version is None and row is None:
-            return _READ
+            return SNAPSHOT
         return self._change(record, said, self._keys.of_debezium(record), version, source, row)
 
     def holds(self, record: Record) -> bool:
@@ -128,8 +119,5 @@ class Documents:
     def _change(
         self, record: Record, op: Op, key: Key, version: Version | None, source: Mapping[str, object], row: Row | None
     ) -> Decoded:
-        trace = None
-        for name, value in record.headers:
-            if name == _TRACEPARENT:
-                trace = traceparent_in(value, record.headers, self._limits)
+        trace = trace_of(record.headers, self._limits)
         return change_of(record, self._entity, op, key, None, version, source.get("ts_ms"), trace, row)

@@ -20,10 +20,21 @@ from msgspec import Raw
 
 from integrity.core.change import Op, ParentChange, Version
 from integrity.core.decode.connectors import MYSQL, POSTGRESQL, refuse_folded
-from integrity.core.decode.debezium import NEW_KEY, TRACEPARENT, WITHOUT_KEY, Debezium
+from integrity.core.decode.debezium import NEW_KEY, WITHOUT_KEY, Debezium
 from integrity.core.decode.json import Envelope, JsonFault, check_depth, parse, parse_object
 from integrity.core.decode.positions import Source
-from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Refused, traceparent_in
+from integrity.core.decode.record import (
+    SNAPSHOT,
+    TOMBSTONE,
+    UPDATED,
+    Decoded,
+    Decoder,
+    Ignored,
+    Limits,
+    Record,
+    Refused,
+    trace_of,
+)
 from integrity.core.decode.row import is_unsent
 from integrity.core.decode.schema import HINTS_MAX, Hints, hints_of
 from integrity.core.keys import Key, KeyRefused
@@ -32,9 +43,6 @@ from integrity.errors import Reason
 
 _WHOLE = frozenset({MYSQL, "mariadb"})
 """The connectors whose rows are whole, always."""
-_SAME_KEY = Ignored("u", "An update keeps its key.")
-_SNAPSHOT = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
-_NULL = Ignored("tombstone", "The rule says that null records say nothing.")
 _FULL = "REPLICA IDENTITY FULL"
 
 
@@ -74,7 +82,7 @@ class _ByRow(Debezium):
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
         if record.value is None:
-            return _NULL
+            return TOMBSTONE
         try:
             try:
                 envelope, text, schema = self._envelope(record.value)
@@ -105,7 +113,7 @@ class _ByRow(Debezium):
             case _:
                 version = self._placed_read(record, source) if op == "r" else self._placed(record, source)
                 if version is None:
-                    return _SNAPSHOT
+                    return SNAPSHOT
                 key = self._key_in(envelope.after, "after", schema)
                 return self._told(record, Op.ALIVE, key, None, version, source)
 
@@ -129,15 +137,13 @@ class _ByRow(Debezium):
         old = self._key_in(envelope.before, "before", schema)
         new = self._key_in(envelope.after, "after", schema)
         if old == new:
-            return _SAME_KEY
+            return UPDATED
         return self._told(record, Op.MOVED, old, new, self._placed(record, source), source)
 
     def _told(self, record: Record, op: Op, key: Key, to: Key | None, version: Version, source: Source) -> ParentChange:
         if self._folds:
             refuse_folded(self._folds, source["connector"], key, to)
-        trace = next((value for name, value in record.headers if name == TRACEPARENT), None)
-        traceparent = traceparent_in(trace, record.headers, self._limits)
-        return self._change(record, op, key, to, version, source, traceparent)
+        return self._change(record, op, key, to, version, source, trace_of(record.headers, self._limits))
 
     def _fields(self, text: Raw, name: str) -> dict[str, object]:
         if not text or bytes(text) == b"null":

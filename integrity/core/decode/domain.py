@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Mapping
 from integrity.core.change import Op, Version
 from integrity.core.decode.json import JsonFault, check_text, parse
 from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.parent_reader import ParentReader
 from integrity.core.decode.record import (
+    TOMBSTONE,
     Decoded,
     Decoder,
     Headers,
@@ -24,12 +26,12 @@ from integrity.core.decode.record import (
     Record,
     Refused,
     change_of,
-    traceparent_in,
+    trace_of,
 )
 from integrity.core.decode.row import copied_row
 from integrity.core.decode.value import at_path, version_number
 from integrity.core.keys import Key, KeyRefused
-from integrity.core.rules.model import KeyFrom, Parent, Tombstones, Types
+from integrity.core.rules.model import KeyFrom, Parent, Types
 from integrity.errors import Reason
 
 Payload = Callable[[], object]
@@ -37,20 +39,14 @@ Payload = Callable[[], object]
 
 _OTHER = Ignored("other", "The rule does not name the type of the event.")
 _SAME_KEY = Ignored("key_changed", "The key change leads to an equal key.")
-TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
 
 
-class DomainEvents:
+class DomainEvents(ParentReader):
     """What the domain events of one parent say; `copied` are the fields of the payload that are wanted, None: none."""
 
     __slots__ = (
-        "_copied",
-        "_entity",
-        "_epoch",
         "_from_payload",
-        "_ignores_tombstones",
         "_keys",
-        "_limits",
         "_needs_one_partition",
         "_new_key",
         "_ops",
@@ -58,17 +54,13 @@ class DomainEvents:
     )
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        super().__init__(parent, limits, copied)
         events = parent.events
         assert events is not None
         assert events.types is not None
         types = events.types
-        self._entity = parent.entity
-        self._epoch = events.epoch
         self._keys = KeyReader(parent.key, limits, events.key_format)
-        self._limits = limits
-        self._copied = None if copied is None else tuple(copied)
         self._from_payload = events.key_from is KeyFrom.PAYLOAD
-        self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
         self._version_path = events.version
         self._needs_one_partition = bool(types.key_changed) and events.version is None
         self._new_key = types.new_key
@@ -264,12 +256,3 @@ def type_in_field(document: Mapping[str, object], name: str) -> str:
     if type(text) is not str or not text:
         raise Refused(Reason.BAD_ENVELOPE, f"The field {name[:60]}, which holds the type, is no text.", "value")
     return text
-
-
-def trace_of(headers: Headers, limits: Limits) -> str | None:
-    """The header `traceparent`, unverified; of several the last."""
-    trace = None
-    for name, value in headers:
-        if name == "traceparent":
-            trace = value
-    return traceparent_in(trace, headers, limits)

@@ -19,7 +19,6 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from integrity.core.change import Op, ParentChange, Row, Version
-from integrity.core.condition import Condition
 from integrity.core.decode.connectors import (
     CONNECTOR,
     MYSQL,
@@ -28,16 +27,22 @@ from integrity.core.decode.connectors import (
     folds_of,
     refuse_folded,
 )
-from integrity.core.decode.debezium import NEW_KEY, OLD_KEY, TRACEPARENT
+from integrity.core.decode.debezium import NEW_KEY, OLD_KEY
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.document_key import DEBEZIUM_ID, DocumentKeys
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.key_reader import KeyReader
+from integrity.core.decode.parent_reader import ParentReader
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import (
+    MESSAGE,
+    SAME_KEY,
+    SNAPSHOT,
+    TOMBSTONE,
+    TRACEPARENT,
+    TRUNCATED,
     Decoded,
     Decoder,
-    Ignored,
     Limits,
     Record,
     Refused,
@@ -48,7 +53,7 @@ from integrity.core.decode.row import copied_row
 from integrity.core.decode.schema import Hints
 from integrity.core.decode.value import ValueReader, is_deleted, is_envelope, refused, version_number
 from integrity.core.keys import Key
-from integrity.core.rules.model import KeyFormat, Parent, Tombstones
+from integrity.core.rules.model import KeyFormat, Parent
 from integrity.errors import Reason
 
 OP = "__op"
@@ -63,12 +68,6 @@ _UNSUPPORTED: Mapping[object, str] = {
 }
 _JSON_BEGINS = frozenset(bytes([byte]) for byte in b'"{[-0123456789tfn \t\r\n')
 _HEADERS = frozenset((OP, *_LSN, *_BINLOG[0], *_BINLOG[1], _TIME, *_SQL_SERVER, *_CONNECTOR))
-
-_TRUNCATED = Ignored("t", "A truncate names no key.")
-_MESSAGE = Ignored("m", "A logical message says nothing about a key.")
-_SAME_KEY = Ignored("d", "The key change leads to an equal key.")
-_TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
-_SNAPSHOT = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
 
 
 def flat_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
@@ -87,37 +86,26 @@ class _Told(NamedTuple):
     fields: Mapping[str, bytes | None]
 
 
-class _Flat:
+class _Flat(ParentReader):
     __slots__ = (
-        "_condition",
-        "_copied",
         "_documents",
-        "_entity",
-        "_epoch",
         "_folds",
         "_headers",
-        "_ignores_tombstones",
         "_keys",
-        "_limits",
         "_may_be_documents",
         "_values",
         "_version_field",
     )
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        super().__init__(parent, limits, copied)
         events = parent.events
         assert events is not None
-        self._entity = parent.entity
         self._keys = KeyReader(parent.key, limits, events.key_format)
         self._documents = DocumentKeys(parent.key, limits)
         # Where no connector is named: a document's key has the field id alone.
         self._may_be_documents = events.key_format is KeyFormat.JSON and DEBEZIUM_ID not in parent.key.names
-        self._condition = None if events.deleted_when is None else Condition(events.deleted_when)
-        self._epoch = events.epoch
-        self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
         self._folds = folds_of(parent.key)
-        self._limits = limits
-        self._copied = None if copied is None else tuple(copied)
         self._values = ValueReader(limits)
         # The loader takes one name only, which a column of the row can't have.
         self._version_field = None if events.version is None else events.version[0]
@@ -147,7 +135,7 @@ class _Flat:
         if record.key is None:
             raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
         if self._ignores_tombstones:
-            return _TOMBSTONE
+            return TOMBSTONE
         told = self._told(record)
         _check_connector(self._connector({}, told))
         op = self._op({}, told)
@@ -162,7 +150,7 @@ class _Flat:
         op = self._op(fields, told)
         deleted = _deleted_flag(fields)
         if op == "t" or op == "m":
-            return _TRUNCATED if op == "t" else _MESSAGE
+            return TRUNCATED if op == "t" else MESSAGE
         if deleted is not None and op is not None and deleted != (op == "d"):
             raise Refused(Reason.BAD_ENVELOPE, f"The row's {DELETED} and {OP} contradict each other.", "value")
         is_unplaced = op == "r" and self._is_unplaced(fields, told)
@@ -178,7 +166,7 @@ class _Flat:
             return self._change(record, Op.DELETED, key, None, version, fields, told)
         row = None if self._copied is None else copied_row(fields, self._copied, hints)
         if version is None and row is None:
-            return _SNAPSHOT
+            return SNAPSHOT
         return self._change(record, Op.ARRIVED if told.arrived else Op.ALIVE, key, None, version, fields, told, row)
 
     def _ended(
@@ -190,7 +178,7 @@ class _Flat:
             return self._change(record, op, key, None, version, fields, told)
         to = self._keys.in_header(NEW_KEY, told.new_key, key, hints)
         if to == key:
-            return _SAME_KEY
+            return SAME_KEY
         return self._change(record, Op.MOVED if op is Op.DELETED else op, key, to, version, fields, told)
 
     def _key(self, record: Record, connector: object) -> tuple[Key, Hints | None]:
@@ -352,7 +340,7 @@ def _deleted_flag(fields: Mapping[str, object]) -> bool | None:
 def _of_envelope(fields: Mapping[str, object]) -> Decoded:
     """A logical message passes the SMT as it is; any other envelope has not passed it."""
     if fields["op"] == "m":
-        return _MESSAGE
+        return MESSAGE
     raise Refused(
         Reason.BAD_ENVELOPE, "The record value is a whole envelope, no flattened row: write format: debezium.", "value"
     )

@@ -11,27 +11,16 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from integrity.core.change import Op, Version
-from integrity.core.condition import Condition
-from integrity.core.decode.debezium import NEW_KEY, TRACEPARENT
+from integrity.core.decode.debezium import NEW_KEY
 from integrity.core.decode.flat import DELETED
 from integrity.core.decode.json import JsonFault
 from integrity.core.decode.key_reader import KeyReader
-from integrity.core.decode.record import (
-    Decoded,
-    Decoder,
-    Ignored,
-    Limits,
-    Record,
-    Refused,
-    change_of,
-    traceparent_in,
-)
+from integrity.core.decode.parent_reader import ParentReader
+from integrity.core.decode.record import TOMBSTONE, Decoded, Decoder, Limits, Record, Refused, change_of, trace_of
 from integrity.core.decode.row import copied_row
 from integrity.core.decode.value import ValueReader, at_path, is_deleted, is_envelope, refused, version_number
-from integrity.core.rules.model import Parent, Tombstones
+from integrity.core.rules.model import Parent
 from integrity.errors import Reason
-
-_TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
 
 
 def json_table_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
@@ -39,31 +28,15 @@ def json_table_decoder(parent: Parent, limits: Limits, copied: Collection[str] |
     return _Table(parent, limits, copied).decode
 
 
-class _Table:
-    __slots__ = (
-        "_condition",
-        "_copied",
-        "_entity",
-        "_epoch",
-        "_ignores_tombstones",
-        "_keys",
-        "_limits",
-        "_values",
-        "_version_path",
-    )
+class _Table(ParentReader):
+    __slots__ = ("_keys", "_values", "_version_path")
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
-        events = parent.events
-        assert events is not None
-        self._entity = parent.entity
-        self._keys = KeyReader(parent.key, limits, events.key_format)
-        self._condition = None if events.deleted_when is None else Condition(events.deleted_when)
-        self._epoch = events.epoch
-        self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
-        self._limits = limits
-        self._copied = None if copied is None else tuple(copied)
+        super().__init__(parent, limits, copied)
+        assert parent.events is not None
+        self._keys = KeyReader(parent.key, limits, parent.events.key_format)
         self._values = ValueReader(limits)
-        self._version_path = events.version
+        self._version_path = parent.events.version
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -76,12 +49,12 @@ class _Table:
         if record.key is None:
             raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
         if self._ignores_tombstones:
-            return _TOMBSTONE
+            return TOMBSTONE
         if any(name == NEW_KEY for name, _ in record.headers):
             message = "The null record is one of Debezium's key changes: write format: debezium-flat, or debezium."
             raise Refused(Reason.BAD_ENVELOPE, message, "header")
         key, _ = self._keys.of(record)
-        return change_of(record, self._entity, Op.GONE, key, None, None, None, self._traceparent(record))
+        return change_of(record, self._entity, Op.GONE, key, None, None, None, trace_of(record.headers, self._limits))
 
     def _row(self, record: Record, value: bytes) -> Decoded:
         try:
@@ -95,7 +68,7 @@ class _Table:
             raise Refused(Reason.BAD_ENVELOPE, f"The record value is one of Debezium's: write format: {name}.", "value")
         key, _ = self._keys.of(record)
         version = self._placed(record, fields)
-        trace = self._traceparent(record)
+        trace = trace_of(record.headers, self._limits)
         if self._condition is not None and is_deleted(self._condition, record, fields, None):
             return change_of(record, self._entity, Op.DELETED, key, None, version, None, trace)
         row = None if self._copied is None else copied_row(fields, self._copied, hints)
@@ -106,7 +79,3 @@ class _Table:
         if path is None:
             return Version(self._epoch, (record.offset,))
         return Version(self._epoch, (version_number(at_path(fields, path), ".".join(path)),))
-
-    def _traceparent(self, record: Record) -> str | None:
-        trace = next((value for name, value in record.headers if name == TRACEPARENT), None)
-        return traceparent_in(trace, record.headers, self._limits)

@@ -20,7 +20,10 @@ from integrity.core.condition import Condition
 from integrity.core.decode.document_key import ID, DocumentKeys, is_bson
 from integrity.core.decode.documents import document_of, document_row, is_deleted, schema_row
 from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.parent_reader import ParentReader
 from integrity.core.decode.record import (
+    TOMBSTONE,
+    UPDATED,
     Decoded,
     Decoder,
     Ignored,
@@ -28,15 +31,13 @@ from integrity.core.decode.record import (
     Record,
     Refused,
     change_of,
-    traceparent_in,
+    trace_of,
 )
 from integrity.core.decode.resume_token import Place, read_token, token_in
 from integrity.core.decode.schema import Hints, hints_of
 from integrity.core.keys import Key
-from integrity.core.rules.model import Parent, Tombstones
+from integrity.core.rules.model import Parent
 from integrity.errors import Reason
-
-TRACEPARENT = "traceparent"
 
 _OPS: Mapping[str, str] = {"insert": "c", "update": "u", "replace": "u", "delete": "d"}
 _ENDS = frozenset({"drop", "dropDatabase", "rename", "invalidate"})
@@ -49,11 +50,9 @@ _SETTINGS = frozenset(
 
 _UINT32 = range(2**32)
 
-_UPDATED = Ignored("u", "An update keeps its key.")
 _ENDED = Ignored("t", "A collection that is dropped or renamed names no document.")
 _SET = Ignored("m", "A change of a collection's indexes or options says nothing about a key.")
 _READ = Ignored("r", "A copied document without a position cannot be placed in the order of changes.")
-_TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
 
 
 def mongodb_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
@@ -68,19 +67,12 @@ class _Value(NamedTuple):
     schema: Mapping[str, object] | None
 
 
-class _MongoDB:
-    __slots__ = ("_condition", "_copied", "_entity", "_epoch", "_ignores_tombstones", "_keys", "_limits")
+class _MongoDB(ParentReader):
+    __slots__ = ("_keys",)
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
-        assert parent.events is not None
-        deleted_when = parent.events.deleted_when
-        self._condition = None if deleted_when is None else Condition(deleted_when)
-        self._copied = None if copied is None else tuple(copied)
-        self._entity = parent.entity
-        self._epoch = parent.events.epoch
-        self._ignores_tombstones = parent.events.tombstones is Tombstones.IGNORE
+        super().__init__(parent, limits, copied)
         self._keys = DocumentKeys(parent.key, limits)
-        self._limits = limits
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -111,7 +103,7 @@ class _MongoDB:
         if record.key is None:
             raise Refused(Reason.NULL_KEY, "The record has neither key nor value.", "key")
         if self._ignores_tombstones:
-            return _TOMBSTONE
+            return TOMBSTONE
         key = self._keys.of_connector(record)
         if isinstance(key, str):
             token = read_token(key)
@@ -134,7 +126,7 @@ class _MongoDB:
         if op is None:
             raise Refused(Reason.UNKNOWN_OP, "The record value has an operationType that is not known here.", "value")
         if op == "u" and self._condition is None and self._copied is None:
-            return _UPDATED
+            return UPDATED
         place = self._place(fields, token)
         occurred_ms = self._wall_time(fields, place)
         version = Version(self._epoch, tuple(place))
@@ -217,10 +209,7 @@ class _MongoDB:
         occurred_ms: int | None,
         row: Row | None = None,
     ) -> ParentChange:
-        trace = None
-        for name, value in record.headers:
-            if name == TRACEPARENT:
-                trace = traceparent_in(value, record.headers, self._limits)
+        trace = trace_of(record.headers, self._limits)
         return change_of(record, self._entity, op, key, None, version, occurred_ms, trace, row)
 
     def _value(self, data: bytes) -> _Value:

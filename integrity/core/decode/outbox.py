@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from integrity.core.decode.domain import TOMBSTONE, DomainEvents, never_raising, payload_of, type_of
-from integrity.core.decode.record import Decoded, Decoder, Limits, Record, Refused
+from integrity.core.decode.domain import DomainEvents, never_raising, payload_of, type_of
+from integrity.core.decode.record import TOMBSTONE, Decoded, Decoder, Limits, Record, Refused
 from integrity.core.rules.model import Parent, Tombstones
 from integrity.errors import Reason
 

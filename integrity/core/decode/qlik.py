@@ -15,12 +15,23 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 
 from integrity.core.change import Op, Version
-from integrity.core.decode.domain import TOMBSTONE, never_raising, object_in, trace_of, value_of
+from integrity.core.decode.domain import never_raising, object_in, value_of
 from integrity.core.decode.key_reader import KeyReader
-from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Refused, change_of
+from integrity.core.decode.parent_reader import ParentReader
+from integrity.core.decode.record import (
+    TOMBSTONE,
+    Decoded,
+    Decoder,
+    Ignored,
+    Limits,
+    Record,
+    Refused,
+    change_of,
+    trace_of,
+)
 from integrity.core.decode.row import copied_row
 from integrity.core.keys import FieldHint, Key, KeyRefused, KeyType
-from integrity.core.rules.model import KeyFrom, Parent, Tombstones
+from integrity.core.rules.model import KeyFrom, Parent
 from integrity.errors import Reason
 
 _MAGIC = "atMSG"
@@ -41,21 +52,17 @@ def qlik_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None 
     return never_raising(_Qlik(parent, limits, copied).says, limits, followed=True)
 
 
-class _Qlik:
-    __slots__ = ("_copied", "_entity", "_epoch", "_from_row", "_hints", "_ignores_tombstones", "_keys", "_limits")
+class _Qlik(ParentReader):
+    __slots__ = ("_from_row", "_hints", "_keys")
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
+        super().__init__(parent, limits, copied)
         events = parent.events
         assert events is not None
-        self._entity = parent.entity
-        self._epoch = events.epoch
         self._keys = KeyReader(parent.key, limits, events.key_format)
         # Numbers are text there, and never the bytes of a decimal.
         self._hints = {name: FieldHint("string") for name, kind in parent.key.fields if kind is KeyType.NUMERIC}
-        self._limits = limits
-        self._copied = None if copied is None else tuple(copied)
         self._from_row = events.key_from is KeyFrom.PAYLOAD
-        self._ignores_tombstones = events.tombstones is Tombstones.IGNORE
 
     def says(self, record: Record) -> Decoded:
         """What a record says. Raises JsonFault and Refused."""

@@ -11,6 +11,8 @@ from integrity.core.keys import Key
 from integrity.errors import Reason
 
 Headers = Sequence[tuple[str, bytes | None]]
+TRACEPARENT = "traceparent"
+"""The header of a trace."""
 
 
 class Record(NamedTuple):
@@ -34,6 +36,14 @@ class Ignored(NamedTuple):
 
     op: str
     why: str
+
+
+UPDATED = Ignored("u", "An update keeps its key.")
+TRUNCATED = Ignored("t", "A truncate names no key.")
+MESSAGE = Ignored("m", "A logical message says nothing about a key.")
+SAME_KEY = Ignored("d", "The key change leads to an equal key.")
+TOMBSTONE = Ignored("tombstone", "The rule says that null records say nothing.")
+SNAPSHOT = Ignored("r", "A snapshot read without a position cannot be placed in the order of changes.")
 
 
 class Undecodable(NamedTuple):
@@ -117,3 +127,12 @@ def traceparent_in(value: bytes | None, headers: Headers, limits: Limits) -> str
     if value is None or len(value) > _TRACEPARENT_MAX or len(headers) > limits.headers_max or not value.isascii():
         return None
     return value.decode("ascii")
+
+
+def trace_of(headers: Headers, limits: Limits) -> str | None:
+    """The header `traceparent`, unverified; of several the last."""
+    trace = None
+    for name, value in headers:
+        if name == TRACEPARENT:
+            trace = value
+    return traceparent_in(trace, headers, limits)
