@@ -67,7 +67,7 @@ from integrity.service.redrive import Person, Redriver
 from integrity.service.report import CopyReport, Report
 from integrity.service.scan import ParentRows, Subject
 from integrity.service.scan_repair import Repairer
-from integrity.service.supervisor import Member, Supervisor
+from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor
 from integrity.service.sweep import Sweeper
 from integrity.service.topics import Follower, TopicWatch
 from integrity.service.truncate import Counting, Truncator
@@ -80,6 +80,7 @@ from integrity.telemetry import Metrics, open_telemetry
 
 if TYPE_CHECKING:
     from integrity.registry.cache import SchemaCache
+    from integrity.stores.postgres.identity import ReplicaIdentities
 
 log = logging.getLogger(__name__)
 
@@ -340,8 +341,9 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
                 stack.push_async_callback(copied.close)
 
         def deadline(name: str) -> Deadline:
-            if name in chosen and chosen[name].kind is not StoreKind.TOPIC:
-                return Deadline.after(chosen[name].timeout)
+            store = settings.stores.get(name)
+            if store is not None and store.kind is not StoreKind.TOPIC:
+                return Deadline.after(store.timeout)
             return Deadline.after(TOPICS_TIMEOUT_S)
 
         schemas = _schemas(stack, settings)
@@ -352,7 +354,53 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
             parents[entity] = rows, where
         decoders = {parent.entity: decoder_for(parent, schemas=_known(schemas)) for parent in rules.parents}
         kafka = _Kafka(settings, rules, chosen, schemas)
-        return await examine(rules, stores, parents, kafka, decoders, deadline, copies)
+        sources = _sources(stack, settings, rules, chosen)
+        return await examine(rules, stores, parents, kafka, decoders, deadline, copies, sources)
+
+
+def _sources(
+    stack: AsyncExitStack, settings: Settings, rules: RuleSet, chosen: Collection[str]
+) -> Mapping[str, ReplicaIdentities]:
+    """The PostgreSQL databases, by store, that events of the parents of these stores come from, as far as rules name
+    them and settings know them; closed by the stack."""
+    from integrity.stores.postgres.identity import ReplicaIdentities, is_logged
+
+    found: dict[str, list[Parent]] = {}
+    for parent in rules.parents:
+        if is_logged(parent) and any(each.store in chosen for each in parent.followers.values()):
+            assert parent.events is not None and parent.events.source is not None
+            found.setdefault(parent.events.source.store, []).append(parent)
+    sources: dict[str, ReplicaIdentities] = {}
+    for name, parents in found.items():
+        store = settings.stores.get(name)
+        if store is None or store.kind is not StoreKind.POSTGRES:
+            continue
+        url = store.url.get_secret_value()
+        sources[name] = ReplicaIdentities(name, url, parents, schema=store.schema_, timeout_s=store.timeout)
+        stack.push_async_callback(sources[name].close)
+    return sources
+
+
+async def require_identities(settings: Settings, rules: RuleSet, chosen: Collection[str]) -> None:
+    """Look at the replica identities of the parents' tables, where rules name their database.
+
+    Raises RulesError where deletions would come with another row's key. A database that does not answer keeps nobody
+    waiting: the service works without it."""
+    findings: list[Finding] = []
+    async with AsyncExitStack() as stack:
+        for name, source in _sources(stack, settings, rules, chosen).items():
+            try:
+                findings += await source.check(Deadline.after(FIRST_CHECK_TIMEOUT_S))
+            except OperationError as exc:
+                log.warning(
+                    "the replica identity of parents could not be looked at",
+                    extra={"store": name, "error": exc.message},
+                )
+    for finding in findings:
+        if finding.severity != "error":
+            log.warning("parents are not as they should be", extra={"finding": str(finding)})
+    if errors := [finding for finding in findings if finding.severity == "error"]:
+        raise RulesError(errors)
 
 
 @dataclass(frozen=True, slots=True)

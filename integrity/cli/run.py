@@ -32,13 +32,14 @@ async def _run(options: Options, stores: tuple[str, ...], migrate: bool, exit_at
     from integrity.rules_files import load_rules
     from integrity.service.signals import stop_on_signals
     from integrity.service.waiting import unless
-    from integrity.wiring import chosen_stores, require_topics, service
+    from integrity.wiring import chosen_stores, require_identities, require_topics, service
 
     rules = load_rules(settings.rules)
     chosen = chosen_stores(settings, rules, stores)
     stop = asyncio.Event()
     with stop_on_signals(stop):
         rules = await unless(stop, require_topics(settings, rules, chosen)) or rules
+        await unless(stop, require_identities(settings, rules, chosen))
         async with (
             service(settings, rules, stores, migrate=migrate) as wired,
             serving(wired, settings.http) as port,

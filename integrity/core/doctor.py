@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
 from typing import Final, NamedTuple
 
 from integrity.core.change import Op, ParentChange
 from integrity.core.condition import Condition
+from integrity.core.decode.connectors import POSTGRESQL
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.positions import PLACES
@@ -30,6 +32,10 @@ RETENTION_MS_MIN: Final = 24 * 60 * 60 * 1000
 _COLLATING: Final = frozenset({"mysql", "mariadb", "sqlserver"})
 """Sources whose text compares without regard to case, or to trailing spaces, unless told otherwise."""
 _UNSIGNED: Final = frozenset({"mysql", "mariadb"})
+
+_MADE_UP: Final = frozenset({0, "", b"\0", date(1970, 1, 1), datetime(1970, 1, 1, tzinfo=UTC)})
+"""What Debezium writes in a column that may not be null and is not in PostgreSQL's log. A boolean is left out: half of
+all keys have it."""
 
 _LIMITS: Final = Limits()
 
@@ -154,8 +160,10 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         return
     events = [event for record in look.last if (event := event_of(record)) is not None]
     yield from _of_source(parent, look.name, events)
-    keys = [change.key for change in changes]
-    yield from _of_keys(parent, look.name, {each.connector for each in events}, keys)
+    connectors = {each.connector for each in events}
+    yield from _of_keys(parent, look.name, connectors, [change.key for change in changes])
+    if connectors == {POSTGRESQL} and parent.events.key_from is KeyFrom.RECORD:
+        yield from _of_identity(parent, look.name, changes, events[-1].table)
 
 
 def _of_keys(parent: Parent, topic: str, connectors: Collection[object], keys: Sequence[Key]) -> Iterator[Finding]:
@@ -170,6 +178,26 @@ def _of_keys(parent: Parent, topic: str, connectors: Collection[object], keys: S
         message = f"keys of topic {topic!r} are below 0: a bigint unsigned of {min(unsigned)} beyond 2^63-1 is sent so"
         hint = "if it is one: bigint.unsigned.handling.mode=precise, schemas.enable=true and the key type numeric"
         yield _at(parent.place, "keys_negative", message, hint, "warning")
+
+
+def _of_identity(parent: Parent, topic: str, changes: Sequence[ParentChange], table: str) -> Iterator[Finding]:
+    """Whether keys of deletions are made up. That one looks so proves nothing, that it died twice without a life
+    between does."""
+    gone = {(each.key, each.version) for each in changes if each.op in (Op.DELETED, Op.MOVED)}
+    deaths = Counter(key for key, _ in gone if any(part in _MADE_UP and part is not False for part in key))
+    if not deaths:
+        return
+    lived = {each.key for each in changes if each.op in (Op.ALIVE, Op.ARRIVED)}
+    is_proven = any(count > 1 and key not in lived for key, count in deaths.items())
+    message = (
+        f"the keys of {deaths.total()} deletions or key changes in topic {topic!r} have a part that is 0 or empty, as"
+        " Debezium makes up what the replica identity does not have"
+    )
+    hint = (
+        f"If no row had such a key: ALTER TABLE {table} REPLICA IDENTITY DEFAULT; (its primary key), or FULL, if the"
+        " key is not the primary key. With events.source, run and doctor look at the table itself."
+    )
+    yield _at(parent.place, "key_made_up", message, hint, "error" if is_proven else "warning")
 
 
 def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ class Examined(Protocol):
 
 
 class Checked(Protocol):
-    """A copy in a store. Raises as that does."""
+    """A copy in a store, or the database of parents. Raises as a store does."""
 
     async def check(self, deadline: Deadline) -> Sequence[Finding]: ...
 
@@ -62,11 +62,12 @@ async def examine(
     decoders: Mapping[str, Decoder],
     deadline: Callable[[str], Deadline],
     copies: Mapping[str, Sequence[Checked]] = MappingProxyType({}),
+    sources: Mapping[str, Checked] = MappingProxyType({}),
 ) -> Examination:
     """Look at these stores and their `copies`, and at the topics of the parents that they follow. Changes nothing.
 
-    `parents` are where the rows of entities with defaults are looked up, also in words. `deadline` gives each store's
-    time, by its name, and Kafka's ("kafka")."""
+    `parents` are where the rows of entities with defaults are looked up, also in words; `sources` are the
+    databases that parents' events come from. `deadline` gives each store's time, by its name, and Kafka's ("kafka")."""
     findings: list[Finding] = []
     silent: dict[str, OperationError] = {}
 
@@ -94,6 +95,8 @@ async def examine(
     silent |= answers.silent
     for found in answers.found.values():
         findings += found
+    for name, source in sources.items():
+        findings += await told(name, source.check(deadline(name))) or ()
     wanted = [each for each in defaults(rules) if each.dependent.store in stores]
     for each in wanted:
         rows, where = parents[each.entity]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,13 @@ from aiokafka.protocol.admin import CreateAclsRequest
 
 from integrity.cli import main
 from integrity.demo.servers import KafkaServer
+from integrity.errors import RulesError
 from integrity.kafka.acls import Need, Operation, Pattern, Resource, lacking
 from integrity.kafka.looking import acls, look_at
 from integrity.ports import Deadline
+from integrity.rules_files import load_rules
+from integrity.settings import read_settings
+from integrity.wiring import chosen_stores, require_identities
 from tests.conftest import CreateTopic
 from tests.integration.pg_shop import run as run_sql
 from tests.integration.test_derived_events import deleted, produce
@@ -36,6 +42,14 @@ dependents:
     table: goods
     references: {{category_id: id}}
     on_delete: {{set_default: {{category_id: 2}}}}
+"""
+
+SOURCED = """\
+version: 1
+parent: customer
+events: {{topic: {topic}, format: debezium, key: {{id: int64}}, source: {{store: shop_db, table: customers}}}}
+dependents:
+  - {{store: orders_db, table: orders, references: {{customer_id: id}}, on_delete: cascade}}
 """
 
 
@@ -80,6 +94,55 @@ async def test_findings_name_place_and_mend(
     [look] = (await look_at({"bootstrap_servers": kafka.bootstrap_servers}, [topic], Deadline.after(30))).values()
     assert [record.offset for record in look.last] == [0, 1]
     assert await acls({"bootstrap_servers": kafka.bootstrap_servers}, Deadline.after(30)) is None
+
+
+async def test_run_does_not_start_where_deletions_name_another_row(
+    kafka: KafkaServer,
+    create_topic: CreateTopic,
+    pg_database: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    topic = await create_topic()
+    await run_sql(
+        pg_database,
+        "create table customers(id bigint primary key, email text not null unique)",
+        "alter table customers replica identity using index customers_email_key",
+    )
+    rules = tmp_path / "customer.yaml"
+    rules.write_text(SOURCED.format(topic=topic))
+    monkeypatch.setenv("INTEGRITY_RULES", str(rules))
+    monkeypatch.setenv("INTEGRITY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    for store in ("ORDERS_DB", "SHOP_DB"):
+        monkeypatch.setenv(f"INTEGRITY_STORES__{store}__URL", pg_database)
+    mend = 'ALTER TABLE "public"."customers" REPLICA IDENTITY DEFAULT;'
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "integrity", "run", "--migrate", stderr=subprocess.PIPE
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 120)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 2, said.decode()
+    assert "REPLICA IDENTITY USING INDEX" in said.decode() and mend in said.decode()
+    assert b'"enforcing"' not in said
+    assert await asyncio.to_thread(main, ["doctor", "--json"]) == 1
+    told = {each["code"]: each["hint"] for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert told["key_made_up"] == mend
+
+    async def required() -> None:
+        settings, loaded = read_settings(None, None).settings, load_rules(rules)
+        await require_identities(settings, loaded, chosen_stores(settings, loaded))
+
+    with pytest.raises(RulesError, match="key that is made up"):
+        await required()
+    # A database of parents that is away, or that no settings tell of, keeps no lane waiting.
+    monkeypatch.setenv("INTEGRITY_STORES__SHOP_DB__URL", pg_database.rpartition("/")[0] + "/nowhere")
+    await required()
+    monkeypatch.delenv("INTEGRITY_STORES__SHOP_DB__URL")
+    await required()
 
 
 async def test_acls_of_a_cluster_are_read_as_it_keeps_them() -> None:

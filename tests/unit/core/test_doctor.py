@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -203,6 +204,33 @@ def test_captured_events_have_no_findings() -> None:
     parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
     seen = TopicLook(topic, 1, {}, [each for each in load("pg_env") if each.topic == topic][-50:])
     assert [each.code for each in of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "key", "told"),
+    [
+        ("pg_env", "customers_idx", "{id: int64}", ["error"]),
+        ("pg_env", "textkeys", "{id: string}", ["warning"]),
+        ("pg_keycolumns", "keyed", "{tenant: string, id: int64}", ["warning"]),
+        ("pg_keycolumns", "keyed_full", "{tenant: string, id: int64}", []),
+    ],
+)
+def test_fact_5_and_6_keys_that_are_made_up_are_told(file: str, table: str, key: str, told: list[str]) -> None:
+    """That the key "" of `textkeys` was a row's own can't be told."""
+    topic = f"{file}.public.{table}"
+    text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("{id: int64}", key) % ""
+    parent = parse_rules({"customer.yaml": text.replace("{customer_id: id}", key_of(key))}).by_entity["customer"]
+    seen = TopicLook(topic, 1, {}, [each for each in load(file) if each.topic == topic and each.value is not None])
+    of = of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)
+    found = {each.code: each for each in of if each.code != "truncate_seen"}
+    assert [(each.code, each.severity) for each in found.values()] == [("key_made_up", each) for each in told]
+    if told:
+        assert f"ALTER TABLE public.{table} REPLICA IDENTITY" in found["key_made_up"].hint
+
+
+def key_of(key: str) -> str:
+    """The fields of a key, as references of the same names."""
+    return re.sub(r"(\w+): \w+", r"\1: \1", key)
 
 
 CATEGORY = """\
