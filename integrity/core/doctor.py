@@ -13,10 +13,12 @@ from typing import Final, NamedTuple
 
 from integrity.core.change import Op, ParentChange
 from integrity.core.condition import Condition
+from integrity.core.decode.cloudevents import change_event
 from integrity.core.decode.connectors import POSTGRESQL
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.positions import PLACES
+from integrity.core.decode.qlik import message_of
 from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Undecodable
 from integrity.core.fold import Replace
 from integrity.core.keys import Key, KeyType
@@ -158,12 +160,43 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         if parent.events.types is None:
             yield from _of_rows(parent, look.name, changes)
         return
+    if parent.events.types is not None:
+        return
+    yield from _of_null_records(parent, look, changes)
+    if parent.events.format == "qlik":
+        yield from _of_messages(parent, look)
+        return
     events = [event for record in look.last if (event := event_of(record)) is not None]
     yield from _of_source(parent, look.name, events)
     connectors = {each.connector for each in events}
     yield from _of_keys(parent, look.name, connectors, [change.key for change in changes])
     if connectors == {POSTGRESQL} and parent.events.key_from is KeyFrom.RECORD:
         yield from _of_identity(parent, look.name, changes, events[-1].table)
+
+
+def _of_null_records(parent: Parent, look: TopicLook, changes: Sequence[ParentChange]) -> Iterator[Finding]:
+    """Whether null records follow deletions where they are needed, and deletions are told at all."""
+    ops = {change.op for change in changes}
+    is_compacted = "compact" in look.config.get("cleanup.policy", "delete").split(",")
+    if is_compacted and Op.DELETED in ops and all(record.value is not None for record in look.last):
+        message = f"topic {look.name!r} is compacted, and no null record follows its deletions: every deleted key stays"
+        hint = "let the source write them (Debezium: tombstones.on.delete=true)"
+        yield _at(parent.place, "no_tombstones", message, hint, "warning")
+    if Op.ARRIVED in ops and not ops & {Op.DELETED, Op.MOVED, Op.GONE}:
+        message = f"key changes arrive in topic {look.name!r}, and no deletion is among its last records"
+        hint = "see that skipped.operations at the connector leaves out no d; integrity scan finds what was missed"
+        yield _at(parent.place, "deletions_dropped", message, hint, "warning")
+
+
+def _of_messages(parent: Parent, look: TopicLook) -> Iterator[Finding]:
+    """What the messages of Qlik Replicate do not tell."""
+    told = [message_of(record, _LIMITS) for record in look.last]
+    if any(each is not None and each.operation == "UPDATE" and not each.has_before for each in told):
+        message = (
+            f"updates in topic {look.name!r} come without the row before: a change of the key looks like any other"
+        )
+        hint = "let the task write beforeData; until then integrity scan finds what a key change leaves behind"
+        yield _at(parent.place, "key_changes_untold", message, hint, "warning")
 
 
 def _of_keys(parent: Parent, topic: str, connectors: Collection[object], keys: Sequence[Key]) -> Iterator[Finding]:
@@ -265,17 +298,26 @@ def _of_documents(parent: Parent, topic: str, told: Sequence[Decoded]) -> Iterat
 
 
 def event_of(record: Record) -> Event | None:
-    """None for what is no envelope."""
+    """None for what is no envelope, also inside of a CloudEvent."""
+    found = _envelope_in(record)
+    if found is None and (wrapped := change_event(record, _LIMITS)) is not None:
+        found = _envelope_in(wrapped)
+    if found is None:
+        return None
+    source = found["source"]
+    assert isinstance(source, dict)
+    table = ".".join(str(part) for part in (source.get("schema"), source.get("table")) if part)
+    return Event(found.get("op"), source.get("connector"), table, found.get("before") is not None)
+
+
+def _envelope_in(record: Record) -> Mapping[str, object] | None:
     try:
         found = None if record.value is None else parse(record.value, _LIMITS)
     except JsonFault:
         return None
     if isinstance(found, dict) and isinstance(found.get("payload"), dict) and "op" not in found:
         found = found["payload"]
-    if not isinstance(found, dict) or not isinstance(source := found.get("source"), dict):
-        return None
-    table = ".".join(str(part) for part in (source.get("schema"), source.get("table")) if part)
-    return Event(found.get("op"), source.get("connector"), table, found.get("before") is not None)
+    return found if isinstance(found, dict) and isinstance(found.get("source"), dict) else None
 
 
 # --- defaults -----------------------------------------------------------------------------------------------------

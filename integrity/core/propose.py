@@ -14,10 +14,12 @@ from decimal import Decimal
 from types import MappingProxyType
 
 from integrity.core.decode import decoder_for
+from integrity.core.decode.cloudevents import change_event
 from integrity.core.decode.connectors import connector_in
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.document_key import DEBEZIUM_ID, ID
 from integrity.core.decode.json import JsonFault, parse
+from integrity.core.decode.qlik import message_of
 from integrity.core.decode.record import Limits, Record
 from integrity.core.decode.schema import WHOLE, hints_of
 from integrity.core.doctor import TopicLook, event_of, of_topics
@@ -31,6 +33,8 @@ REGISTRY = "a schema registry"
 NOT_JSON = "no JSON object"
 """What values may look like besides a format."""
 _LIMITS = Limits()
+_CHANGES = ("debezium", "cloudevents", "qlik")
+"""The formats of change events that tell an operation."""
 _ROUTING = "__dbz__"
 """What the fields begin with that routing transforms add to a record key: they are none of the row's."""
 _OUTBOX_TYPE = "eventType"
@@ -85,7 +89,7 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     if form is None:
         return Proposal(look.name, None, [why], len(look.last))
     remarks: list[Remark] = []
-    key, key_format = _key(look.last, form == "debezium" and _of_documents(look.last), remarks)
+    key, key_format = _key(look.last, form in _CHANGES and _of_documents(look.last), remarks)
     if key is None:
         return Proposal(look.name, None, remarks, len(look.last))
     if form == "debezium-flat" and any(connector_in(each.headers) == MONGODB for each in look.last):
@@ -98,7 +102,7 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     parent = Parent(ENTITY, events, (), Place("", 0, 0))
     found = of_topics(parent, {look.name: look}, decoder_for(parent), now_ms)
     remarks += [Remark(each.code, each.message, each.hint) for each in found]
-    remarks += _of_envelopes(look.last) if form == "debezium" else ()
+    remarks += _of_changes(look.last, form) if form in _CHANGES and types is None else ()
     return Proposal(look.name, _block(events), remarks, len(look.last))
 
 
@@ -203,8 +207,7 @@ def _vote(record: Record) -> str:
         return "mongodb"
     if {"specversion", "id", "source", "type"} <= fields:
         return "cloudevents"
-    message = found.get("message")
-    if found.get("magic") == "atMSG" or (isinstance(message, dict) and isinstance(message.get("headers"), dict)):
+    if found.get("magic") == "atMSG" or message_of(record, _LIMITS) is not None:
         return "qlik"
     if {"status", "event_count"} <= fields or fields <= {"ts_ms", "ts_us", "ts_ns"}:
         return ""  # a marker of a transaction, a heartbeat
@@ -403,8 +406,7 @@ def _cloudevent_type(record: Record) -> str | None:
     found = _parsed(record.value) if record.value is not None and "ce_type" not in headers else None
     attributes = found if isinstance(found, dict) else {}
     type_ = headers.get("ce_type", attributes.get("type"))
-    is_change = "iodebeziumop" in attributes or "ce_iodebeziumop" in headers
-    return type_ if isinstance(type_, str) and type_ and not is_change else None
+    return type_ if isinstance(type_, str) and type_ and change_event(record, _LIMITS) is None else None
 
 
 def _in_envelope(record: Record) -> bool:
@@ -424,30 +426,41 @@ def _unwrapped(text: bytes | None) -> object:
     return found["payload"] if isinstance(found, dict) and is_wrapped else found
 
 
-# --- envelopes ----------------------------------------------------------------------------------------------------
+# --- change events ----------------------------------------------------------------------------------------------------
 
 
-def _of_envelopes(records: Sequence[Record]) -> list[Remark]:
-    """What Debezium's envelopes leave out."""
+def _of_changes(records: Sequence[Record], form: str) -> list[Remark]:
+    """What change events leave out."""
+    is_qlik = form == "qlik"
     ops: Counter[object] = Counter()
-    bare_updates = tombstones = 0
+    bare_updates: Counter[object] = Counter()
+    tombstones = 0
     for record in records:
         tombstones += record.value is None
-        event = event_of(record)
-        if event is not None:
+        if is_qlik:
+            told = message_of(record, _LIMITS)
+            ops["d"] += told is not None and told.operation == "DELETE"
+        elif (event := event_of(record)) is not None:
             ops[event.op] += 1
-            bare_updates += event.op == "u" and not event.has_before
+            bare_updates[event.connector] += event.op == "u" and not event.has_before
     remarks: list[Remark] = []
     if not ops["d"]:
-        message = "no deletion is among the records: whether the connector sends them could not be seen"
-        remarks.append(Remark("no_deletions", message, "see skipped.operations at the connector"))
+        message = "no deletion is among the records: whether they are sent could not be seen"
+        remarks.append(Remark("no_deletions", message, "" if is_qlik else "see skipped.operations at the connector"))
     elif not tombstones:
         message = "no null record follows the deletions: a compacted topic keeps every deleted key"
-        remarks.append(Remark("no_tombstones", message, "tombstones.on.delete=true at the connector"))
-    if not ops["t"]:
+        remarks.append(
+            Remark("no_tombstones", message, "" if is_qlik else "tombstones.on.delete=true at the connector")
+        )
+    if is_qlik:
+        return remarks
+    is_document = MONGODB in bare_updates
+    if not ops["t"] and not is_document:
         message = "no truncate is among the records: Debezium leaves them out unless it is told otherwise"
         remarks.append(Remark("no_truncates", message, "skipped.operations=none at the connector"))
-    if bare_updates:
+    if bare_updates.total():
         message = "updates do not hold the row before: deleted_when can't ask for it"
-        remarks.append(Remark("replica_identity", message, "ALTER TABLE ... REPLICA IDENTITY FULL;"))
+        pre_image = "capture.mode=change_streams_update_full_with_pre_image, and pre-images of the collection"
+        hint = pre_image if is_document else "ALTER TABLE ... REPLICA IDENTITY FULL;"
+        remarks.append(Remark("replica_identity", message, hint))
     return remarks

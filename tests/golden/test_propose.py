@@ -10,7 +10,10 @@ from integrity.core.decode.record import Record
 from integrity.core.doctor import TopicLook
 from integrity.core.propose import Proposal, as_yaml, propose
 from integrity.core.rules.parse import parse_rules
-from tests.golden.records import EVENTS, load
+from tests.golden.records import EVENTS, load, of_topic
+from tests.golden.test_constructed_cloudevents import Wrap, binary, structured, whole
+from tests.golden.test_constructed_qlik import message
+from tests.golden.test_constructed_qlik import record as qlik
 
 NOW_MS = 2_000_000_000_000
 FILES = sorted(path.stem for path in EVENTS.glob("*.jsonl"))
@@ -152,6 +155,31 @@ def test_types_of_cloudevents_are_found_and_change_events_have_none() -> None:
     assert found is not None
     assert found["types"] == {"deleted": ["CustomerDeleted"], "upserted": ["CustomerCreated"]}
     assert all("types" not in (each.events or {}) for each in proposals("pg_cloudevents"))
+
+
+def change_events(*wrapped: Record) -> Proposal:
+    return propose(TopicLook("t", 1, {"cleanup.policy": "compact"}, wrapped), NOW_MS)
+
+
+@pytest.mark.parametrize("wrap", [structured, binary, whole])
+def test_what_cloudevents_wrap_is_looked_at(wrap: Wrap) -> None:
+    rows = change_events(*[wrap(each) for each in of_topic("pg_strict", "public.strict")])
+    assert rows.events is not None and (rows.events["format"], "types" in rows.events) == ("cloudevents", False)
+    assert {"replica_identity", "no_truncates"} <= {each.code for each in rows.remarks}
+    documents = change_events(*[wrap(each) for each in of_topic("mdb_env_deltas", "shop.customers")])
+    assert documents.events is not None and documents.events["key"] == {"_id": "string"}, "most are"
+    assert "no_tombstones" in {each.code for each in documents.remarks}
+
+
+def test_what_messages_of_qlik_do_not_tell_is_said() -> None:
+    update, deletion = (qlik(message(*each)) for each in (("UPDATE", {"id": 7}), ("DELETE", {"id": 7})))
+    found = change_events(update, update, deletion)
+    assert found.events is not None and found.events["format"] == "qlik"
+    assert {each.code for each in found.remarks} == {"types_guessed", "key_changes_untold", "no_tombstones"}
+    assert "no_deletions" in {each.code for each in change_events(update, update).remarks}
+    whole_rows = qlik(message("UPDATE", {"id": 7}, {"id": 7}))
+    told = change_events(whole_rows, deletion, qlik(None)).remarks
+    assert {each.code for each in told} == {"types_guessed"}
 
 
 def test_the_key_of_flattened_documents_is_named_as_the_rule_names_it() -> None:

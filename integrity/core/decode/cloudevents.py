@@ -1,8 +1,9 @@
 """The format `cloudevents`: CloudEvents 1.0 in Kafka, binary and structured, as JSON.
 
-With `types` in the rule they are domain events: the attribute `type` says what happened. Without, they are what
-Debezium's CloudEventsConverter writes: a change event whose op and source are in the attributes `iodebezium...`; it is
-put together again and read as an envelope, key changes and null records included.
+With `types` in the rule they are domain events: the attribute `type` says what happened. Without, they are change
+events: what Debezium's CloudEventsConverter writes, whose op and source are in the attributes `iodebezium...`, is put
+together again and read as an envelope, key changes and null records included; data that is a whole envelope, or a
+change document of MongoDB, is read as it is.
 
 The attribute `id` decides nothing: both halves of a key change have the same one, since Debezium makes it of the log
 position. A null record with the headers of an event is that event, without data; one without them is a null record.
@@ -19,7 +20,8 @@ import msgspec
 
 from integrity.core.decode.debezium import debezium_decoder
 from integrity.core.decode.domain import DomainEvents, never_raising
-from integrity.core.decode.json import check_text, parse
+from integrity.core.decode.json import JsonFault, check_text, parse
+from integrity.core.decode.mongodb import mongodb_decoder
 from integrity.core.decode.record import Decoded, Decoder, Limits, Record, Refused
 from integrity.core.rules.model import Parent
 from integrity.errors import Reason
@@ -39,13 +41,16 @@ _SOURCE = {
     for name in (
         "version", "connector", "name", "ts_ms", "snapshot", "db", "sequence", "schema", "table", "txId", "lsn",
         "server_id", "gtid", "file", "pos", "row", "thread", "change_lsn", "commit_lsn", "event_serial_no", "scn",
-        "commit_scn", "rs_id", "ssn", "lcr_position", "scn_idx", "collection", "ord",
+        "commit_scn", "rs_id", "ssn", "lcr_position", "scn_idx", "collection", "ord", "lsid", "txnNumber", "wallTime",
     )
 }  # fmt: skip
 _TRANSACTION = {"txid": "id", "txtotalorder": "total_order", "txdatacollectionorder": "data_collection_order"}
 _NUMBERS = frozenset(
-    {"ts_ms", "lsn", "server_id", "pos", "row", "event_serial_no", "ord", "total_order", "data_collection_order"}
-)
+    {
+        "ts_ms", "lsn", "server_id", "pos", "row", "event_serial_no", "ord", "txnNumber", "wallTime", "total_order",
+        "data_collection_order",
+    }
+)  # fmt: skip
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
 _EPOCH, _MILLISECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(milliseconds=1)
 _NULL = msgspec.Raw(b"null")
@@ -88,33 +93,79 @@ class _Domain:
 
 
 class _Wrapped:
-    """Change events of Debezium."""
+    """Change events."""
 
     def __init__(self, parent: Parent, limits: Limits, copied: Collection[str] | None) -> None:
         self._decode = debezium_decoder(parent, limits, copied)
+        self._decode_document = mongodb_decoder(parent, limits, copied)
         self._limits = limits
 
     def says(self, record: Record) -> Decoded:
-        event = _event(record, self._limits)
-        if event is None:
+        found = _opened(record, self._limits)
+        if found is None:
             return self._decode(record)
-        attributes, is_structured = event
-        _type(attributes)
-        if _OP not in attributes:
+        opened, is_document = found
+        return self._decode_document(opened) if is_document else self._decode(opened)
+
+
+def change_event(record: Record, limits: Limits) -> Record | None:
+    """The record with the change event that it wraps for its value; None where it wraps none."""
+    try:
+        found = _opened(record, limits)
+    except (Refused, JsonFault):
+        return None
+    return None if found is None else found[0]
+
+
+def _opened(record: Record, limits: Limits) -> tuple[Record, bool] | None:
+    """The record with the change event for its value, and whether that is a document of MongoDB's own connector; None
+    for a null record. Raises Refused and JsonFault."""
+    event = _event(record, limits)
+    if event is None:
+        return None
+    attributes, is_structured = event
+    _type(attributes)
+    if record.value is None:
+        raise Refused(Reason.BAD_ENVELOPE, "The event has no data.", "value")
+    if is_structured:
+        data = bytes(_parts(record.value).get("data", _NULL))
+    else:
+        _binary_data(record, limits)
+        data = record.value
+    is_document = False
+    if _OP in attributes:
+        data = _envelope(attributes, data)
+    elif not _is_envelope(data):
+        is_document = _is_document(data)
+        if not is_document:
             raise Refused(
                 Reason.BAD_ENVELOPE,
                 "The event has no iodebeziumop. If Debezium wrote it, set extension.attributes.enable=true at its "
                 "CloudEventsConverter; if it is a domain event, say by events.types what its type means.",
                 "value",
             )
-        if record.value is None:
-            raise Refused(Reason.BAD_ENVELOPE, "The event has no data.", "value")
-        if is_structured:
-            data = bytes(_parts(record.value).get("data", _NULL))
-        else:
-            _binary_data(record, self._limits)
-            data = record.value
-        return self._decode(_traced(record, attributes)._replace(value=_envelope(attributes, data)))
+    return _traced(record, attributes)._replace(value=data), is_document
+
+
+def _is_envelope(data: bytes) -> bool:
+    """Whether the data is a whole envelope of Debezium: it tells its op and its source."""
+    parts = _payload(data)
+    return "op" in parts and bytes(parts.get("source", _NULL)).startswith(b"{")
+
+
+def _is_document(data: bytes) -> bool:
+    """Whether the data is a change document of MongoDB, which tells its operation and its place."""
+    parts = _payload(data)
+    return "operationType" in parts and "_id" in parts
+
+
+def _payload(data: bytes) -> Mapping[str, msgspec.Raw]:
+    """The fields of an object, out of its schema if it has one; none of anything else."""
+    try:
+        parts = _parts(data)
+        return _parts(bytes(parts["payload"])) if parts.keys() == {"schema", "payload"} else parts
+    except Refused:
+        return {}
 
 
 def _envelope(attributes: Attributes, data: bytes) -> bytes:
@@ -127,8 +178,6 @@ def _envelope(attributes: Attributes, data: bytes) -> bytes:
             source[_SOURCE[name]] = _plain(_SOURCE[name], value)
         elif name in _TRANSACTION and name != attribute and value is not None:
             transaction[_TRANSACTION[name]] = _plain(_TRANSACTION[name], value)
-    if source.get("connector") == "mongodb":
-        raise Refused(Reason.BAD_ENVELOPE, "CloudEvents of the MongoDB connector are not supported yet.", "value")
     parts = _parts(data)
     schema = b""
     if parts.keys() == {"schema", "payload"}:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from integrity.core.change import Op, Version
 from integrity.core.decode.domain import never_raising, object_in, value_of
+from integrity.core.decode.json import JsonFault
 from integrity.core.decode.key_reader import KeyReader
 from integrity.core.decode.parent_reader import ParentReader
 from integrity.core.decode.record import (
@@ -50,6 +52,27 @@ Row = Mapping[str, object]
 def qlik_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
     """The decoder of one parent's topics; `copied` are the fields of the row that are wanted, None: no row is."""
     return never_raising(_Qlik(parent, limits, copied).says, limits, followed=True)
+
+
+class Message(NamedTuple):
+    """What is of interest of a data message, besides what it is decoded to."""
+
+    operation: object
+    has_before: bool
+
+
+def message_of(record: Record, limits: Limits) -> Message | None:
+    """None for what is no data message."""
+    try:
+        document = None if record.value is None else value_of(record, limits)
+        if document is None or _is_metadata(document):
+            return None
+        message = _message(document)
+        headers = object_in(message["headers"], "headers of the message", limits)
+    except (Refused, JsonFault):
+        return None
+    operation = headers.get("operation")
+    return Message(operation, message.get("beforeData") is not None) if "data" in message and operation else None
 
 
 class _Qlik(ParentReader):

@@ -143,7 +143,7 @@ def test_domain_events_need_types_and_change_events_none() -> None:
         ({"iodebeziumlsn": "x"}, Expected(Reason.BAD_VERSION)),
         ({"iodebeziumlsn": {"a": 1.5}}, Expected(Reason.BAD_ENVELOPE)),
         ({"iodebeziumconnector": None}, Expected(Reason.BAD_ENVELOPE)),
-        ({"iodebeziumconnector": "mongodb"}, Expected(Reason.BAD_ENVELOPE)),
+        ({"iodebeziumconnector": "mongodb"}, Expected(Reason.MISSING_KEY)),  # the rule's key is no _id
         ({"data": None}, Expected(Reason.BAD_ENVELOPE)),
         ({"data": [1]}, Expected(Reason.BAD_ENVELOPE)),
         ({"data": {"schema": {}, "payload": 5}}, Expected(Reason.BAD_ENVELOPE)),

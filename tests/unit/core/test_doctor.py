@@ -14,6 +14,7 @@ from integrity.core.decode.record import Record
 from integrity.core.doctor import TopicLook, defaults, of_clock, of_default, of_topics
 from integrity.core.rules.parse import parse_rules
 from tests.golden.records import load
+from tests.golden.test_constructed_cloudevents import structured
 
 NOW_MS = 1_800_000_000_000
 CUSTOMER = """\
@@ -170,6 +171,39 @@ def test_text_keys_of_a_source_with_collations_are_told(connector: str, told: li
     parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
     seen = look(record("c", connector=connector, key={"id": "abc"}))
     assert [each.code for each in of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)] == told
+
+
+def wrapped(file: str, table: str) -> list[Record]:
+    return [structured(each) for each in load(file) if each.topic == f"{file}.{table}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "key", "expected"),
+    [
+        ("pg_env", "public.customers", "{id: int64}", []),
+        ("pg_env", "public.customers_idx", "{id: int64}", ["key_made_up", "truncate_seen"]),
+        ("my_env", "shop.textkeys", "{id: string}", ["keys_collated"]),
+        ("mdb_env", "shop.customers", "{_id: objectid}", []),
+        ("mdb_env_deltas", "shop.customers", "{_id: objectid}", ["no_tombstones"]),
+    ],
+)
+def test_what_cloudevents_wrap_is_told_like_the_bare_events(
+    file: str, table: str, key: str, expected: list[str]
+) -> None:
+    text = CUSTOMER.replace("[customers, customers_eu]", "[t]").replace("{id: int64}", key) % ""
+    text = text.replace("{customer_id: id}", key_of(key))
+    bare = [each for each in load(file) if each.topic == f"{file}.{table}"]
+    for form, records in (("debezium", bare), ("cloudevents", wrapped(file, table))):
+        parent = parse_rules({"a.yaml": text.replace("format: debezium", f"format: {form}")}).by_entity["customer"]
+        seen = TopicLook("t", 1, {"cleanup.policy": "compact"}, records)
+        of = of_topics(parent, {"t": seen}, decoder_for(parent), NOW_MS)
+        assert sorted(each.code for each in of if each.code != "undecodable_events") == expected, form
+
+
+def test_deletions_that_the_connector_skips_are_told_where_key_changes_arrive() -> None:
+    arrived = record("c")._replace(headers=[("__debezium.oldkey", b'{"id":2}')])
+    assert found(look(record("c"), arrived), EU) == [("deletions_dropped", "warning")]
+    assert found(look(record("d"), arrived), EU) == []
 
 
 def test_truncate_is_told_whatever_it_does() -> None:
