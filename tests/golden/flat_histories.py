@@ -196,6 +196,20 @@ TOPICS: list[Topic] = [
         [each if each.what is Op.GONE else Expected(Reason.BAD_JSON) for each in _parents(NULL)],
         {key: fate for key, fate in _PARENTS.items() if fate != ALIVE},
     ),
+    # The headers of ExtractChangedRecordState (Changed, Unchanged) tell nothing that is read.
+    Topic(
+        "pg_changed_headers", "pg_changed_headers.public.parents", BIGINT,
+        [
+            *_R.alive(1, 2), *_R.moved(1, 3), *_R.alive(3), *_R.deleted(3),
+            *_R.alive(*range(100, 106)), *_R.deleted(*range(100, 106)),
+        ],
+        {(1,): (3,), (2,): ALIVE, (3,): DELETED, **{(n,): DELETED for n in range(100, 106)}},
+    ),
+    Topic(
+        "pg_changed_headers", "pg_changed_headers.public.keyed_full", BIGINT,
+        [*_R.alive(1, 2, 2), *_R.moved(2, 3), *_R.deleted(3)],
+        {(1,): ALIVE, (2,): (3,), (3,): DELETED},
+    ),
     # The router's field is one of the key; the headers of a key change lack it, and it keeps its value.
     Topic(
         "pg_route_flat", "pg_route_flat.customers_all",

@@ -161,6 +161,16 @@ def test_fact_17_an_update_without_its_document_is_refused_where_the_document_is
     assert "capture.mode" in decoded.message
 
 
+def test_fact_18_an_array_of_mixed_types_is_read_where_the_connector_can_send_it() -> None:
+    """Flattened it stops the connector, so that no such record exists."""
+    decode = decoder("mdb_env", OBJECTID, copied=("nested",))
+    mixed = b'{\\"a\\": [1,{\\"b\\": null}]}'
+    created = next(each for each in of_topic("mdb_env", "shop.customers") if mixed in (each.value or b""))
+    row = change_of(decode(created)).row
+    assert row is not None and row["nested"].value == {"a": [1, {"b": None}]}
+    assert not any(b"[1,{" in (each.value or b"") for file in FLAT_FILES for each in load(file))
+
+
 def test_bson_is_refused_with_the_option_that_mends_it() -> None:
     for record in load("mks_bson"):
         decoded = refused(decoder("mks_bson", OBJECTID)(record))

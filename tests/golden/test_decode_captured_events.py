@@ -246,6 +246,12 @@ def test_fact_13_a_table_without_key_gives_dead_letters_only() -> None:
     assert of_topic("pg_env", "public.nopk")[4][4:6] == (None, None)
 
 
+def test_fact_14_a_table_without_replica_identity_tells_of_no_update_and_no_deletion() -> None:
+    """PostgreSQL itself refused both, so that nothing was missed."""
+    said = [seen(decode(record, **BIGINT)) for record in of_topic("pg_env", "public.customers_nothing")]
+    assert [(each.what, each.key) for each in said] == [(Op.ALIVE, (key,)) for key in (1, 2, 9007199254740993, 40)]
+
+
 @pytest.mark.parametrize("offset", [0, 1])
 def test_fact_15_logical_messages_say_nothing(offset: int) -> None:
     decoded = decode(at("pg_env", "message", offset), **BIGINT)

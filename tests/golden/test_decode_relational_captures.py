@@ -9,8 +9,10 @@ from collections.abc import Mapping
 import pytest
 
 from integrity.core.change import Op, ParentChange, Version
+from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Ignored, Record, Undecodable
-from integrity.core.keys import Key, KeyType
+from integrity.core.keys import Key, KeySpec, KeyType
+from integrity.core.rules.model import Events, Parent, Place, Tombstones
 from integrity.errors import Reason
 from tests.golden.histories import ALIVE, BIGINT, DELETED, NUMERIC, TEXT, Fate
 from tests.golden.histories_relational import BYTES, DATE, FATES, HISTORIES, OTHER_TOPICS, TIMESTAMP
@@ -118,6 +120,17 @@ def test_fact_9_a_field_that_the_header_lacks_keeps_its_value_in_a_key_change() 
     assert {(change.key[0], change.to[0]) for change in moved if change.to} == {("acme", "acme")}
 
 
+def test_fact_21_children_that_go_with_their_parent_are_told_in_their_own_topic_of_the_same_transaction() -> None:
+    """Here by a trigger. Nothing orders the two topics: whoever reads both may see either first."""
+    parent, child = my_env("shop.parents", 8), my_env("shop.kids_trig", 1)
+    transactions = [json.loads(record.value or b"")["transaction"] for record in (parent, child)]
+    assert transactions[0]["id"] == transactions[1]["id"]
+    assert [each["total_order"] for each in transactions] == [1, 2]
+    gone, went = change_of(parent, **BIGINT), change_of(child, **BIGINT)
+    assert [(each.op, each.key) for each in (gone, went)] == [(Op.DELETED, (1,)), (Op.DELETED, (30,))]
+    assert gone.version is not None and went.version is not None and gone.version < went.version
+
+
 def test_fact_22_a_parent_with_cascading_children_is_one_deletion_and_its_null_record() -> None:
     [first, second] = [my_env("shop.parents", offset) for offset in (8, 9)]
     assert (change_of(first, **BIGINT).op, change_of(second, **BIGINT).op) == (Op.DELETED, Op.GONE)
@@ -144,6 +157,15 @@ def test_fact_23_one_row_that_replaces_two_is_a_deletion_and_a_key_change_onto_i
 def test_fact_24_a_prepared_deletion_is_told_whatever_comes_of_it() -> None:
     change = change_of(my_env("shop.customers", 78), **BIGINT)
     assert (change.op, change.key) == (Op.DELETED, (50,))
+
+
+def test_fact_25_of_a_statement_based_session_only_empty_transactions_are_told() -> None:
+    """Three statements, a deletion among them: it is for `integrity scan` to find what they left behind."""
+    markers = [json.loads(r.value or b"") for r in of("my_env", "my_env.transaction") if 228 <= r.offset <= 231]
+    assert [(each["status"], each["event_count"]) for each in markers] == [("BEGIN", None), ("END", 0)] * 2
+    told = {each["id"] for each in markers}
+    tables = [r for r in load("my_env") if r.value is not None and r.topic.startswith("my_env.shop.")]
+    assert not [r for r in tables if source_of(r)["gtid"] in told]
 
 
 def test_fact_26_keys_that_the_source_calls_equal_are_other_keys_here() -> None:
@@ -241,6 +263,32 @@ def test_fact_32_an_incremental_snapshot_of_mariadb_has_a_place_unlike_postgresq
     assert (change.op, change.version) == (Op.ALIVE, Version(0, (3, 6180, 0)))
 
 
+def test_fact_33_markers_of_transactions_say_nothing_and_their_times_are_not_their_own() -> None:
+    records = of("my_env", "my_env.transaction")
+    assert {seen(decode(each, **BIGINT)).what for each in records} == {"transaction"}
+    begin, end = (json.loads(each.value or b"") for each in records if each.key == b'{"id":"0-184054-384"}')
+    assert begin["ts_ms"] < end["ts_ms"] == source_of(my_env("shop.customers", 7))["ts_ms"]
+    assert end["data_collections"] == [{"data_collection": "shop.customers", "event_count": 2}], "a d and a c"
+
+
+def test_fact_34_a_table_that_is_truncated_renamed_or_dropped_deletes_no_key() -> None:
+    truncated = my_env("shop.composite", 16)
+    assert (truncated.key, seen(decode(truncated, **BIGINT)).what) == (None, "t")
+    # Renamed: the rows go on in another topic. Dropped with row 9 in it: no record tells.
+    assert [(change.op, change.key) for change in changes_of("my_env", "my_env.shop.seqs2")] == [(Op.ALIVE, (9,))]
+    # The snapshot's own DROP TABLE IF EXISTS is in the topic of schema changes, where no key is found.
+    dropped = [each for each in of("my_env", "my_env") if b"DROP TABLE" in (each.value or b"")]
+    assert dropped
+    assert {refusal_of(each, **BIGINT) for each in dropped} == {Reason.BAD_ENVELOPE}
+
+
+def test_fact_34_a_key_of_another_shape_since_the_primary_key_was_altered_is_refused() -> None:
+    tenant_code = {"tenant": KeyType.INT32, "code": KeyType.STRING}
+    records = [my_env("shop.composite", offset) for offset in (13, 14, 15)]
+    assert [each.key for each in records] == [b'{"code":"N"}'] * 3
+    assert {refusal_of(each, **tenant_code) for each in records} == {Reason.MISSING_KEY}
+
+
 def test_fact_35_the_row_before_is_whole_and_still_not_read() -> None:
     record = my_env("shop.customers", 19)
     assert record.value is not None
@@ -260,3 +308,23 @@ def wrapped(key: bytes, field: Mapping[str, object]) -> bytes:
     """The key with a schema, as the JsonConverter writes it."""
     schema = {"type": "struct", "fields": [{**field, "field": "id", "optional": False}], "optional": False}
     return b'{"schema":%b,"payload":%b}' % (json.dumps(schema).encode(), key)
+
+
+def test_fact_37_after_the_log_files_begin_anew_events_are_older_until_the_rule_raises_its_epoch() -> None:
+    """RESET MASTER: the connector told nothing more until it was set up anew. CONSTRUCTED: no record of that was
+    captured. What stopped it otherwise (a column of type inet6, a TIME as isostring) left no record either."""
+    last = my_env("shop.seqs", 16)
+    envelope = json.loads(last.value or b"")
+    envelope["source"] |= {"file": "mysql-bin.000001", "pos": 500}
+    anew = last._replace(offset=99, value=json.dumps(envelope).encode())
+    before, after = change_of(last, **BIGINT).version, change_of(anew, **BIGINT).version
+    assert before is not None and after is not None and after < before
+    raised = decoder_for(
+        Parent(
+            "customer",
+            Events(("t",), "debezium", KeySpec((("id", KeyType.INT64),)), Tombstones.DELETE, epoch=1),
+            (),
+            Place("customer.yaml", 1, 1),
+        )
+    )(anew)
+    assert isinstance(raised, ParentChange) and raised.version is not None and raised.version > before

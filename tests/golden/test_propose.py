@@ -56,7 +56,7 @@ def expected(file: str) -> str:
         return "outbox"
     if "cloudevents" in file:
         return "cloudevents"
-    if file in ("pg_route_flat", "pg_insertfield_flat", "pg_key_bare_string"):
+    if file in ("pg_route_flat", "pg_insertfield_flat", "pg_key_bare_string", "pg_changed_headers"):
         return "debezium-flat"
     if file.startswith("mks"):
         return "mongodb"
