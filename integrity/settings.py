@@ -24,6 +24,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     field_validator,
@@ -295,10 +296,17 @@ class StoreSettings(_Section):
     def kind(self) -> StoreKind:
         return _KINDS[self.url.get_secret_value().partition(":")[0]]
 
+    _tenant: str = PrivateAttr(default="")
+
     @property
     def has_tenants(self) -> bool:
         """Whether every tenant has a database of its own: the URL holds `{tenant}`."""
         return TENANT_HERE in self.url.get_secret_value()
+
+    @property
+    def tenant(self) -> str:
+        """Whose database it is, of settings that are those `of_tenant`; else empty."""
+        return self._tenant
 
     def tenant_fault(self, tenant: str) -> str | None:
         """Why a text names no database of this store, which is one of tenants; None when it does."""
@@ -323,7 +331,9 @@ class StoreSettings(_Section):
         if fault := self.tenant_fault(tenant):
             raise UsageError(f"The tenant {bare(tenant[:80])} {fault}.", hint="Name a tenant as the events do.")
         url = self.url.get_secret_value().replace(TENANT_HERE, tenant)
-        return self.model_copy(update={"url": SecretStr(url)})
+        found = self.model_copy(update={"url": SecretStr(url)})
+        found._tenant = tenant
+        return found
 
 
 def _url_fault(url: str) -> str | None:
@@ -589,6 +599,20 @@ class Settings(BaseSettings):
     def lane(self, store: str) -> str:
         """The consumer group of a store."""
         return f"{self.group}.{store}"
+
+    @property
+    def tenant(self) -> str:
+        """Whose these settings are, if they are those `of_tenant`; else empty."""
+        return next((store.tenant for store in self.stores.values() if store.tenant), "")
+
+    def of_tenant(self, tenant: str) -> Settings:
+        """These settings where every store of tenants is the database of this one. Raises UsageError where there is
+        none, and for a text that names no tenant."""
+        if not any(store.has_tenants for store in self.stores.values()):
+            message = "A tenant is named, and no store has a database for each: no URL holds {tenant}."
+            raise UsageError(message, hint="Leave --tenant out.")
+        stores = {n: store.of_tenant(tenant) if store.has_tenants else store for n, store in self.stores.items()}
+        return self.model_copy(update={"stores": stores})
 
 
 @dataclass(frozen=True, slots=True)

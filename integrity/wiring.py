@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Protocol, assert_never, cast
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 import integrity
+from integrity.core.change import ParentChange
 from integrity.core.condition import null_test
 from integrity.core.decode import decoder_for
-from integrity.core.decode.record import Decoder
+from integrity.core.decode.record import Decoded, Decoder, Ignored, Record
 from integrity.core.decode.wire import Schemas, unwrapped
 from integrity.core.doctor import TopicLook, defaults
 from integrity.core.policy import policy_of
@@ -30,6 +31,7 @@ from integrity.core.rules.meaning import copy_hash
 from integrity.core.rules.model import Copy, Dependent, Parent, RuleSet, Source, TargetKind
 from integrity.core.rules.patterns import has_patterns, with_topics
 from integrity.core.scan import parents_as_dependent
+from integrity.core.tenants import tenant_faults
 from integrity.core.undo import Choice
 from integrity.errors import Finding, OperationError, RulesError, UnreachableError, UsageError
 from integrity.kafka.acls import Need, Operation, Resource, command, lacking
@@ -110,6 +112,8 @@ def chosen_stores(settings: Settings, rules: RuleSet, names: Collection[str] = (
         for place in (dependent.place,)
         for code, message, hint in _unfit(settings, dependent.store, dependent.target.kind)
     ]
+    apart = {name for name, store in settings.stores.items() if store.has_tenants or store.tenant}
+    findings += tenant_faults(rules, apart)
     if findings:
         raise RulesError(findings)
     unknown = sorted(set(names) - set(rules.stores))
@@ -136,8 +140,8 @@ def _unfit(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, 
 def _url(name: str, store: StoreSettings) -> str:
     """The URL of a store's database. Raises UsageError where each tenant has one, and none is named."""
     if store.has_tenants:
-        message = f"The store {name} has a database for each tenant, which is not supported yet."
-        raise UsageError(message, hint=f"Write INTEGRITY_STORES__{name.upper()}__URL without {{tenant}}.")
+        message = f"The store {name} has a database for each tenant, and none is named."
+        raise UsageError(message, hint="Say whose it is: --tenant T.")
     return store.url.get_secret_value()
 
 
@@ -435,6 +439,7 @@ async def scanning(
                 )
                 stack.push_async_callback(scanner.close)
                 scanners[dependent.store] = scanner
+            _check_comparable(settings, rules, parent, dependent)
             if parent.entity not in parents:
                 parents[parent.entity] = found = _parents(settings, rules, parent, schemas)
                 stack.push_async_callback(found[0].close)
@@ -464,6 +469,18 @@ async def scanning(
                 )
 
         yield Scans(subjects, patience_s, repairer)
+
+
+def _check_comparable(settings: Settings, rules: RuleSet, parent: Parent, dependent: Dependent) -> None:
+    """Raises UsageError where the parents are those of one tenant, and the rows those of all: they would be orphans."""
+    source, named = None if parent.events is None else parent.events.source, rules.named(parent.entity)
+    at = source.store if source is not None else named[0].store if named else None
+    known = None if at is None else settings.stores.get(at)
+    if known is not None and known.tenant and not settings.stores[dependent.store].tenant:
+        raise UsageError(
+            f"{dependent.id} can't be scanned: its rows are of all tenants, and the parents in {at} of one.",
+            hint="Name other dependents by --dependent.",
+        )
 
 
 def _scanner(
@@ -518,6 +535,8 @@ def _parents(
 
         # Read as for a copy, of no field: an update says that its parent lives, and may be all that compaction left.
         decoder = decoder_for(parent, copied=(), schemas=_known(schemas))
+        if events.tenant_field is None and (tenant := settings.tenant):
+            decoder = _of_tenant(decoder, tenant)
         learn = None if schemas is None else schemas.learn_of
         found = TopicParents(
             settings.kafka.client, events.topics, spec, decoder, is_telling=events.tell_who_lives, learn=learn
@@ -530,6 +549,19 @@ def _parents(
     rule = StoreRule(parent.entity, as_dependent, spec, policy_of(as_dependent, spec))
     scanner = _scanner(name, settings.stores[name], settings, {parent.entity: (rule,)})
     return ParentRows(scanner, as_dependent.id), f"{kind} {as_dependent.target.name} of {name}", note
+
+
+def _of_tenant(decoder: Decoder, tenant: str) -> Decoder:
+    """Reads what is of one tenant, whose keys may be those of another."""
+
+    def read(record: Record) -> Decoded:
+        said = decoder(record)
+        return _OF_ANOTHER if isinstance(said, ParentChange) and said.tenant != tenant else said
+
+    return read
+
+
+_OF_ANOTHER = Ignored("tenant", "An event of another tenant.")
 
 
 async def publish_scans(settings: Settings, results: Sequence[ScanResult]) -> None:

@@ -34,10 +34,17 @@ class Options:
     debug: bool = False
 
 
-def start(options: Options) -> Settings:
-    """Read the settings and begin to log. Warnings about the settings go to standard error.
+def tenant_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--tenant`, of the commands that open stores."""
+    help_ = "Whose databases, where a store's URL holds {tenant}."
+    return click.option("--tenant", metavar="T", help=help_)(command)
 
-    Raises SettingsError with every fault at once.
+
+def start(options: Options, tenant: str | None = None) -> Settings:
+    """Read the settings and begin to log. Warnings about the settings go to standard error. With a tenant, stores of
+    tenants are its databases.
+
+    Raises SettingsError with every fault at once, UsageError for a tenant that there is no database of.
     """
     from integrity.cli.findings import as_text
     from integrity.logs import setup_logging
@@ -47,7 +54,7 @@ def start(options: Options) -> Settings:
     if loaded.warnings and not options.quiet:
         click.echo("\n".join(f"warning: {as_text([finding])}" for finding in loaded.warnings), err=True)
     setup_logging(loaded.settings.log, verbose=options.verbose, quiet=options.quiet)
-    return loaded.settings
+    return loaded.settings if tenant is None else loaded.settings.of_tenant(tenant)
 
 
 def run_async(coroutine: Coroutine[Any, Any, _Result]) -> _Result:

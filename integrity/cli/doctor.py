@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 import integrity
-from integrity.cli.base import Options, print_json, run_async, start
+from integrity.cli.base import Options, print_json, run_async, start, tenant_option
 from integrity.cli.findings import as_github, as_json_values, as_sarif, as_text
 from integrity.cli.validate import FORMATS
 
@@ -35,19 +35,20 @@ EXIT_SILENT = 3
     help="How to print what was found.",
 )
 @click.option("--json", "is_json", is_flag=True, help="The same as --format json.")
+@tenant_option
 @click.pass_obj
-def command(options: Options, stores: tuple[str, ...], output: str, is_json: bool) -> int:
+def command(options: Options, tenant: str | None, stores: tuple[str, ...], output: str, is_json: bool) -> int:
     """Look at stores and topics: do the rules fit them? Changes nothing.
 
     Each finding says where, what, and how to mend it. An error keeps a rule from being enforced, or loses events; a
     warning costs something in a case that may come. Exit 0: no errors; 1: errors; 2: wrong usage, settings or rules;
     3: a store or Kafka did not answer (it is named, the rest is shown).
     """
-    return run_async(_doctor(options, stores, "json" if is_json else output))
+    return run_async(_doctor(options, tenant, stores, "json" if is_json else output))
 
 
-async def _doctor(options: Options, stores: tuple[str, ...], output: str) -> int:
-    settings = start(options)
+async def _doctor(options: Options, tenant: str | None, stores: tuple[str, ...], output: str) -> int:
+    settings = start(options, tenant)
     from integrity.rules_files import load_rules
     from integrity.wiring import examined
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from integrity.cli.base import Options, print_json, run_async
+from integrity.cli.base import Options, print_json, run_async, tenant_option
 from integrity.cli.looking import end, key_of, looking, parent_of, tell
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 @click.argument("entity")
 @click.argument("key")
 @click.option("--json", "is_json", is_flag=True, help="One JSON document.")
+@tenant_option
 @click.pass_obj
-def command(options: Options, entity: str, key: str, is_json: bool) -> int:
+def command(options: Options, tenant: str | None, entity: str, key: str, is_json: bool) -> int:
     """Show everything that the ledgers of all stores know of a key.
 
     Those of the parent's copies are asked, too.
@@ -31,11 +32,13 @@ def command(options: Options, entity: str, key: str, is_json: bool) -> int:
     Write -- before a key that begins with a minus. Exit 0: all stores answered; 2: wrong usage, settings or rules;
     3: a store did not answer (it is named, the others are shown).
     """
-    return end(run_async(_history(options, entity, key, is_json)))
+    return end(run_async(_history(options, tenant, entity, key, is_json)))
 
 
-async def _history(options: Options, entity: str, text: str, is_json: bool) -> Mapping[str, OperationError]:
-    async with looking(options, entity) as found:
+async def _history(
+    options: Options, tenant: str | None, entity: str, text: str, is_json: bool
+) -> Mapping[str, OperationError]:
+    async with looking(options, entity, tenant=tenant, key=text) as found:
         from integrity.core.key_text import key_text
         from integrity.service.ask import ask, history_document
         from integrity.wiring import open_copies_for_looking

@@ -44,11 +44,18 @@ class Looking:
 
 @asynccontextmanager
 async def looking(
-    options: Options, entity: str | None = None, store: str | None = None, *, below: bool = False
+    options: Options,
+    entity: str | None = None,
+    store: str | None = None,
+    *,
+    below: bool = False,
+    tenant: str | None = None,
+    key: str | None = None,
 ) -> AsyncIterator[Looking]:
     """Everything that is asked of the stores with dependents of an entity (`below`: or of what depends on those, and so
-    on), or of one store. Raises UsageError for a name that no rule has."""
-    settings = start(options)
+    on), or of one store. Where stores have a database for each tenant, `tenant` names it, unless `key`, the text of a
+    key of the entity, holds it. Raises UsageError for a name that no rule has."""
+    settings = start(options, tenant)
     from integrity.core.plan import reachable
     from integrity.rules_files import load_rules
     from integrity.wiring import open_for_looking
@@ -59,6 +66,12 @@ async def looking(
     else:
         parent = parent_of(rules, entity or "")
         names = [*reachable(rules, parent.entity)] if below else stores_of(parent)
+        held = None if key is None else _tenant_in(parent, key_of(parent, key))
+        of = {*names, *(copy.store for copy in parent.copies)}
+        if held is not None and any(name in settings.stores and settings.stores[name].has_tenants for name in of):
+            settings = settings.of_tenant(held)
+        elif held is not None and tenant is not None and held != tenant:
+            raise other_tenant(tenant)
     async with open_for_looking(settings, rules, names) as stores:
         yield Looking(settings, rules, {name: stores[name] for name in names})
 
@@ -72,6 +85,19 @@ def parent_of(rules: RuleSet, entity: str) -> Parent:
     if found is None:
         raise UsageError(f"No rule file has the parent {shown(entity)}.", hint=did_you_mean(entity, rules.by_entity))
     return found
+
+
+def _tenant_in(parent: Parent, key: Key) -> str | None:
+    """The tenant that a key holds; None where it holds none."""
+    field = None if parent.events is None else parent.events.tenant_field
+    return None if field is None else str(key[parent.key.names.index(field)])
+
+
+def other_tenant(tenant: str) -> Exception:
+    from integrity.core.rules.findings import bare
+    from integrity.errors import UsageError
+
+    return UsageError(f"The key is not one of the tenant {bare(tenant)}.", hint="Leave --tenant out: the key holds it.")
 
 
 def stores_of(parent: Parent) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from integrity.cli.base import Options, print_json, run_async
+from integrity.cli.base import Options, print_json, run_async, tenant_option
 from integrity.cli.looking import end, key_of, looking, parent_of, tell
 from integrity.errors import UsageError
 
@@ -33,8 +33,9 @@ LEVELS_TIMEOUT_S = 60.0
 )
 @click.option("--to", metavar="KEY", help="The key that it changes to; with --op update.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON document.")
+@tenant_option
 @click.pass_obj
-def command(options: Options, entity: str, key: str, op: str, to: str | None, is_json: bool) -> int:
+def command(options: Options, tenant: str | None, entity: str, key: str, op: str, to: str | None, is_json: bool) -> int:
     """Show what a deletion or key change would do to the dependents in all stores, and change nothing.
 
     Rows that are parents themselves are followed to what depends on them, in whatever store.
@@ -45,13 +46,13 @@ def command(options: Options, entity: str, key: str, op: str, to: str | None, is
     """
     if (op == "update") != (to is not None):
         raise UsageError("--op update and --to KEY go together.")
-    return end(run_async(_plan(options, entity, key, to, is_json)))
+    return end(run_async(_plan(options, tenant, entity, key, to, is_json)))
 
 
 async def _plan(
-    options: Options, entity: str, text: str, to_text: str | None, is_json: bool
+    options: Options, tenant: str | None, entity: str, text: str, to_text: str | None, is_json: bool
 ) -> Mapping[str, OperationError]:
-    async with looking(options, entity, below=True) as found:
+    async with looking(options, entity, below=True, tenant=tenant, key=text) as found:
         from integrity.ports import Deadline
         from integrity.service.plan import impact_document, plan
 

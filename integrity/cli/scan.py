@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from integrity.cli.base import Options, print_json, run_async, start
+from integrity.cli.base import Options, print_json, run_async, start, tenant_option
 from integrity.errors import OperationError, UsageError
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ _HEARD: Final = {
 @click.option("--yes", is_flag=True, help="Repair without asking.")
 @click.option("--no-input", is_flag=True, help="Never ask.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON document on standard output.")
+@tenant_option
 @click.pass_obj
 def command(
     options: Options,
+    tenant: str | None,
     names: tuple[str, ...],
     repair: bool,
     grace: str,
@@ -74,7 +76,7 @@ def command(
     if repair and not yes and (no_input or not sys.stdin.isatty()):
         raise click.UsageError("--repair needs --yes, or a terminal to ask on. Without it, orphans are only counted.")
     asked = _Asked(repair, _seconds(grace), _share(max_share), allow_no_parents, yes, is_json)
-    return run_async(_run(options, names, asked))
+    return run_async(_run(options, tenant, names, asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ class _Asked:
     is_json: bool
 
 
-async def _run(options: Options, names: Sequence[str], asked: _Asked) -> int:
-    settings = start(options)
+async def _run(options: Options, tenant: str | None, names: Sequence[str], asked: _Asked) -> int:
+    settings = start(options, tenant)
     from integrity.ports import Deadline
     from integrity.rules_files import load_rules
     from integrity.service.scan import scan
@@ -158,10 +160,14 @@ async def _publish(settings: Settings, found: Sequence[Found], mended: Mapping[s
     results: list[ScanResult] = []
     for each in found:
         name, done = each.subject.dependent.id, mended.get(each.subject.dependent.id)
+        if settings.stores[each.subject.dependent.store].tenant:
+            continue  # the metric is that of all rows, and these are those of one tenant
         if done is None or isinstance(done, str):
             results.append(ScanResult(name, each.orphans.keys, each.orphans.rows, at))
         else:
             results.append(ScanResult(name, done.left_keys, done.left_rows, at))
+    if not results:
+        return
     try:
         await publish_scans(settings, results)
     except OperationError as exc:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from integrity.cli.base import Options, print_json, run_async, since_of, start
+from integrity.cli.base import Options, print_json, run_async, since_of, start, tenant_option
 
 if TYPE_CHECKING:
     from integrity.core.rules.model import RuleSet
@@ -35,9 +35,11 @@ _ORPHANS: Final = "While their parent is gone, these rows are orphans: no sweep 
 @click.option("--yes", is_flag=True, help="Do it without asking.")
 @click.option("--no-input", is_flag=True, help="Never ask.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON document on standard output.")
+@tenant_option
 @click.pass_obj
 def command(
     options: Options,
+    tenant: str | None,
     event: str,
     since: str,
     dependents: tuple[str, ...],
@@ -60,11 +62,12 @@ def command(
         raise click.UsageError("--since needs --dependent: name every dependent that is to be put back.")
     if event and not _EVENT.fullmatch("/".join(event.split("/", 3)[:3])):
         raise click.UsageError(f"--event {event}: an event is written topic/partition/offset, as history shows it.")
-    return run_async(_undo(options, event, since, dependents, stores, reason, yes, no_input, is_json))
+    return run_async(_undo(options, tenant, event, since, dependents, stores, reason, yes, no_input, is_json))
 
 
 async def _undo(
     options: Options,
+    tenant: str | None,
     event: str,
     since: str,
     dependents: tuple[str, ...],
@@ -80,7 +83,7 @@ async def _undo(
     from integrity.wiring import undoer
 
     since_ms = int(since_of(since).timestamp() * 1000) if since else None
-    settings = start(options)
+    settings = start(options, tenant)
     rules = load_rules(settings.rules)
     choice = Choice(root_event(event) if event else None, since_ms, frozenset(dependents))
     names = _stores(rules, dependents, stores)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from integrity.cli.base import Options, print_json, run_async
+from integrity.cli.base import Options, print_json, run_async, tenant_option
 from integrity.cli.looking import end, looking, refused, tell
 from integrity.errors import UsageError
 
@@ -22,19 +22,24 @@ if TYPE_CHECKING:
 @click.argument("table")
 @click.argument("references", metavar="COLUMN=VALUE...", nargs=-1, required=True)
 @click.option("--json", "is_json", is_flag=True, help="One JSON document.")
+@tenant_option
 @click.pass_obj
-def command(options: Options, store: str, table: str, references: tuple[str, ...], is_json: bool) -> int:
+def command(
+    options: Options, tenant: str | None, store: str, table: str, references: tuple[str, ...], is_json: bool
+) -> int:
     """Tell why a row is gone or changed, by the value that its reference had.
 
     TABLE is the table, collection or topic of a rule, COLUMN=VALUE its reference: one for each column of a composite
     one. Exit 0: the ledger answered; 2: wrong usage, settings or rules; 3: the store did not answer.
     """
-    return end(run_async(_why(options, store, table, references, is_json)).silent)
+    return end(run_async(_why(options, tenant, store, table, references, is_json)).silent)
 
 
-async def _why(options: Options, store: str, table: str, references: Sequence[str], is_json: bool) -> Answers[object]:
+async def _why(
+    options: Options, tenant: str | None, store: str, table: str, references: Sequence[str], is_json: bool
+) -> Answers[object]:
     values = _values(references)
-    async with looking(options, store=store) as found:
+    async with looking(options, store=store, tenant=tenant) as found:
         from integrity.core.key_text import parse_parts
         from integrity.core.keys import KeyRefused
         from integrity.service.ask import ask

@@ -16,6 +16,8 @@ record keys, which nothing orders: so the topic has one partition, and what is i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Raw
 
 from integrity.core.change import Op, ParentChange, Version
@@ -36,7 +38,7 @@ from integrity.core.decode.record import (
     trace_of,
 )
 from integrity.core.decode.row import is_unsent
-from integrity.core.decode.schema import HINTS_MAX, Hints, hints_of
+from integrity.core.decode.schema import HINTS_MAX, Hints, hints_of, real_fields
 from integrity.core.keys import Key, KeyRefused
 from integrity.core.rules.model import Parent
 from integrity.errors import Reason
@@ -51,7 +53,7 @@ def debezium_rows_decoder(parent: Parent, limits: Limits) -> Decoder:
     return _ByRow(parent, limits, None).decode
 
 
-class _Schema:
+class RowSchema:
     """What the schema of an envelope says of its rows: hints for keys, and the fields that are never made up."""
 
     __slots__ = ("hints", "real")
@@ -61,15 +63,7 @@ class _Schema:
         rows = [f for f in fields if type(f) is dict and f.get("field") == "before"] if type(fields) is list else []
         row = rows[0] if len(rows) == 1 else {}
         self.hints: Hints = hints_of(row)
-        columns = row.get("fields")
-        self.real = frozenset(
-            column["field"]
-            for column in (columns if type(columns) is list else ())
-            if type(column) is dict
-            and type(column.get("field")) is str
-            and column.get("optional") is True
-            and column.get("default") is None
-        )
+        self.real = real_fields(row)
 
 
 class _ByRow(Debezium):
@@ -77,7 +71,7 @@ class _ByRow(Debezium):
 
     def __init__(self, parent: Parent, limits: Limits, copied: None) -> None:
         super().__init__(parent, limits, copied)
-        self._schemas: dict[bytes, _Schema] = {}
+        self._schemas: dict[bytes, RowSchema] = {}
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -100,7 +94,7 @@ class _ByRow(Debezium):
         except Refused as refused:
             return refused.undecodable
 
-    def _said(self, record: Record, op: str, envelope: Envelope, schema: _Schema | None) -> Decoded:
+    def _said(self, record: Record, op: str, envelope: Envelope, schema: RowSchema | None) -> Decoded:
         if record.partition != 0:
             message = "The topic has several partitions, and nothing orders the events of a key: let it have one."
             raise Refused(Reason.BAD_VERSION, message, "value")
@@ -117,12 +111,12 @@ class _ByRow(Debezium):
                 key = self._key_in(envelope.after, "after", schema)
                 return self._told(record, Op.ALIVE, key, None, version, source)
 
-    def _ended(self, record: Record, envelope: Envelope, source: Source, schema: _Schema | None) -> Decoded:
+    def _ended(self, record: Record, envelope: Envelope, source: Source, schema: RowSchema | None) -> Decoded:
         if any(name == NEW_KEY for name, _ in record.headers):
             message = "The record key has changed, and nothing tells whether the parent's key has: it is in the row."
             raise Refused(Reason.NO_BEFORE, message, "value")
         before = self._fields(envelope.before, "before")
-        if source["connector"] not in _WHOLE and not _is_whole(before, source, schema):
+        if not is_whole(before, source, schema):
             message = (
                 "Nothing shows that the row before is whole, so the key in it may be made up: the table needs "
                 f"{_FULL}, the converter schemas.enable=true, and the row a value in a column that may be null."
@@ -131,7 +125,7 @@ class _ByRow(Debezium):
         key = self._key_in(envelope.before, "before", schema)
         return self._told(record, Op.DELETED, key, None, self._placed(record, source), source)
 
-    def _updated(self, record: Record, envelope: Envelope, source: Source, schema: _Schema | None) -> Decoded:
+    def _updated(self, record: Record, envelope: Envelope, source: Source, schema: RowSchema | None) -> Decoded:
         if source["connector"] not in {*_WHOLE, POSTGRESQL}:
             raise Refused(Reason.NO_BEFORE, "It is not known of this connector that rows before are whole.", "value")
         old = self._key_in(envelope.before, "before", schema)
@@ -152,13 +146,13 @@ class _ByRow(Debezium):
             )
         return parse_object(bytes(text), self._limits)
 
-    def _key_in(self, text: Raw, name: str, schema: _Schema | None) -> Key:
+    def _key_in(self, text: Raw, name: str, schema: RowSchema | None) -> Key:
         try:
             return self._keys.in_object(self._fields(text, name), None, None if schema is None else schema.hints)
         except KeyRefused as fault:
             raise Refused(fault.reason, f"The key in the row {name} is refused: {fault.message}.", "value") from None
 
-    def _schema_of(self, text: Raw) -> _Schema | None:
+    def _schema_of(self, text: Raw) -> RowSchema | None:
         known = bytes(text)
         if not known or known == b"null":
             return None
@@ -166,12 +160,14 @@ class _ByRow(Debezium):
         if found is None:
             if len(self._schemas) >= HINTS_MAX:
                 self._schemas.clear()
-            found = self._schemas[known] = _Schema(parse(known, self._limits))
+            found = self._schemas[known] = RowSchema(parse(known, self._limits))
         return found
 
 
-def _is_whole(before: dict[str, object], source: Source, schema: _Schema | None) -> bool:
-    """Whether a deleted row of PostgreSQL shows that it was sent as it was."""
+def is_whole(before: Mapping[str, object], source: Source, schema: RowSchema | None) -> bool:
+    """Whether it is sure that a row before is as it was, and no column of it made up."""
+    if source["connector"] in _WHOLE:
+        return True
     if source["connector"] != POSTGRESQL or schema is None:
         return False
     return any(

@@ -32,6 +32,20 @@ def hints_of(schema: object) -> Hints:
     return found
 
 
+def real_fields(schema: object) -> frozenset[str]:
+    """The fields of a row that Debezium never makes up: they may be null and have no default. Where the source did not
+    send one, it is null."""
+    fields = schema.get("fields") if type(schema) is dict else None
+    return frozenset(
+        field["field"]
+        for field in (fields if type(fields) is list else ())
+        if type(field) is dict
+        and type(field.get("field")) is str
+        and field.get("optional") is True
+        and field.get("default") is None
+    )
+
+
 def hint_of(schema: object) -> FieldHint | None:
     if type(schema) is not dict or type(schema.get("type")) is not str:
         return None

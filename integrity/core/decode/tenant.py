@@ -1,39 +1,67 @@
-"""The tenant of an event, as the name of its topic says: a field of the parent's key beside those of the record key."""
+"""The tenant of an event: from the name of its topic, a header, a field of its value, or a field of its key.
+
+What destroys is a dead letter where the tenant is not beyond doubt. What says that a parent lives is passed over there:
+it changes nothing, but for copies, which would miss it, and for which it is a dead letter too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from integrity.core.change import ParentChange
-from integrity.core.decode.record import Decoded, Decoder, Limits, Record, Undecodable
-from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, Scalar
-from integrity.core.rules.model import TENANT, Parent
+from integrity.core.change import Op, ParentChange
+from integrity.core.decode.domain import type_in_header
+from integrity.core.decode.json import JsonFault
+from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Refused
+from integrity.core.decode.tenant_field import TenantField, unknown_tenant
+from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, KeyType, Scalar
+from integrity.core.rules.model import TENANT, Events, Parent, TenantIn
 from integrity.core.rules.patterns import compiled
-from integrity.errors import Reason
 
 _TOPICS_MAX = 10_000
 """Names that are remembered; a cluster has fewer."""
+_NOBODYS = Ignored("tenant", "An event that tells no tenant, and changes nothing.")
+
+_STAGES = {None: "key", TenantIn.HEADER: "header", TenantIn.FIELD: "value", TenantIn.KEY: "key"}
+
+_Told = Callable[[Record, ParentChange], object]
+"""Where the tenant stands: its value there, whatever it is. Raises Refused and JsonFault."""
 
 
 def tenant_decoder(parent: Parent, limits: Limits, decoder_of: Callable[[Parent], Decoder]) -> Decoder:
-    """The decoder of a parent whose topics' pattern gives the tenant; `decoder_of` makes one for the other fields."""
+    """The decoder of a parent whose events give the tenant; `decoder_of` makes one for what the record key tells."""
     events = parent.events
-    assert events is not None and events.pattern is not None
-    at = events.key.names.index(TENANT)
-    gate, bounds = GATES[events.key.fields[at][1]], Bounds(limits.key_text_max, limits.digits_max)
-    rest = KeySpec(events.key.fields[:at] + events.key.fields[at + 1 :])
-    decode_rest = decoder_of(replace(parent, events=replace(events, key=rest)))
-    fulfils = compiled(events.pattern).fullmatch
-    tenants: dict[str, Scalar | Undecodable] = {}
+    assert events is not None and events.gives_tenant
+    in_key = events.tenant is not None and events.tenant.place is TenantIn.KEY
+    at = None if events.tenant_field is None else events.key.names.index(events.tenant_field)
+    kind = KeyType.STRING if at is None else events.key.types[at]
+    gate, bounds = GATES[kind], Bounds(limits.key_text_max, limits.digits_max)
+    if at is None or in_key:
+        decode_rest = decoder_of(parent)
+    else:
+        rest = KeySpec(events.key.fields[:at] + events.key.fields[at + 1 :])
+        decode_rest = decoder_of(replace(parent, events=replace(events, key=rest)))
+    told = _of_key(at) if in_key and at is not None else _told_beside(events, limits)
+    # Debezium writes null records after deletions only: the next one repeats what could not be read.
+    repeated = events.format == "debezium"
+    stage = _STAGES[None if events.tenant is None else events.tenant.place]
 
-    def tenant_of(topic: str) -> Scalar | Undecodable:
-        found = fulfils(topic)
+    def tenant_of(record: Record, said: ParentChange) -> Scalar:
         try:
-            return gate(None if found is None else found[TENANT], None, bounds)
+            value = told(record, said)
+            if at is None and type(value) is int:
+                value = str(value)
+            # A field of the key has passed the gate of its type.
+            tenant: Scalar = said.key[at] if in_key and at is not None else gate(value, None, bounds)
         except KeyRefused as refused:
-            message = f"The name of the topic does not give the tenant: {refused.message}."
-            return Undecodable(Reason.UNKNOWN_TENANT, message, "key")
+            raise unknown_tenant(f"What tells the tenant is refused: {refused.message}.", stage) from None
+        except JsonFault as fault:
+            raise unknown_tenant(f"The tenant can't be read: {fault.message}.", stage) from None
+        except Refused as refused:
+            raise unknown_tenant(refused.undecodable.message, stage) from None
+        if tenant == "":
+            raise unknown_tenant("What tells the tenant is empty.", stage)
+        return tenant
 
     def with_tenant(tenant: Scalar, key: Key) -> Key:
         return (*key[:at], tenant, *key[at:])
@@ -42,14 +70,62 @@ def tenant_decoder(parent: Parent, limits: Limits, decoder_of: Callable[[Parent]
         said = decode_rest(record)
         if not isinstance(said, ParentChange):
             return said
-        tenant = tenants.get(record.topic)
-        if tenant is None:
-            if len(tenants) >= _TOPICS_MAX:
-                tenants.clear()
-            tenant = tenants[record.topic] = tenant_of(record.topic)
-        if isinstance(tenant, Undecodable):
-            return tenant
+        try:
+            tenant = tenant_of(record, said)
+        except Refused as refused:
+            if said.op in (Op.ALIVE, Op.ARRIVED) and said.row is None:
+                return _NOBODYS
+            return refused.undecodable._replace(repeated=repeated and record.value is not None)
+        if at is None or in_key:
+            return said._replace(tenant=str(tenant))
         to = None if said.to is None else with_tenant(tenant, said.to)
         return said._replace(key=with_tenant(tenant, said.key), to=to, tenant=str(tenant))
 
     return decode
+
+
+def _told_beside(events: Events, limits: Limits) -> _Told:
+    """What tells the tenant, where the key does not."""
+    if events.tenant is None:
+        assert events.pattern is not None
+        return _of_topic(events.pattern)
+    name = events.tenant.name
+    if events.tenant.place is TenantIn.HEADER:
+        return _of_header(name, limits)
+    field = TenantField(name, events, limits)
+    return lambda record, said: field.of(record, said.op)
+
+
+def _of_header(name: str, limits: Limits) -> _Told:
+    def told(record: Record, said: ParentChange) -> object:
+        tenant = type_in_header(record.headers, name, limits)
+        if tenant is None:
+            raise unknown_tenant(f"There is no header {name[:60]}, which tells the tenant.", "header")
+        return tenant
+
+    return told
+
+
+def _of_topic(pattern: str) -> _Told:
+    fulfils = compiled(pattern).fullmatch
+    tenants: dict[str, str | None] = {}
+
+    def told(record: Record, said: ParentChange) -> object:
+        topic = record.topic
+        if topic not in tenants:
+            if len(tenants) >= _TOPICS_MAX:
+                tenants.clear()
+            found = fulfils(topic)
+            tenants[topic] = None if found is None else found[TENANT]
+        return tenants[topic]
+
+    return told
+
+
+def _of_key(at: int) -> _Told:
+    def told(record: Record, said: ParentChange) -> object:
+        if said.to is not None and said.to[at] != said.key[at]:
+            raise unknown_tenant("The key change leads to the key of another tenant.", "key")
+        return said.key[at]
+
+    return told

@@ -77,6 +77,7 @@ class FindingCode(StrEnum):
     NEEDS_EVENTS = "needs_events"
     FORMAT_FIELD = "format_field"
     NO_ROW = "no_row"
+    BAD_TENANT = "bad_tenant"
     # over all files
     DUPLICATE_PARENT = "duplicate_parent"
     DUPLICATE_TOPIC = "duplicate_topic"

@@ -64,6 +64,8 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         found["truncate"] = events.truncate
     if events is not None and events.pattern is not None:
         found["pattern"] = events.pattern
+    if events is not None and events.tenant is not None:
+        found["tenant"] = [events.tenant.place, events.tenant.name]
     if source is not None:
         found["source"] = [source.store, source.target.kind, source.target.name]
     if parent.copies:

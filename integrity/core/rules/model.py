@@ -16,7 +16,7 @@ DEFAULT_SWEEPS_MS = (60_000, 600_000, 3_600_000)
 """The sweeps of a file that does not name its own."""
 
 TENANT = "tenant"
-"""The key field that the topic's name gives, where the pattern has a group of that name."""
+"""The group of a pattern that says whose a topic is, and the key field that takes what is told of the tenant."""
 
 Literal = None | bool | int | float | str
 """A literal of a rule file (`where`, `set_default`, `tombstone.set`)."""
@@ -242,6 +242,22 @@ class Truncates(StrEnum):
     DELETE_ALL = "delete_all"
 
 
+class TenantIn(StrEnum):
+    """Where an event says whose it is, if the name of its topic does not."""
+
+    HEADER = "header"
+    FIELD = "field"
+    KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class TenantFrom:
+    """The header, the field of the row or payload, or the field of the parent's key that holds the tenant."""
+
+    place: TenantIn
+    name: str
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The parent's own table or collection: its columns or fields are named as the key fields are."""
@@ -258,7 +274,8 @@ class Events:
     `deleted_when` is a condition that `core.condition` takes, or None. `epoch` is that of every version read. `source`
     is where the parents themselves are, as far as the rule says. `types` is there where events are domain events.
     `version` is the path of the field that places a change, None where the format itself knows. A `key_format` other
-    than JSON goes with a key of one field that it can hold.
+    than JSON goes with a key of one field that it can hold. `tenant` is not there where the pattern has a group of that
+    name; with either a truncate deletes nothing.
     """
 
     topics: tuple[str, ...]
@@ -274,6 +291,7 @@ class Events:
     version: tuple[str, ...] | None = None
     truncate: Truncates = Truncates.IGNORE
     pattern: str | None = None
+    tenant: TenantFrom | None = None
 
     @property
     def tell_who_lives(self) -> bool:
@@ -283,13 +301,25 @@ class Events:
 
     @property
     def several_topics(self) -> bool:
-        """Whether the events of one key may be in several topics. A tenant's are in the tenant's own."""
-        return len(self.topics) > 1 if self.pattern is None else not self.gives_tenant
+        """Whether the events of one key may be in several topics. A tenant's are in the tenant's own, where the name
+        says so."""
+        return len(self.topics) > 1 if self.pattern is None else not self._tenant_by_topic
 
     @property
     def gives_tenant(self) -> bool:
-        """Whether the key's tenant is read from the name of the topic."""
+        """Whether the events tell whose they are."""
+        return self.tenant is not None or self._tenant_by_topic
+
+    @property
+    def _tenant_by_topic(self) -> bool:
         return self.pattern is not None and TENANT in re.compile(self.pattern).groupindex
+
+    @property
+    def tenant_field(self) -> str | None:
+        """The key field that holds the tenant; None where no field does."""
+        if self.tenant is not None and self.tenant.place is TenantIn.KEY:
+            return self.tenant.name
+        return TENANT if self.gives_tenant and TENANT in self.key.names else None
 
     @property
     def shown(self) -> str:

@@ -24,7 +24,6 @@ from integrity.core.rules.key_fields import KeyDraft, read_key
 from integrity.core.rules.meaning import hash_of
 from integrity.core.rules.model import (
     DEFAULT_SWEEPS_MS,
-    TENANT,
     Events,
     KeyFrom,
     Parent,
@@ -34,6 +33,7 @@ from integrity.core.rules.model import (
     Truncates,
 )
 from integrity.core.rules.source import read_source
+from integrity.core.rules.tenant import check_tenant, read_tenant, rest_of_key
 from integrity.core.rules.types import read_types
 from integrity.core.rules.vocabulary import (
     COPIED_FORMATS,
@@ -241,9 +241,11 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     deleted_when = _deleted_when(report, fields["deleted_when"][1], kind) if "deleted_when" in fields else None
     epoch = _epoch(report, fields["epoch"][1]) if "epoch" in fields else 0
     source = read_source(report, fields["source"][1], key) if "source" in fields else None
-    pattern = _pattern(report, fields, key)
+    pattern = _pattern(report, fields)
     by_name = pattern is not None and patterns.gives_tenant(pattern.value)
-    told = {name: of for name, of in key.items() if name != TENANT} if by_name and key is not None else key
+    tenant = read_tenant(report, fields)
+    check_tenant(report, fields, tenant, pattern, key, kind)
+    told = rest_of_key(tenant, pattern, key)
     types = None if kind is None else read_types(report, fields, mapping, kind, told)
     key_from: str | None = KeyFrom.RECORD
     if "key_from" in fields:
@@ -251,9 +253,6 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     if kind is not None:
         at = pattern if pattern is not None else fields["topics"][0] if len(topics) > 1 else None
         check_format(report, fields, kind, types, None if by_name else at)
-    if by_name and pattern is not None and kind == "integrity":
-        message = "the pattern has a group tenant, and events of the format integrity hold the whole key"
-        report.add(FindingCode.FORMAT_FIELD, message, pattern, "Leave the group out.")
     spec = _spec(key)
     key_format = read_key_format(report, fields, _spec(told))
     version = read_version(report, fields, kind)
@@ -264,12 +263,12 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
         return topics, pattern, key, None
     found = tuple(topic.value for topic in topics)
     said, where, emptied = Tombstones(tombstones), KeyFrom(key_from), Truncates(truncate)
-    more = key_format, version, emptied, None if pattern is None else pattern.value
+    more = key_format, version, emptied, None if pattern is None else pattern.value, tenant
     events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, *more)
     return topics, pattern, key, events
 
 
-def _pattern(report: Report, fields: Fields, key: KeyDraft | None) -> Text | None:
+def _pattern(report: Report, fields: Fields) -> Text | None:
     """What names topics, when it can be used."""
     if "pattern" not in fields:
         return None
@@ -277,8 +276,6 @@ def _pattern(report: Report, fields: Fields, key: KeyDraft | None) -> Text | Non
     if text is None:
         return None
     fault = patterns.fault_of(text.value)
-    if fault is None and key is not None and patterns.gives_tenant(text.value):
-        fault = patterns.tenant_fault(key)
     if fault is not None:
         report.add(FindingCode.BAD_PATTERN, f"the pattern {fault[0]}", text, fault[1])
         return None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 
-from integrity.core.keys import KeyType
 from integrity.core.rules.model import TENANT, Parent, RuleSet
 from integrity.errors import Finding, RulesError
 
 PATTERN_CHARACTERS_MAX = 1000
-_TENANT_TYPES = (KeyType.STRING, KeyType.UUID)
 
 
 @cache
@@ -38,18 +36,6 @@ def fault_of(pattern: str) -> tuple[str, str] | None:
 def gives_tenant(pattern: str) -> bool:
     """Whether the name of a topic says whose it is."""
     return TENANT in compiled(pattern).groupindex
-
-
-def tenant_fault(key: Mapping[str, KeyType | None]) -> tuple[str, str] | None:
-    """What is wrong with the key of a parent whose topics' names give the tenant."""
-    if TENANT not in key:
-        return "has a group tenant, and the key no field tenant", "Write key: {tenant: string, id: int64}, for example."
-    kind = key[TENANT]
-    if kind is not None and kind not in _TENANT_TYPES:
-        return f"gives the tenant as text, and the key says {kind}", "Write tenant: string, or tenant: uuid."
-    if len(key) == 1:
-        return "gives the tenant, which is all of the key", "Name the fields of the record key beside it."
-    return None
 
 
 def has_patterns(rules: RuleSet) -> bool:

@@ -29,8 +29,8 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "topic": "The Kafka topic of the parent's events. Write one of topic, topics, pattern.",
     "topics": "Several Kafka topics of the parent's events. Write one of topic, topics, pattern.",
     "pattern": "A regular expression that the whole name of a topic fulfils: every such topic has events of the "
-    "parent, also one that is made later. The group (?P<tenant>...) gives the key field tenant. Write one of "
-    "topic, topics, pattern.",
+    "parent, also one that is made later. The group (?P<tenant>...) gives the tenant. Write one of topic, topics, "
+    "pattern.",
     "format": "The format of the events.",
     "key": "The parent's key fields, in order, each with its type: {id: int64}. Found by name in the record key.",
     "tombstones": "What a null record without a deletion before it says: delete (the default) or ignore.",
@@ -46,6 +46,7 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "new_key": "Of a type in key_changed: key field -> field of the payload that has its new value.",
     "key_from": "Where the key is: in the record key (record, the default), the payload or row, or rows (before).",
     "key_format": "How record keys are written: json (the default), string (bare text) or long (eight bytes).",
+    "tenant": "What tells whose an event is, where the name of its topic does not.",
     "version": "The field of the value (of the payload, with types) whose whole number places a change in its order.",
 }
 TYPES_FIELDS: Mapping[str, str] = {
@@ -57,6 +58,13 @@ TYPE_FROM_FIELDS: Mapping[str, str] = {
     "header": "The record header that holds the type, as text.",
     "field": "The field of the value that holds the type.",
 }
+TENANT_FIELDS: Mapping[str, str] = {
+    "header": "The record header that holds the tenant, as text.",
+    "field": "The field of the row, or of the payload, that holds it. Null records have none.",
+    "key": "The field of the parent's key that is the tenant.",
+}
+TENANT_FORMATS: Mapping[str, tuple[str, ...]] = {"field": ("debezium", "debezium-flat", "outbox", "json")}
+"""The formats whose rows or payloads a tenant is read from."""
 KEY_FROM: Mapping[str, str] = {
     "record": "The record key.",
     "payload": "Of domain events and qlik: the fields of the payload, or row, that have the names of the key fields.",
@@ -67,10 +75,7 @@ SOURCE_FIELDS: Mapping[str, str] = {
     "table": "The PostgreSQL table of the parents; its columns are named as the key fields. Write table or collection.",
     "collection": "The MongoDB collection of the parents; its fields are named as the key fields.",
 }
-EVENTS_LATER = (
-    "tenant",
-    "pair_by",
-)
+EVENTS_LATER = ("pair_by",)
 
 DEPENDENT_FIELDS: Mapping[str, str] = {
     "name": "The name of this reference, unique in the file. The default is the table, collection or topic name.",

@@ -20,6 +20,7 @@ from integrity.core.keys import Key
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import Reason, UnreachableError
 from integrity.ports import Deadline
+from integrity.settings import StoreSettings
 from integrity.stores.memory import MemoryStore
 from integrity.stores.memory_copy import MemoryCopy
 from integrity.stores.rule import copy_rule, store_rules
@@ -104,6 +105,71 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+TENANTS = """\
+version: 1
+parent: customer
+events: {topic: customers, format: debezium, key: {client: string, id: int64}, tenant: {key: client}}
+dependents:
+  - {store: orders_db, table: orders, references: {client: client, customer_id: id}, on_delete: cascade}
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments", "opened", "said"),
+    [
+        ("shop_{tenant}", ["plan", "customer", "acme,5"], "postgresql://h/shop_acme", ""),
+        ("shop_{tenant}", ["history", "customer", "acme,5", "--tenant", "acme"], "postgresql://h/shop_acme", ""),
+        (
+            "shop_{tenant}",
+            ["why", "orders_db", "orders", "client=a", "customer_id=5"],
+            None,
+            "Say whose it is: --tenant",
+        ),
+        (
+            "shop_{tenant}",
+            ["why", "orders_db", "orders", "client=a", "customer_id=5", "--tenant", "a"],
+            "postgresql://h/shop_a",
+            "",
+        ),
+        ("shop_{tenant}", ["plan", "customer", "acme,5", "--tenant", "globex"], None, "not one of the tenant globex"),
+        ("shop_{tenant}", ["history", "customer", "a%2Fb,5"], None, "The tenant a/b is not 1 to 63 letters"),
+        ("shop", ["history", "customer", "acme,5"], "postgresql://h/shop", ""),
+        ("shop", ["history", "customer", "acme,5", "--tenant", "acme"], None, "Leave --tenant out"),
+    ],
+)
+def test_commands_that_look_open_the_database_of_the_tenant_or_say_that_they_need_one(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    url: str,
+    arguments: list[str],
+    opened: str | None,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rules").mkdir()
+    Path("rules/customer.yaml").write_text(TENANTS)
+    monkeypatch.setenv("INTEGRITY_STORES__ORDERS_DB__URL", f"postgresql://h/{url}")
+    urls: list[str] = []
+
+    def open_store(name: str, store: StoreSettings, settings: Any, rules: Any) -> MemoryStore:
+        urls.append(wiring._url(name, store))
+        return MemoryStore(name, store_rules(rules, name), {"orders": []})
+
+    monkeypatch.setattr(wiring, "open_store", open_store)
+    code, _, err = run(*arguments)
+    assert (code, urls) == (0 if opened else 2, [opened] if opened else [])
+    assert said in err
+
+
+def test_tenant_that_no_event_tells_is_refused_at_the_rule(world: World, run: Run) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTEGRITY_STORES__REVIEWS_DB__URL", "mongodb://h/{tenant}")
+        code, _, err = run("history", "customer", "5", "--tenant", "acme")
+    assert code == 2
+    assert "customer.yaml:6:5" in err and "events.tenant" in err
 
 
 def test_history_tells_what_the_ledgers_of_copies_know(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

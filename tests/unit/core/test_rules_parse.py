@@ -278,10 +278,7 @@ def test_undo_of_a_rule_that_changes_nothing_is_refused(action: str) -> None:
     assert _codes(_file(dependent)) == [FindingCode.NOTHING_TO_UNDO]
 
 
-LATER_EVENTS = [
-    "tenant: {header: X}",
-    "pair_by: x",
-]
+LATER_EVENTS = ["pair_by: x"]
 
 
 @pytest.mark.parametrize("field", LATER_EVENTS)
