@@ -22,13 +22,13 @@ from integrity.core.change import ParentChange
 from integrity.core.condition import null_test
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoded, Decoder, Ignored, Record
-from integrity.core.decode.wire import Schemas, unwrapped
+from integrity.core.decode.wire import unwrapped
 from integrity.core.doctor import TopicLook, defaults
 from integrity.core.policy import policy_of
 from integrity.core.retry import Backoff
 from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.meaning import copy_hash
-from integrity.core.rules.model import Copy, Dependent, Parent, RuleSet, Source, TargetKind
+from integrity.core.rules.model import Copy, Dependent, KeyFormat, Parent, RuleSet, Source, TargetKind
 from integrity.core.rules.patterns import has_patterns, with_topics
 from integrity.core.scan import parents_as_dependent
 from integrity.core.tenants import tenant_faults
@@ -271,11 +271,9 @@ class _Kafka:
         found: dict[str, TopicLook] = {}
         for name, look in looks.items():
             try:
-                await self._schemas.learn_of(look.last)
+                found[name] = await _in_json(look, self._schemas)
             except UnreachableError:  # said of the registry itself
-                look = look._replace(last=())
-            known = self._schemas.schemas
-            found[name] = look._replace(last=[unwrapped(record, known) for record in look.last])
+                found[name] = look._replace(last=())
         return found
 
     async def registry(self) -> None:
@@ -300,6 +298,28 @@ class _Kafka:
             )
             for need in (lacking(found, principal, self._needs) if found is not None else ())
         ]
+
+
+async def _in_json(look: TopicLook, schemas: SchemaCache) -> TopicLook:
+    """The last records of a topic, out of the wire format. Raises UnreachableError."""
+    await schemas.learn_of(look.last)
+    return look._replace(last=[unwrapped(each, schemas.schemas, schemas.bare_keys) for each in look.last])
+
+
+async def look_for_rule(settings: Settings, topic: str) -> TopicLook | None:
+    """The last records of a topic that no rule names yet, in JSON as far as a schema registry makes them so; None when
+    there is no such topic. Raises UnreachableError."""
+    look = (await look_at(settings.kafka.client, [topic], Deadline.after(TOPICS_TIMEOUT_S))).get(topic)
+    async with AsyncExitStack() as stack:
+        schemas = _schemas(stack, settings)
+        if look is None or schemas is None:
+            return look
+        found = await _in_json(look, schemas)
+        # Nobody has said how keys are written: of a record that can't be read whole its value may be.
+        schemas.bare_keys.add(topic)
+        values = await _in_json(look, schemas)
+        whole = zip(look.last, found.last, values.last, strict=True)
+        return look._replace(last=[of_value if read is raw else read for raw, read, of_value in whole])
 
 
 def _needs(settings: Settings, rules: RuleSet, stores: Collection[str]) -> list[Need]:
@@ -356,7 +376,7 @@ async def examined(settings: Settings, rules: RuleSet, names: Collection[str] = 
             rows, where, _ = _parents(settings, rules, rules.by_entity[entity], schemas)
             stack.push_async_callback(rows.close)
             parents[entity] = rows, where
-        decoders = {parent.entity: decoder_for(parent, schemas=_known(schemas)) for parent in rules.parents}
+        decoders = {parent.entity: _decoder(parent, schemas) for parent in rules.parents}
         kafka = _Kafka(settings, rules, chosen, schemas)
         sources = _sources(stack, settings, rules, chosen)
         return await examine(rules, stores, parents, kafka, decoders, deadline, copies, sources)
@@ -534,7 +554,7 @@ def _parents(
         from integrity.stores.topic.scan import TopicParents
 
         # Read as for a copy, of no field: an update says that its parent lives, and may be all that compaction left.
-        decoder = decoder_for(parent, copied=(), schemas=_known(schemas))
+        decoder = _decoder(parent, schemas, ())
         if events.tenant_field is None and (tenant := settings.tenant):
             decoder = _of_tenant(decoder, tenant)
         learn = None if schemas is None else schemas.learn_of
@@ -853,14 +873,18 @@ def _schemas(stack: AsyncExitStack, settings: Settings) -> SchemaCache | None:
     return SchemaCache(client)
 
 
-def _known(schemas: SchemaCache | None) -> Schemas | None:
-    return None if schemas is None else schemas.schemas
+def _decoder(parent: Parent, schemas: SchemaCache | None, copied: Collection[str] | None = None) -> Decoder:
+    if schemas is None:
+        return decoder_for(parent, copied=copied)
+    if parent.events is not None and parent.events.key_format is not KeyFormat.JSON:
+        schemas.bare_keys.update(parent.events.topics)
+    return decoder_for(parent, copied=copied, schemas=schemas.schemas)
 
 
 def _decoders(parents: Iterable[Parent], schemas: SchemaCache | None = None) -> dict[str, tuple[str, Decoder]]:
     """Topic -> the entity of its parent, and how its records are read."""
     return {
-        topic: (parent.entity, decoder_for(parent, schemas=_known(schemas)))
+        topic: (parent.entity, _decoder(parent, schemas))
         for parent in parents
         for topic in ((derived_topic(parent.entity),) if parent.events is None else parent.events.topics)
     }
@@ -878,8 +902,7 @@ def _copy_decoders(rules: RuleSet, copy: Copy, schemas: SchemaCache | None = Non
     parent = next(parent for parent in rules.parents if any(each.id == copy.id for each in parent.copies))
     fields = tuple(dict.fromkeys(copy.values.values()))
     topics = () if parent.events is None else parent.events.topics
-    known = _known(schemas)
-    return {topic: (parent.entity, decoder_for(parent, copied=fields, schemas=known)) for topic in topics}
+    return {topic: (parent.entity, _decoder(parent, schemas, fields)) for topic in topics}
 
 
 def _copy_lane(

@@ -33,6 +33,11 @@ class RegistryServer(Server):
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}{_BASE}"
 
+    @property
+    def native_url(self) -> str:
+        """Where its own converters find it."""
+        return f"http://127.0.0.1:{self._port}/apis/registry/v2"
+
     def register(
         self, subject: str, schema: Any, kind: str = "AVRO", references: Sequence[Mapping[str, Any]] = ()
     ) -> int:

@@ -34,16 +34,14 @@ async def _init(options: Options, topic: str, is_json: bool) -> int:
     settings = start(options)
     from integrity.core.propose import as_yaml, propose
     from integrity.errors import UsageError
-    from integrity.kafka.looking import look_at
-    from integrity.ports import Deadline
-    from integrity.wiring import TOPICS_TIMEOUT_S
+    from integrity.wiring import look_for_rule
 
-    looks = await look_at(settings.kafka.client, [topic], Deadline.after(TOPICS_TIMEOUT_S))
-    if topic not in looks:
+    look = await look_for_rule(settings, topic)
+    if look is None:
         raise UsageError(f"There is no topic {topic}.", hint="See its name in the connector's settings.")
-    if not looks[topic].last:
+    if not look.last:
         raise UsageError(f"The topic {topic} holds no record.", hint="Change a row of the table, and ask again.")
-    proposal = propose(looks[topic], round(time.time() * 1000))
+    proposal = propose(look, round(time.time() * 1000))
     if is_json:
         print_json(_document(proposal))
     else:

@@ -49,6 +49,8 @@ class SchemaCache:
         self._now = now
         self.schemas: dict[SchemaRef, WireSchema | SchemaFault] = {}
         """What decoders look ids up in."""
+        self.bare_keys: set[str] = set()
+        """The topics whose keys are in another form by the rules: what looks like an id there is part of a number."""
         self._faulty: dict[SchemaRef, float] = {}
         """When an id that can't be used is asked for again."""
         self._sizes: dict[SchemaRef, int] = {}
@@ -56,7 +58,7 @@ class SchemaCache:
 
     def missing(self, records: Iterable[Record]) -> Collection[SchemaRef]:
         """The ids of these records that have to be asked for before they can be decoded."""
-        found = references(records)
+        found = references(records, self.bare_keys)
         if not self._faulty:
             return found - self.schemas.keys()
         now = self._now()

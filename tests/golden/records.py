@@ -27,9 +27,9 @@ FILES = (
 
 
 @cache
-def load(file: str) -> tuple[Record, ...]:
+def load(file: str, folder: Path = EVENTS) -> tuple[Record, ...]:
     """All records of a file, in its order: that of offsets within a topic."""
-    with (EVENTS / f"{file}.jsonl").open(encoding="utf-8") as lines:
+    with (folder / f"{file}.jsonl").open(encoding="utf-8") as lines:
         return tuple(_record(json.loads(line)) for line in lines)
 
 

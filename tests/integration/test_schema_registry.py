@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
+from integrity.cli import main
 from integrity.core.decode import decoder_for
 from integrity.core.decode.avro import SchemaFault
 from integrity.core.keys import KeyType
@@ -229,3 +230,26 @@ async def test_run_and_doctor_use_the_registry_of_the_settings(
     assert "undecodable_events" not in codes and "schema registry" not in told.stdout, told.stdout
     told = await integrity("doctor", "--json", url=f"http://127.0.0.1:{free_port()}")
     assert "schema registry" in told.stdout, told.stdout
+
+
+async def test_init_looks_through_the_wire_format(
+    registry: RegistryServer,
+    kafka: KafkaServer,
+    create_topic: CreateTopic,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    topic, of_longs = await create_topic(), await create_topic()
+    ids = [registry.register(f"{topic}-{part}", each) for part, each in (("key", KEY), ("value", VALUE))]
+    await produce(kafka, topic, [(prefixed(ids[0], written(KEY, {"id": 5})), prefixed(ids[1], envelope()))])
+    # A long that begins as an id does, which the registry knows.
+    await produce(kafka, of_longs, [((ids[0] << 24).to_bytes(8, "big"), prefixed(ids[1], envelope()))])
+    monkeypatch.setenv("INTEGRITY_KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    monkeypatch.setenv("INTEGRITY_SCHEMA_REGISTRY__URL", registry.url)
+    for name, key_format in ((topic, None), (of_longs, "long")):
+        assert await asyncio.to_thread(main, ["init", "--from-topic", name, "--json"]) == 0
+        events = json.loads(capsys.readouterr().out)["events"]
+        assert (events["format"], events["key"], events.get("key_format")) == ("debezium", {"id": "int64"}, key_format)
+    monkeypatch.delenv("INTEGRITY_SCHEMA_REGISTRY__URL")
+    assert await asyncio.to_thread(main, ["init", "--from-topic", topic]) == 1
+    assert "INTEGRITY_SCHEMA_REGISTRY__URL" in capsys.readouterr().out

@@ -12,10 +12,12 @@ import pytest
 from integrity.core.decode.avro import SchemaFault
 from integrity.core.decode.record import Record
 from integrity.core.decode.wire import SchemaRef
+from integrity.core.rules.parse import parse_rules
 from integrity.errors import UnreachableError
 from integrity.registry import cache as cache_module
 from integrity.registry.cache import UNKNOWN_S, SchemaCache
 from integrity.registry.client import FoundSchema, RegistryClient
+from integrity.wiring import _decoder
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], **more: Any) -> RegistryClient:
@@ -174,3 +176,22 @@ async def test_schemas_are_kept_up_to_a_number_of_them(monkeypatch: pytest.Monke
     for id_ in range(100):
         await cache.learn_of(record(id_))
         assert not cache.missing(record(id_)) and len(cache.schemas) <= 10
+
+
+RULE = """\
+version: 1
+parent: customer
+events: {{topic: customers, format: debezium, key: {{id: int64}}, key_format: {key_format}}}
+dependents:
+  - {{store: shop_db, table: orders, references: {{customer_id: id}}, on_delete: cascade}}
+"""
+
+
+async def test_no_id_is_looked_for_in_keys_that_are_bare_by_the_rule() -> None:
+    """A long begins with zero bytes as an id does: the lane would ask the registry for numbers that are keys."""
+    of_key = Record("customers", 0, 0, 0, (7 << 24).to_bytes(8, "big"), b"\0" + (3).to_bytes(4, "big"), ())
+    for key_format, expected in (("json", {3, 7}), ("long", {3}), ("string", {3})):
+        [parent] = parse_rules({"a.yaml": RULE.format(key_format=key_format)}).parents
+        cache = SchemaCache(Registry())
+        _decoder(parent, cache)
+        assert cache.missing([of_key]) == expected

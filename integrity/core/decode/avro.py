@@ -102,11 +102,10 @@ class AvroSchema:
         references: Iterable[str] = (),
         limits: Limits | None = None,
         *,
-        told: Collection[str] = (),
-        untold: Collection[str] = (),
+        told: Mapping[str, Collection[str]] = {},
     ) -> None:
         """`references` are the schemas whose types it uses, those first that others need. `told` are the fields of a
-        record that `tell` reads, without what is `untold` right inside them. Raises SchemaFault."""
+        record that `tell` reads; of those that are records themselves, the fields in them. Raises SchemaFault."""
         parser = _Parser(limits or Limits())
         try:
             for reference in references:
@@ -119,7 +118,7 @@ class AvroSchema:
             self._is_open = bool(weights.recursive) or weights.has_items
             self._function = maker.function(self.type)
             names = {each.name for each in self.type.fields}
-            self._telling = maker.telling(self.type, told, untold) if told and names.issuperset(told) else None
+            self._telling = maker.telling(self.type, told) if told and names.issuperset(told) else None
         except RecursionError:
             raise SchemaFault("its types are nested too deep") from None
 
@@ -497,8 +496,9 @@ class _Maker:
         made: _Function = self._space[name]
         return made
 
-    def telling(self, schema: Type, told: Collection[str], untold: Collection[str]) -> _Function:
-        """The function that reads only some fields of a record, without those right inside them that are `untold`."""
+    def telling(self, schema: Type, told: Mapping[str, Collection[str]]) -> _Function:
+        """The function that reads only the fields of a record that are `told`, and of records right inside it those
+        that are told there."""
         self._lines = ["def telling(d, i, q):", " z = d.translate(marks).find"]
         parts: list[str] = []
         for each in schema.fields:
@@ -507,7 +507,7 @@ class _Maker:
             elif each.type.kind == "record":
                 inner: list[str] = []
                 for below in each.type.fields:
-                    if below.name in untold:
+                    if below.name not in told[each.name]:
                         self._skip(below.type, 1)
                     else:
                         inner.append(f"{self._constant(below.name)}: {self._value(below.type, 1)}")
@@ -544,8 +544,14 @@ class _Maker:
                 index = next(i for i, branch in enumerate(type_.branches) if branch is inner)
                 self._put(depth, "b = d[i]; i += 1")
                 self._put(depth, f"if b == {2 * index}:")
-                self._put(depth + 1, "pass")
-                self._skip(inner, depth + 1)
+                if inner.kind in ("string", "bytes"):
+                    # Most fields of a row: measured, a fifth faster so.
+                    self._put(depth + 1, "b = d[i]")
+                    self._put(depth + 1, "if b & 129: i, _ = length(d, i + 1, b)")
+                    self._put(depth + 1, "else: i += (b >> 1) + 1")
+                else:
+                    self._put(depth + 1, "pass")
+                    self._skip(inner, depth + 1)
                 self._put(depth, f"elif b != {2 - 2 * index}: bad('a union has no such type')")
             case "record" if type_ not in self._weights.recursive and self._skipped < _SKIPPED_MAX:
                 for each in type_.fields:

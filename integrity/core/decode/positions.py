@@ -129,3 +129,9 @@ PLACES: Mapping[str, Places] = {
     "db2": Places(_committed, _committed_read, "source.commit_lsn and source.change_lsn are no place in a log"),
 }
 """By connector. Changes of any other are placed by the Kafka offset."""
+
+PLACING = frozenset(
+    {"lsn", "file", "pos", "row", "commit_lsn", "change_lsn", "event_serial_no"}
+    | {"scn", "rs_id", "ssn", "lcr_position", "scn_idx"}
+)
+"""All fields of a source that these read."""

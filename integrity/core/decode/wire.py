@@ -9,7 +9,7 @@ What ids mean is looked up elsewhere, before: here nothing waits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from integrity.core.decode.avro import AvroFault, AvroSchema, SchemaFault
 from integrity.core.decode.avro import connect_schema as connect_schema_of_avro
 from integrity.core.decode.json import JsonFault, check_text, parse
 from integrity.core.decode.json_schema import connect_schema as connect_schema_of_json
+from integrity.core.decode.positions import PLACING
 from integrity.core.decode.record import Decoded, Decoder, Headers, Limits, Record, Undecodable
 from integrity.errors import Reason
 
@@ -27,12 +28,13 @@ SchemaRef = int | str
 
 KEY_ID, VALUE_ID = "__key_schema_id", "__value_schema_id"
 """The headers in which newer serializers put the ids."""
+_IDS = frozenset((KEY_ID, VALUE_ID))
 _DEBEZIUM = "__debezium."
 """Debezium's headers may be in the wire format too, when the connector has a header converter for it."""
 
 _ID_BYTES, _GUID_BYTES = 5, 17
 _tuple = tuple.__new__  # measured: twice as fast as the named tuple's own constructor
-_number = int.from_bytes
+_number = int.from_bytes  # big-endian when nothing else is said
 _encode = msgspec.json.Encoder().encode
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -50,19 +52,17 @@ class WireSchema(Protocol):
         ...
 
 
-_TOLD, _UNTOLD = ("op", "source"), ("ts_us", "ts_ns")
-"""What shortcuts read: of an envelope the operation and the source, but for the finer forms of its time."""
+_TOLD: Mapping[str, Collection[str]] = {"op": (), "source": frozenset(("connector", "ts_ms")) | PLACING}
+"""What shortcuts read: of an envelope the operation, and what its source says of connector, time and place."""
 
 
 class Avro:
     """Values in Avro's binary encoding."""
 
     def __init__(self, text: str, references: Iterable[str], limits: Limits) -> None:
-        self._schema = AvroSchema(text, references, limits, told=_TOLD, untold=_UNTOLD)
+        self._schema = AvroSchema(text, references, limits, told=_TOLD)
         self._prefix = _prefix(connect_schema_of_avro(self._schema.type))
-
-    def told(self, data: bytes, at: int) -> Mapping[str, object] | None:
-        return self._schema.tell(data, at)
+        self.told = self._schema.tell
 
     def json(self, data: bytes, at: int) -> bytes:
         try:
@@ -128,6 +128,8 @@ def located(part: bytes, header: bytes | None) -> tuple[SchemaRef, int] | None:
         if found is None or found[1] != len(header):
             raise AvroFault("the header with its schema id can't be read")
         return found[0], 0
+    if part[:1] == b"\0" and len(part) >= _ID_BYTES:  # nearly every one, without a call
+        return _number(part[1:_ID_BYTES]), _ID_BYTES
     return _located(part)
 
 
@@ -135,24 +137,25 @@ def _located(data: bytes) -> tuple[SchemaRef, int] | None:
     if data.startswith(b"\0"):
         if len(data) < _ID_BYTES:
             raise AvroFault("it is too short for a schema id")
-        return _number(data[1:_ID_BYTES], "big"), _ID_BYTES
+        return _number(data[1:_ID_BYTES]), _ID_BYTES
     if data.startswith(b"\1") and len(data) >= _GUID_BYTES:
         return str(UUID(bytes=data[1:_GUID_BYTES])), _GUID_BYTES
     return None
 
 
-def references(records: Iterable[Record]) -> set[SchemaRef]:
-    """The ids that these records name, to be known before they are decoded."""
+def references(records: Iterable[Record], bare_keys: Collection[str] = ()) -> set[SchemaRef]:
+    """The ids that these records name, to be known before they are decoded. `bare_keys` are topics whose keys are in
+    another form."""
     found: set[SchemaRef] = set()
     # Of a topic nearly all are the same: each is looked at once.
     begins: set[bytes] = set()
-    for _, _, _, _, key, value, headers in records:
-        if key is not None:
+    for topic, _, _, _, key, value, headers in records:
+        if key is not None and topic not in bare_keys:
             begins.add(_begin(key))
         if value is not None:
             begins.add(_begin(value))
         for name, text in headers:
-            if text is not None and (name in (VALUE_ID, KEY_ID) or name.startswith(_DEBEZIUM)):
+            if text is not None and (name in _IDS or name.startswith(_DEBEZIUM)):
                 begins.add(_begin(text))
     for begin in begins:
         try:
@@ -196,9 +199,9 @@ def wire_decoder(
     return read
 
 
-def unwrapped(record: Record, schemas: Schemas) -> Record:
+def unwrapped(record: Record, schemas: Schemas, bare_keys: Collection[str] = ()) -> Record:
     """The record in JSON; as it is when it can't be read, so that a decoder says why."""
-    found = _unwrapped(record, schemas, None, False)
+    found = _unwrapped(record, schemas, None, record.topic in bare_keys)
     return found if isinstance(found, Record) else record
 
 
@@ -210,14 +213,10 @@ def _unwrapped(record: Record, schemas: Schemas, shortcut: Shortcut | None, bare
         if headers:
             key_id, value_id, headers = _headers(headers, schemas)
         stage = "key"
-        if (
-            key is not None
-            and not bare_key
-            and (at := _located(key) if key_id is None else located(key, key_id)) is not None
-        ):
+        if key is not None and not bare_key and (at := located(key, key_id)) is not None:
             key = _known(schemas, at[0]).json(key, at[1])
         stage = "value"
-        if value is not None and (at := _located(value) if value_id is None else located(value, value_id)) is not None:
+        if value is not None and (at := located(value, value_id)) is not None:
             schema = _known(schemas, at[0])
             if shortcut is not None and (told := schema.told(value, at[1])) is not None:
                 keyed = _tuple(Record, (topic, partition, offset, timestamp_ms, key, value, headers))
@@ -238,6 +237,11 @@ def _known(schemas: Schemas, ref: SchemaRef) -> WireSchema:
 
 def _headers(headers: Headers, schemas: Schemas) -> tuple[bytes | None, bytes | None, Headers]:
     """The headers with the ids of key and value, and all others, those of Debezium as JSON."""
+    for name, text in headers:
+        if name in _IDS or (text is not None and text[:1] == b"\0"):
+            break
+    else:
+        return None, None, headers  # nearly always
     ids: dict[str, bytes] = {}
     written: list[tuple[str, bytes | None]] | None = None
     for index, (name, text) in enumerate(headers):
