@@ -11,7 +11,7 @@ LOCK := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 WORKERS := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench oracle lock clean
+.PHONY: help install demo test check format bench oracle fuzz lock clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -40,6 +40,9 @@ bench: $(VENV)/.dev ## Run the benchmarks.
 
 oracle: $(VENV)/.dev ## Compare random histories with native foreign keys, on real servers.
 	@$(BIN)/python -m tests.oracle $(ARGS)
+
+fuzz: $(VENV)/.dev ## Decode random bytes and mutilated records, many of them.
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 lock: build/uv/.installed ## Resolve the requirements again and write the locked files.
 	@$(LOCK) --upgrade --extra dev --group build --output-file requirements-dev.txt

@@ -14,7 +14,7 @@ from integrity.core.keys import KeySpec, canonical
 from integrity.core.rules.model import Events, Parent, Place, Tombstones
 from tests.golden.document_histories import FILES, FLAT_FILES, TYPES
 from tests.golden.records import load
-from tests.property.test_decode_never_raises import integers, mutilated, names, scalars, some_bytes, some_headers
+from tests.property.test_decode_never_raises import broken, integers, names, scalars, some_bytes, some_headers
 
 DOCUMENTS = [record for file in (*FILES, *FLAT_FILES, "mks_bson") for record in load(file)]
 DOCUMENT_DECODERS: list[tuple[bool, Decoder]] = [
@@ -54,15 +54,9 @@ document_keys = st.fixed_dictionaries({}, optional={"_id": extended, "id": scala
 )
 
 
-@st.composite
-def mutilated_documents(draw: st.DrawFn) -> Record:
-    record = draw(st.sampled_from(DOCUMENTS))
-    return record._replace(key=draw(mutilated(record.key)), value=draw(mutilated(record.value)))
-
-
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
-    mutilated_documents()
+    broken(DOCUMENTS)
     | st.builds(
         Record, st.just("t"), st.just(0), integers, integers, document_keys | some_bytes, document_values, some_headers
     ),
@@ -86,3 +80,15 @@ def test_records_of_documents_with_broken_bytes_are_decoded_to_a_value(
         case Undecodable(stage=stage, message=message):
             assert stage in ("key", "value", "header")
             assert len(message) < 400
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    st.sampled_from([each for each in DOCUMENTS if each.value]),
+    st.integers(0, 0xFFFF),
+    st.sampled_from(DOCUMENT_DECODERS),
+)
+def test_a_record_of_a_document_cut_short_says_nothing(record: Record, at: int, reader: tuple[bool, Decoder]) -> None:
+    assert record.value
+    cut = record._replace(value=record.value[: at % len(record.value)])
+    assert isinstance(reader[1](cut), Undecodable)

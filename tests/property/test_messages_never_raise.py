@@ -7,12 +7,25 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from integrity.core.change import Op, ParentChange
+from integrity.core.change import Op, ParentChange, Version
+from integrity.core.decode import decoder_for
+from integrity.core.decode.derived import derived_key, derived_value
 from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Record, Undecodable
 from integrity.core.keys import canonical, key_hash
-from tests.golden.messages import decoder
+from tests.golden.messages import decoder, rule
 from tests.golden.records import load
-from tests.property.test_decode_never_raises import documents, integers, keys, mutilated, scalars, some_bytes
+from tests.golden.test_constructed_cloudevents import TABLES, WRAPS
+from tests.property.test_decode_never_raises import (
+    Edits,
+    broken,
+    documents,
+    edits,
+    integers,
+    keys,
+    mutilated,
+    scalars,
+    some_bytes,
+)
 
 FILES = (
     "mdb_outbox", "pg_cloudevents", "pg_cloudevents_schemas", "pg_outbox_default", "pg_outbox_envelope",
@@ -112,9 +125,8 @@ def says_what_a_row_may(record: Record, decoded: Decoded) -> None:
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(keys | some_bytes, st.data())
-def test_any_message_of_qlik_is_decoded_to_a_value(key: bytes | None, data: st.DataObject) -> None:
-    value = data.draw(mutilated(data.draw(qlik_values)))
+@given(keys | some_bytes, st.builds(mutilated, qlik_values, edits))
+def test_any_message_of_qlik_is_decoded_to_a_value(key: bytes | None, value: bytes | None) -> None:
     record = Record("t", 0, 5, 0, key, value, ())
     for decode in QLIK:
         says_what_a_row_may(record, decode(record))
@@ -171,14 +183,61 @@ def test_any_bytes_are_decoded_to_a_value(
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.sampled_from(CAPTURED), st.data())
-def test_captured_records_with_broken_bytes_are_decoded_to_a_value(captured: Record, data: st.DataObject) -> None:
-    broken = captured._replace(
-        key=data.draw(mutilated(captured.key)),
-        value=data.draw(mutilated(captured.value)),
-        headers=[(name, data.draw(mutilated(value))) for name, value in captured.headers],
-    )
+@given(broken(CAPTURED))
+def test_captured_records_with_broken_bytes_are_decoded_to_a_value(record: Record) -> None:
     for decode in DECODERS:
-        says_what_it_may(broken, decode(broken))
+        says_what_it_may(record, decode(record))
     for decode in WRAPPED:
-        says_what_an_envelope_may(broken, decode(broken))
+        says_what_an_envelope_may(record, decode(record))
+
+
+ORDER = rule("format: integrity", "key: {tenant: string, id: int64}", fields=("tenant", "id"))
+DERIVED = decoder_for(ORDER)
+WRAPPED_CHANGES: list[tuple[Record, Decoder]] = [
+    (wrap(each), decode)
+    for records, (name, kind) in TABLES.values()
+    for decode in [decoder("format: cloudevents", f"key: {{{name}: {kind}}}", fields=(name,))]
+    for wrap in WRAPS
+    for each in records
+    if each.value is not None
+]
+"""Change events of every connector inside of CloudEvents."""
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(WRAPPED_CHANGES), edits, edits)
+def test_wrapped_changes_with_broken_bytes_are_decoded_to_a_value(
+    wrapped: tuple[Record, Decoder], of_key: Edits, of_value: Edits
+) -> None:
+    record, decode = wrapped
+    broken_one = record._replace(key=mutilated(record.key, of_key), value=mutilated(record.value, of_value))
+    says_what_an_envelope_may(broken_one, decode(broken_one))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(WRAPPED_CHANGES), st.integers(0, 0xFFFF))
+def test_a_wrapped_change_cut_short_says_nothing(wrapped: tuple[Record, Decoder], at: int) -> None:
+    record, decode = wrapped
+    assert record.value
+    assert isinstance(decode(record._replace(value=record.value[: at % len(record.value)])), Undecodable)
+
+
+ORDERS = [
+    Record("t", 0, 5, 0, derived_key(ORDER.key, ("eu", 7)), value, ())
+    for op, to in ((Op.DELETED, None), (Op.MOVED, ("uk", 7)), (Op.ARRIVED, None))
+    for value in [derived_value("customer", op, ("eu", 7), to, Version(0, (3,)), "a/0/1/o/[7]", "a/0/1", 17)]
+]
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    broken(ORDERS) | st.builds(Record, st.just("t"), st.just(0), integers, integers, keys | some_bytes, values, headers)
+)
+def test_derived_events_with_broken_bytes_are_decoded_to_a_value(record: Record) -> None:
+    match DERIVED(record):
+        case ParentChange(op=op, to=to):
+            assert record.value is not None
+            assert {Op.DELETED: b"deleted", Op.MOVED: b"key_changed"}.get(op, b"") in record.value
+            assert (to is not None) == (op is Op.MOVED)
+        case Ignored() | Undecodable():
+            pass
