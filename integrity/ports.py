@@ -295,6 +295,10 @@ class Source(Protocol):
         """Of these partitions, or of all partitions of all subscribed topics. Raises UnreachableError."""
         ...
 
+    def partitions(self, topic: str) -> int:
+        """How many partitions a topic that is being read has, as far as this member knows."""
+        ...
+
     async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
         """Tell the broker; False when it did not take it (a rebalance, a frozen broker): harmless, replay is safe."""
         ...

@@ -15,11 +15,13 @@ from integrity.core.change import Op, ParentChange
 from integrity.core.condition import Condition
 from integrity.core.decode.cloudevents import change_event
 from integrity.core.decode.connectors import POSTGRESQL
+from integrity.core.decode.debezium import NEW_KEY, OLD_KEY
 from integrity.core.decode.debezium_documents import MONGODB
+from integrity.core.decode.halves import pair
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.qlik import message_of
-from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Undecodable
+from integrity.core.decode.record import Decoded, Decoder, Half, Ignored, Limits, Record, Undecodable
 from integrity.core.fold import Replace
 from integrity.core.keys import Key, KeyType
 from integrity.core.policy import policy_of
@@ -125,12 +127,13 @@ def _is_short(milliseconds: str | None) -> bool:
 
 
 class Event(NamedTuple):
-    """What is of interest of an envelope. `table` is as SQL names it."""
+    """What is of interest of an envelope. `table` is as SQL names it, `transaction` as the source does, if at all."""
 
     op: object
     connector: object
     table: str
     has_before: bool
+    transaction: object = None
 
 
 def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Iterator[Finding]:
@@ -140,7 +143,8 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         message = f"topic {look.name!r} holds no record: what its events look like could not be seen"
         yield _at(parent.place, "no_events", message, "run doctor again when there are some", "warning")
         return
-    told = [decoder(record) for record in look.last]
+    yield from _of_halves(parent, look, decoder)
+    told = _said(look.last, decoder)
     refused = Counter(said for said in told if isinstance(said, Undecodable))
     changes = [said for said in told if isinstance(said, ParentChange)]
     if refused:
@@ -197,6 +201,53 @@ def _of_messages(parent: Parent, look: TopicLook) -> Iterator[Finding]:
         )
         hint = "let the task write beforeData; until then integrity scan finds what a key change leaves behind"
         yield _at(parent.place, "key_changes_untold", message, hint, "warning")
+
+
+def _said(records: Sequence[Record], decoder: Decoder) -> list[Decoded]:
+    """What the records say, as a lane reads them: in their order in each partition."""
+    of: dict[int, list[Record]] = {}
+    for record in records:
+        of.setdefault(record.partition, []).append(record)
+    found: list[Decoded] = []
+    for each in of.values():
+        said = pair(each, decoder, is_over=True, is_apart=False).said
+        # The deletion that a first null record repeats was not looked at.
+        found += said[1:] if each[0].value is None and isinstance(said[0], Undecodable) else said
+    return found
+
+
+def _of_halves(parent: Parent, look: TopicLook, decoder: Decoder) -> Iterator[Finding]:
+    """What key changes without a mark ask for."""
+    assert parent.events is not None
+    if look.partitions > 1 and any(isinstance(decoder(record), Half) for record in look.last):
+        message = f"topic {look.name!r} has {look.partitions} partitions, and its source does not mark key changes"
+        hint = "give it one partition: what follows a deletion tells whether it is one; till then it is a dead letter"
+        yield _at(parent.place, "key_changes_unordered", message, hint)
+    if parent.events.format == "debezium" and parent.events.pair_by is None and _has_moved(look.last):
+        message = f"in topic {look.name!r} a deletion and a creation of one transaction follow each other, unmarked"
+        hint = (
+            "if it is a row that moves between the partitions of a table: pair_by: transaction and a topic of one "
+            "partition; as it is, what depends on such a row is treated as if it were deleted"
+        )
+        yield _at(parent.place, "moves_unpaired", message, hint, "warning")
+
+
+def _has_moved(records: Sequence[Record]) -> bool:
+    """Whether PostgreSQL deletes a row and creates one of another key right after it, by the same transaction."""
+    gone: dict[int, tuple[bytes | None, object]] = {}
+    for record in records:
+        event = event_of(record)
+        if event is None or event.connector != POSTGRESQL:
+            continue
+        before = gone.pop(record.partition, None)
+        is_marked = any(name in (NEW_KEY, OLD_KEY) for name, _ in record.headers)
+        if is_marked or event.transaction is None:
+            continue
+        if event.op == "d":
+            gone[record.partition] = record.key, event.transaction
+        elif event.op == "c" and before is not None and before[1] == event.transaction and before[0] != record.key:
+            return True
+    return False
 
 
 def _of_keys(parent: Parent, topic: str, connectors: Collection[object], keys: Sequence[Key]) -> Iterator[Finding]:
@@ -307,7 +358,7 @@ def event_of(record: Record) -> Event | None:
     source = found["source"]
     assert isinstance(source, dict)
     table = ".".join(str(part) for part in (source.get("schema"), source.get("table")) if part)
-    return Event(found.get("op"), source.get("connector"), table, found.get("before") is not None)
+    return Event(found.get("op"), source.get("connector"), table, found.get("before") is not None, source.get("txId"))
 
 
 def _envelope_in(record: Record) -> Mapping[str, object] | None:

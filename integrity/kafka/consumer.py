@@ -204,6 +204,9 @@ class Consumer:
         except (KafkaError, OSError, TimeoutError) as exc:
             raise UnreachableError(f"Kafka does not answer: {type(exc).__name__}.") from exc
 
+    def partitions(self, topic: str) -> int:
+        return len(self._consumer.partitions_for_topic(topic) or ())
+
     async def _all_partitions(self) -> list[TopicPartition]:
         admin = AIOKafkaAdminClient(**self._client)
         try:

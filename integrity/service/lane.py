@@ -14,10 +14,10 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from integrity.core.batch import Span, TopicPartition
-from integrity.core.decode.record import Decoder
+from integrity.core.decode.record import Decoder, Record
 from integrity.core.decode.wire import SchemaRef
 from integrity.core.retry import Backoff
 from integrity.errors import OperationError, UnreachableError
@@ -44,6 +44,9 @@ DIVERGED_PAUSE_S = 1.0
 TRUNCATES_EVERY_S = 1.0
 """How often it is looked whether the time of a truncate has come."""
 LOOKUP_TIMEOUT_S = 30.0
+PAIR_WAIT_S = 10.0
+"""How long a deletion waits at the end of a partition for the other half of a key change, where the source marks none:
+a connector sends both at once."""
 
 
 class LaneWatch(Protocol):
@@ -56,6 +59,14 @@ class LaneWatch(Protocol):
     def forget(self, store: str, partitions: Sequence[TopicPartition]) -> None: ...
 
     def registry_up(self, up: bool) -> None: ...
+
+
+class Held(NamedTuple):
+    """Records that wait for what follows them in their partition, until `end`, where it is read on."""
+
+    records: Sequence[Record]
+    end: int
+    until: Deadline
 
 
 class Session:
@@ -74,6 +85,8 @@ class Session:
         self.waits_for = ""
         self.next: dict[TopicPartition, int] = {}
         """Where each partition is read on; empty until the session has begun."""
+        self.held: dict[TopicPartition, Held] = {}
+        """What was read from there on and waits for what follows."""
         self.durable: dict[TopicPartition, int] = {}
         self.resets: set[TopicPartition] = set()
         self.changed = asyncio.Event()
@@ -106,6 +119,7 @@ class Session:
     def drop(self) -> None:
         """What was read and is not enforced will be read again."""
         self.next.clear()
+        self.held.clear()
         self.buffer.clear()
         self.unread.clear()
 
@@ -147,7 +161,7 @@ class Lane:
         self._enforcers = tuple(enforcers)
         self._watch = watch
         self._decoders = dict(decoders)
-        self._reader = Reader(self._decoders, returning)
+        self._reader = Reader(self._decoders, returning, self._partitions)
         self._batch_size = batch_size
         self._topics = frozenset(decoders)
         self._complete = complete
@@ -325,7 +339,7 @@ class Lane:
         if self._schemas is None:
             return self._read(session, fetch)
         positions = {partition: at for partition, at in fetch.positions.items() if partition in session.next}
-        if not positions:
+        if not positions and (session.unread or not session.held):
             return
         records = {partition: found for partition, found in fetch.records.items() if partition in positions}
         own = Fetch(records, positions, {})
@@ -374,15 +388,35 @@ class Lane:
         piece = Piece()
         for partition, start in session.next.items():
             position = fetch.positions.get(partition, start)
-            if position <= start:
-                continue
-            self._reader.read(partition, fetch.records.get(partition, ()), piece)
+            records = fetch.records.get(partition, ())
+            held = session.held.pop(partition, None) if session.held else None
+            if held is None:
+                if position <= start:
+                    continue
+                left = self._reader.read(partition, records, piece)
+            else:
+                position = max(position, held.end)
+                is_over = not records and held.until.remaining_s() <= 0
+                if not records and not is_over:
+                    session.held[partition] = held._replace(end=position)
+                    continue
+                left = self._reader.read(partition, (*held.records, *records), piece, is_over=is_over)
+            if left:
+                is_longer = held is not None and held.records[0].offset == left[0].offset
+                until = held.until if held is not None and is_longer else Deadline.after(PAIR_WAIT_S)
+                session.held[partition] = Held(left, position, until)
+                position = left[0].offset
+                if position <= start:
+                    continue
             piece.spans[partition] = Span(start, position, reset=partition in session.resets)
             session.resets.discard(partition)
             session.next[partition] = position
         if piece.spans:
             session.put(piece)
             self._watch.read(self._store.name, piece)
+
+    def _partitions(self, topic: str) -> int:
+        return 0 if self._source is None else self._source.partitions(topic)
 
     def _tell(self, fetch: Fetch) -> None:
         durable = self._durable()

@@ -14,7 +14,8 @@ from typing import Final, Protocol
 
 from integrity.core.batch import ANY_DEPENDENT
 from integrity.core.change import Op, ParentChange
-from integrity.core.decode.record import Decoder, Record
+from integrity.core.decode.halves import ALONE
+from integrity.core.decode.record import Decoder, Half, Record
 from integrity.core.keys import Key, key_hash
 from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.model import RuleSet
@@ -164,6 +165,10 @@ class Redriver:
         if self._learn is not None:
             await self._learn([record])
         change = decode(record)
+        if isinstance(change, Half):
+            if change.ends:
+                return ALONE.message
+            change = change.change
         if not isinstance(change, ParentChange) or change.op not in _HAPPENED:
             return ""
         place = f"{letter.topic}/{letter.partition}"
@@ -186,6 +191,8 @@ class Redriver:
     def _note(self, place: str, entity: str, later: Record) -> None:
         """Note a later record that does not say that its key is gone."""
         found = self._decoders[later.topic][1](later)
+        if isinstance(found, Half):
+            found = found.change
         if later.value is None or (isinstance(found, ParentChange) and found.op in _HAPPENED):
             return
         key = found.key if isinstance(found, ParentChange) else None

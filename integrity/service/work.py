@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from integrity.core.batch import ANY_DEPENDENT, Discard, NoteWrite, Page, Redrive, Span, TopicPartition
 from integrity.core.change import Op, ParentChange, Truncation
-from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
+from integrity.core.decode.halves import ALONE, pair
+from integrity.core.decode.record import Decoder, Half, Ignored, Record, Undecodable
 from integrity.core.truncate import Note
 from integrity.errors import Reason
 from integrity.kafka.redrives import Ask, read_returned
@@ -93,10 +94,19 @@ class Reader:
     tombstone which repeats it costs nothing; or was refused and may have been one, so that the tombstone does not do
     what nobody could read."""
 
-    def __init__(self, decoders: Mapping[str, tuple[str, Decoder]], returning: Returning | None = None) -> None:
-        """`decoders` maps a topic to its parent's entity and how its records are read."""
+    def __init__(
+        self,
+        decoders: Mapping[str, tuple[str, Decoder]],
+        returning: Returning | None = None,
+        partitions: Callable[[str], int] = lambda topic: 1,
+    ) -> None:
+        """`decoders` maps a topic to its parent's entity and how its records are read; `partitions` tells how many it
+        has."""
         self._decoders = decoders
         self._returning = returning
+        self._partitions = partitions
+        self._halved: set[str] = set()
+        """The topics that have halves of key changes (`core.decode.halves`)."""
         self._deleted: dict[TopicPartition, bytes | None] = {}
 
     def forget(self) -> None:
@@ -111,14 +121,25 @@ class Reader:
             else:
                 yield from found
 
-    def read(self, partition: TopicPartition, records: Sequence[Record], piece: Piece) -> None:
-        """Decode the records of one partition into `piece`."""
+    def read(
+        self, partition: TopicPartition, records: Sequence[Record], piece: Piece, *, is_over: bool = False
+    ) -> Sequence[Record]:
+        """Decode the records of one partition into `piece`, except the last ones that it returns: they wait for what
+        follows, and are read again together with it, or when that `is_over`."""
         if self._returning is not None and partition.topic == self._returning.topic:
-            return self._read_returned(self._returning, partition, records, piece)
+            self._read_returned(self._returning, partition, records, piece)
+            return ()
         entity, decode = self._decoders[partition.topic]
+        held: Sequence[Record] = ()
+        if partition.topic in self._halved:
+            is_apart = self._partitions(partition.topic) != 1
+            records, said, held = pair(records, decode, is_over=is_over, is_apart=is_apart)
+            by_offset = {record.offset: each for record, each in zip(records, said, strict=True)}
+            decode = lambda record: by_offset[record.offset]  # noqa: E731
         deleted = self._deleted.get(partition)
         counts: Counter[str] = Counter()
         tombstones = size = 0
+        halved: Sequence[Record] = ()
         add_change, add_record = piece.changes.append, piece.records.append
         for record in records:
             _, _, _, _, key, value, _ = record
@@ -142,6 +163,11 @@ class Reader:
             elif isinstance(decoded, Truncation):
                 counts[TRUNCATE] += 1
                 piece.notes.append(Note.of(decoded, record).to_keep())
+            elif isinstance(decoded, Half):
+                # Once for each topic: from here on its records are put together first.
+                self._halved.add(partition.topic)
+                halved = [each for each in records if each.offset >= record.offset]
+                break
             else:
                 counts["undecodable"] += 1
                 if decoded.repeated:
@@ -152,8 +178,9 @@ class Reader:
         self._deleted[partition] = deleted
         if tombstones:
             counts["tombstone"] += tombstones
-        for said, count in counts.items():
-            piece.counts[entity, said] += count
+        for what, count in counts.items():
+            piece.counts[entity, what] += count
+        return self.read(partition, halved, piece, is_over=is_over) if halved else held
 
     def _read_returned(
         self, returning: Returning, partition: TopicPartition, records: Sequence[Record], piece: Piece
@@ -180,6 +207,10 @@ class Reader:
                 piece.refused.append(Refused(original, why, entity, redrive))
                 continue
             decoded = of_topic[1](original)
+            if isinstance(decoded, Half):
+                # What it was found to be is in its headers, if it was half of a key change, else it was none; but what
+                # could not be read was never found to be anything.
+                decoded = ALONE if decoded.ends and dependent == ANY_DEPENDENT else decoded.change
             if isinstance(decoded, ParentChange):
                 piece.redrives[len(piece.changes)] = redrive
                 piece.changes.append(decoded)

@@ -5,8 +5,9 @@ invents every column of it that is not of the key. A `d` with the header `__debe
 deletion, even when that header cannot be read. A `u` says nothing, a key change being a `d` and a `c`, unless the rule
 says which rows count as deleted (`deleted_when`): then a `c` or `u` is a deletion, or says that the row lives; or a
 copy wants the row `after`, which `c`, `r` and `u` then bring along. The position of a change is what its connector
-gives (`positions`), else the Kafka offset. Envelopes of documents (MongoDB) are read in `debezium_documents`. SQL
-Server (key changes without the header) is refused; so are keys that MySQL and MariaDB may have made of several rows.
+gives (`positions`), else the Kafka offset. Envelopes of documents (MongoDB) are read in `debezium_documents`. Where key
+changes have no header (SQL Server, and what `pair_by` is for), a `d` and a `c` are `halves`. Keys that MySQL and
+MariaDB may have made of several rows are refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from integrity.core.decode.connectors import (
 )
 from integrity.core.decode.debezium_documents import MONGODB, Documents
 from integrity.core.decode.deletion import parse_deletion
+from integrity.core.decode.halves import half_of, other_key, told_version
 from integrity.core.decode.json import (
     Envelope,
     JsonFault,
@@ -70,11 +72,8 @@ NEW_KEY = "__debezium.newkey"
 """The header of a key change's `d` and of its tombstone: the key that the row has now."""
 OLD_KEY = "__debezium.oldkey"
 """The header of a key change's `c`: the key that the row had. Only that it is there is of interest."""
-_UNSUPPORTED: Mapping[str, str] = {
-    SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported yet",
-}
-_PLACES = {name: each.of_change for name, each in PLACES.items() if name not in _UNSUPPORTED}
-"""How a change is placed, of the connectors that are read and say it."""
+_PLACES = {name: each.of_change for name, each in PLACES.items() if name != SQLSERVER}
+"""How a change is placed, of the connectors that say it and mark key changes."""
 _OPS: Mapping[bytes, str] = {f'"{op}"'.encode(): op for op in "crudtm"}
 _SCHEMA = b'{"schema":'
 _DELETION, _TAIL = b'"op":"d"', 160
@@ -115,6 +114,8 @@ class Debezium(ParentReader):
         "_documents",
         "_folds",
         "_keys",
+        "_pairs",
+        "_quick",
         "_row_hints",
         "_schema",
         "_truncates",
@@ -127,6 +128,8 @@ class Debezium(ParentReader):
         self._keys = KeyReader(parent.key, limits, parent.events.key_format)
         self._folds = folds_of(parent.key)
         self._truncates = parent.events.truncate is Truncates.DELETE_ALL
+        self._pairs = parent.events.pair_by is not None
+        self._quick = {} if self._pairs else _PLACES
         self._row_hints: dict[bytes, Hints] = {}
         self._documents = Documents(parent, limits, copied)
         # What stood around the last payload: the schema is the same text in every record of a table.
@@ -142,7 +145,7 @@ class Debezium(ParentReader):
                 if value.find(_DELETION, -_TAIL) >= 0:
                     text = self._unwrapped(value) if value.startswith(_SCHEMA) else value
                     found = None if text is None else parse_deletion(text, self._limits)
-                    if found is not None and found.get("connector") in _PLACES:
+                    if found is not None and found.get("connector") in self._quick:
                         return self._gone(record, found)
                 envelope, text, schema = self._envelope(value)
                 op = self._op_of(record, envelope)
@@ -157,10 +160,12 @@ class Debezium(ParentReader):
                 if source["connector"] == MONGODB:
                     return self._documents.said(record, op, envelope, source)
                 if op == "d":
-                    return self._gone(record, source)
-                if self._condition is not None and op != "r":
-                    return self._judged(record, op, envelope, schema, source, self._condition)
-                return self._alive(record, op, source, self._row_copied(envelope, schema))
+                    said = self._gone(record, source)
+                elif self._condition is not None and op != "r":
+                    said = self._judged(record, op, envelope, schema, source, self._condition)
+                else:
+                    said = self._alive(record, op, source, self._row_copied(envelope, schema))
+                return self._half(record, op, source, said)
             except JsonFault as fault:
                 raise Refused(fault.reason, f"The record value is refused: {fault.message}.", "value") from None
         except Refused as refused:
@@ -176,7 +181,7 @@ class Debezium(ParentReader):
         if op != "d" or type(source) is not dict or source.get("connector") == MONGODB:
             return None
         try:
-            return self._gone(record, _known(source))
+            return self._half(record, op, source, self._gone(record, _known(source)))
         except Refused as refused:
             return refused.undecodable._replace(repeated=True)
 
@@ -197,6 +202,20 @@ class Debezium(ParentReader):
         version = self._placed(record, source) if position is None else _tuple(Version, (self._epoch, position))
         op, occurred_ms = _MOVED if moved else _DELETED, source.get("ts_ms")
         return change_of(record, self._entity, op, key, to, version, occurred_ms, traceparent)
+
+    def _half(self, record: Record, op: str, source: Source, said: Decoded) -> Decoded:
+        """What is said, which may be half of a key change where nothing marks one; or is, when it comes back."""
+        if not (self._pairs or source["connector"] == SQLSERVER) or (op != "d" and op != "c"):
+            return said
+        if not isinstance(said, ParentChange) or said.op is _MOVED or said.op is _ARRIVED:
+            return said
+        version = told_version(record)
+        if version is None:
+            return half_of(said, op, source, record)
+        if op == "c":
+            return said._replace(version=version)
+        to, _ = self._keys.of(record._replace(key=other_key(record)))
+        return said._replace(op=_MOVED, to=to, version=version)
 
     def _judged(
         self, record: Record, op: str, envelope: Envelope, schema: Raw, source: Source, condition: Condition
@@ -299,8 +318,8 @@ class Debezium(ParentReader):
         to: Key | None = None
         if moved:
             to = self._keys.in_header(NEW_KEY, header, key, hints)
-        if connector == SQLSERVER:
-            message = "A null record of SQL Server may be half of a key change: nothing marks one."
+        if (self._pairs or connector == SQLSERVER) and not moved:
+            message = "A null record alone may be half of a key change, of a source that does not mark them."
             raise Refused(Reason.BAD_ENVELOPE, message, "value")
         if self._folds:
             refuse_folded(self._folds, connector, key, to)
@@ -416,8 +435,6 @@ def _known(source: Source) -> Source:
         return source
     if type(connector) is not str:
         raise Refused(Reason.BAD_ENVELOPE, "The record value has no source.connector.", "value")
-    if connector in _UNSUPPORTED:
-        raise Refused(Reason.BAD_ENVELOPE, f"{_UNSUPPORTED[connector]}.", "value")
     return source
 
 

@@ -65,7 +65,19 @@ class Refused(Exception):
         self.undecodable = Undecodable(reason, message, stage)
 
 
-Decoded = ParentChange | Truncation | Ignored | Undecodable
+class Half(NamedTuple):
+    """A deletion (`ends`) or creation of a source that does not mark key changes: `change` is what it says unless it is
+    half of one (`core.decode.halves`). `group` is the same in both halves. Where the source counts what has one place,
+    `serial` is that number: 1 of the first half, 2 of the second. `key` is the record key."""
+
+    change: ParentChange
+    ends: bool
+    group: tuple[object, ...]
+    serial: int | None
+    key: bytes | None
+
+
+Decoded = ParentChange | Half | Truncation | Ignored | Undecodable
 
 Decoder = Callable[[Record], Decoded]
 """Makes of one record what it says. Never raises on any bytes."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from integrity.core.change import Op, ParentChange
 from integrity.core.decode.domain import type_in_header
 from integrity.core.decode.json import JsonFault
-from integrity.core.decode.record import Decoded, Decoder, Ignored, Limits, Record, Refused
+from integrity.core.decode.record import Decoded, Decoder, Half, Ignored, Limits, Record, Refused
 from integrity.core.decode.tenant_field import TenantField, unknown_tenant
 from integrity.core.keys import GATES, Bounds, Key, KeyRefused, KeySpec, KeyType, Scalar
 from integrity.core.rules.model import TENANT, Events, Parent, TenantIn
@@ -67,19 +67,23 @@ def tenant_decoder(parent: Parent, limits: Limits, decoder_of: Callable[[Parent]
         return (*key[:at], tenant, *key[at:])
 
     def decode(record: Record) -> Decoded:
-        said = decode_rest(record)
+        found = decode_rest(record)
+        said = found.change if isinstance(found, Half) else found
         if not isinstance(said, ParentChange):
-            return said
+            return found
         try:
             tenant = tenant_of(record, said)
         except Refused as refused:
-            if said.op in (Op.ALIVE, Op.ARRIVED) and said.row is None:
+            # Half of a key change is never passed over: the deletion before it would be one.
+            if said.op in (Op.ALIVE, Op.ARRIVED) and said.row is None and said is found:
                 return _NOBODYS
             return refused.undecodable._replace(repeated=repeated and record.value is not None)
         if at is None or in_key:
-            return said._replace(tenant=str(tenant))
-        to = None if said.to is None else with_tenant(tenant, said.to)
-        return said._replace(key=with_tenant(tenant, said.key), to=to, tenant=str(tenant))
+            said = said._replace(tenant=str(tenant))
+        else:
+            to = None if said.to is None else with_tenant(tenant, said.to)
+            said = said._replace(key=with_tenant(tenant, said.key), to=to, tenant=str(tenant))
+        return found._replace(change=said) if isinstance(found, Half) else said
 
     return decode
 

@@ -1,5 +1,5 @@
-"""The fields of `events` that depend on its format: `version`, `key_format`, `key_from`, and what `deleted_when` may
-ask for."""
+"""The fields of `events` that depend on its format: `version`, `key_format`, `key_from`, `pair_by`, and what
+`deleted_when` may ask for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from integrity.core.keys import KeySpec, KeyType
 from integrity.core.rules import names
 from integrity.core.rules.document import Node
 from integrity.core.rules.findings import FindingCode, Report, shown
-from integrity.core.rules.model import KeyFormat, KeyFrom, TargetKind, Tombstones
+from integrity.core.rules.model import KeyFormat, KeyFrom, PairBy, TargetKind, Tombstones
 from integrity.core.rules.vocabulary import FORMATS_OF_FIELD, KEY_FORMATS
 from integrity.core.rules.walk import Fields, choice_of, text_of
 
@@ -90,6 +90,21 @@ def check_key_from(report: Report, fields: Fields, form: str | None, key_from: s
     if tombstones is None or getattr(tombstones[1], "value", None) != Tombstones.IGNORE:
         message = "key_from: before needs tombstones: ignore: a null record has no row that its key could be read from"
         report.add(FindingCode.FORMAT_FIELD, message, at, "Write tombstones: ignore.")
+
+
+def read_pair_by(report: Report, fields: Fields, *, several: bool) -> PairBy | None:
+    """What pairs a deletion and a creation. `several`: the two may be in several topics."""
+    if "pair_by" not in fields:
+        return None
+    at, node = fields["pair_by"]
+    word = choice_of(report, "pair_by", node, [*PairBy])
+    if several:
+        message = "pair_by needs one topic: of several, nothing tells what comes right after a deletion"
+        report.add(FindingCode.FORMAT_FIELD, message, at, "Write one topic, or a pattern with a group tenant.")
+    if "key_from" in fields and getattr(fields["key_from"][1], "value", None) == KeyFrom.BEFORE:
+        message = "pair_by does not go with key_from: before"
+        report.add(FindingCode.FORMAT_FIELD, message, at, "Leave one of them out.")
+    return None if word is None else PairBy(word)
 
 
 def check_condition(report: Report, node: Node, condition: str, form: str | None) -> None:

@@ -62,6 +62,8 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         found["version"] = list(events.version)
     if events is not None and events.truncate is not Truncates.IGNORE:
         found["truncate"] = events.truncate
+    if events is not None and events.pair_by is not None:
+        found["pair_by"] = events.pair_by
     if events is not None and events.pattern is not None:
         found["pattern"] = events.pattern
     if events is not None and events.tenant is not None:

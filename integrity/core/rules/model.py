@@ -258,6 +258,12 @@ class TenantFrom:
     name: str
 
 
+class PairBy(StrEnum):
+    """What tells that a deletion and a creation are one key change, where the source does not mark it."""
+
+    TRANSACTION = "transaction"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The parent's own table or collection: its columns or fields are named as the key fields are."""
@@ -292,6 +298,7 @@ class Events:
     truncate: Truncates = Truncates.IGNORE
     pattern: str | None = None
     tenant: TenantFrom | None = None
+    pair_by: PairBy | None = None
 
     @property
     def tell_who_lives(self) -> bool:

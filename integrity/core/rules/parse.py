@@ -17,7 +17,13 @@ from integrity.core.rules.across import ParentDraft, check_across
 from integrity.core.rules.copies import CopyDraft, read_copy
 from integrity.core.rules.dependents import DependentDraft, peek_rows, read_dependent
 from integrity.core.rules.document import BrokenNode, ListNode, MappingNode, Node, ScalarNode, read_document
-from integrity.core.rules.event_fields import check_condition, check_key_from, read_key_format, read_version
+from integrity.core.rules.event_fields import (
+    check_condition,
+    check_key_from,
+    read_key_format,
+    read_pair_by,
+    read_version,
+)
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.formats import check_format
 from integrity.core.rules.key_fields import KeyDraft, read_key
@@ -258,12 +264,13 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     version = read_version(report, fields, kind)
     several = len(topics) > 1 or (pattern is not None and not by_name)
     check_key_from(report, fields, kind, key_from, several=several)
+    pair_by = read_pair_by(report, fields, several=several)
     is_known = bool(topics) or pattern is not None
     if not is_known or kind is None or spec is None or tombstones is None or truncate is None or key_from is None:
         return topics, pattern, key, None
     found = tuple(topic.value for topic in topics)
     said, where, emptied = Tombstones(tombstones), KeyFrom(key_from), Truncates(truncate)
-    more = key_format, version, emptied, None if pattern is None else pattern.value, tenant
+    more = key_format, version, emptied, None if pattern is None else pattern.value, tenant, pair_by
     events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, *more)
     return topics, pattern, key, events
 

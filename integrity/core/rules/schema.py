@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
 from integrity.core.rules.copies import COLUMNS_MAX
-from integrity.core.rules.model import EventValue, KeyFrom, Match, Tombstones, Truncates
+from integrity.core.rules.model import EventValue, KeyFrom, Match, PairBy, Tombstones, Truncates
 from integrity.core.rules.patterns import PATTERN_CHARACTERS_MAX
 from integrity.core.rules.types import TYPES_MAX
 from integrity.core.rules.vocabulary import (
@@ -133,6 +133,7 @@ def _events() -> Schema:
                 **_object(TENANT_FIELDS, dict.fromkeys(TENANT_FIELDS, _NAME)),
             },
             "version": _NAME,
+            "pair_by": {"enum": [str(word) for word in PairBy]},
         },
         required=("format", "key"),
     )

@@ -48,6 +48,8 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "key_format": "How record keys are written: json (the default), string (bare text) or long (eight bytes).",
     "tenant": "What tells whose an event is, where the name of its topic does not.",
     "version": "The field of the value (of the payload, with types) whose whole number places a change in its order.",
+    "pair_by": "What tells that a deletion and the creation right after it are one key change, where the source does "
+    "not mark it: transaction, for rows of PostgreSQL that move between the partitions of a table.",
 }
 TYPES_FIELDS: Mapping[str, str] = {
     "deleted": "The types that say: the parent was deleted.",
@@ -75,7 +77,7 @@ SOURCE_FIELDS: Mapping[str, str] = {
     "table": "The PostgreSQL table of the parents; its columns are named as the key fields. Write table or collection.",
     "collection": "The MongoDB collection of the parents; its fields are named as the key fields.",
 }
-EVENTS_LATER = ("pair_by",)
+EVENTS_LATER: tuple[str, ...] = ()
 
 DEPENDENT_FIELDS: Mapping[str, str] = {
     "name": "The name of this reference, unique in the file. The default is the table, collection or topic name.",
@@ -150,6 +152,7 @@ FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
     "key_from": ("debezium", "outbox", "cloudevents", "json", "qlik"),
     "key_format": ("debezium", "debezium-flat", "outbox", "cloudevents", "json", "qlik"),
     "version": ("debezium-flat", "outbox", "cloudevents", "json"),
+    "pair_by": ("debezium",),
 }
 """The fields of `events` that not every format takes, and those that do."""
 TYPES_REQUIRED = ("outbox",)

@@ -15,7 +15,7 @@ from typing import Final, TypeVar, assert_never
 import msgspec
 
 from integrity.core.change import Op, ParentChange, Truncation
-from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
+from integrity.core.decode.record import Decoder, Half, Ignored, Record, Undecodable
 from integrity.core.keys import Key, KeySpec, canonical, key_hash
 from integrity.core.scan import Known, Page, known_of
 from integrity.errors import LedgerError, OperationError, UnreachableError
@@ -296,6 +296,8 @@ def _decoding(topics: Sequence[str], decoder: Decoder) -> Read:
         at = b"%d/%d" % (topics.index(record.topic), record.partition)
         unread = at + b"?" + (record.key or b"")
         found = decoder(_record(record))
+        if isinstance(found, Half):
+            found = found.change  # its other half is about another key, or comes after it
         match found:
             case ParentChange():
                 lives = found.op in (Op.ALIVE, Op.ARRIVED)

@@ -162,7 +162,7 @@ def test_white_space_and_field_order_do_not_matter() -> None:
         (envelope(source={"lsn": 5}), Reason.BAD_ENVELOPE),
         (envelope(source={"connector": 5, "lsn": 5}), Reason.BAD_ENVELOPE),
         (envelope().replace(b'"source"', b'"origin"'), Reason.BAD_ENVELOPE),
-        (envelope(source=SOURCE | {"connector": "sqlserver"}), Reason.BAD_ENVELOPE),
+        (envelope(source=SOURCE | {"connector": "sqlserver"}), Reason.BAD_VERSION),
         (b"\xef\xbb\xbf" + envelope(), Reason.BAD_ENCODING),
         (envelope().decode().encode("utf-16"), Reason.BAD_ENCODING),
         (envelope().decode().encode("utf-16-be"), Reason.BAD_ENCODING),

@@ -206,6 +206,28 @@ def test_deletions_that_the_connector_skips_are_told_where_key_changes_arrive() 
     assert found(look(record("d"), arrived), EU) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "partitions", "expected"),
+    [
+        ("", 1, ["moves_unpaired"]),
+        (", pair_by: transaction", 1, []),
+        (", pair_by: transaction", 2, ["key_changes_unordered"]),
+    ],
+)
+def test_rows_that_move_between_the_partitions_of_a_table_are_told(
+    more: str, partitions: int, expected: list[str]
+) -> None:
+    """Fact 7: without a mark they look like a deletion and a creation."""
+    topic = "pg_partitioned_table.public.parted"
+    key = "{tenant: int64, id: int64}%s}\n"
+    text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("{id: int64}%s}\n", key)
+    text = text.replace("{customer_id: id}", "{tenant: tenant, customer_id: id}") % more
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    seen = TopicLook(topic, partitions, {}, [each for each in load("pg_partitioned_table") if each.topic == topic])
+    of = of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)
+    assert [each.code for each in of] == expected
+
+
 def test_truncate_is_told_whatever_it_does() -> None:
     parent = rules_of(", truncate: delete_all").by_entity["customer"]
     told = {each.name: each for each in (look(record("c"), record("t")), EU)}

@@ -24,6 +24,7 @@ from integrity.core.rules.model import (
     KeyFrom,
     Match,
     Nullify,
+    PairBy,
     Parent,
     Restrict,
     RuleSet,
@@ -278,14 +279,6 @@ def test_undo_of_a_rule_that_changes_nothing_is_refused(action: str) -> None:
     assert _codes(_file(dependent)) == [FindingCode.NOTHING_TO_UNDO]
 
 
-LATER_EVENTS = ["pair_by: x"]
-
-
-@pytest.mark.parametrize("field", LATER_EVENTS)
-def test_events_field_of_a_later_version_is_refused(field: str) -> None:
-    assert _codes(_file(f"{TABLE}, {CASCADE}", head=f"{HEAD}  {field}\n")) == [FindingCode.NOT_SUPPORTED_YET]
-
-
 def _events_of(more: str, form: str = "json", key: str = "{id: int64}") -> Events:
     head = HEAD.replace("format: debezium", f"format: {form}").replace("{id: int64}", key) + f"  {more}\n"
     events = parse_rules({"a.yaml": _file(f"{TABLE}, {CASCADE}", head=head)}).parents[0].events
@@ -308,6 +301,7 @@ def test_key_format_and_version_are_read() -> None:
     by_row = _events_of("key_from: before\n  tombstones: ignore", form="debezium")
     assert (by_row.key_from, by_row.tell_who_lives) == (KeyFrom.BEFORE, False)
     assert _events_of("version: meta.rev").version == ("meta", "rev")
+    assert _events_of("pair_by: transaction", form="debezium").pair_by is PairBy.TRANSACTION
     assert _events_of("version: __source_scn", form="debezium-flat").version == ("__source_scn",)
 
 
@@ -324,6 +318,9 @@ def test_key_format_and_version_are_read() -> None:
         ("payload: data", "json", "{id: int64}", "format_field"),
         ("key_from: payload", "json", "{id: int64}", "format_field"),
         ("key_from: before", "debezium", "{id: int64}", "format_field"),
+        ("pair_by: lsn", "debezium", "{id: int64}", "unknown_value"),
+        ("pair_by: transaction", "debezium-flat", "{id: int64}", "format_field"),
+        ("pair_by: transaction\n  key_from: before\n  tombstones: ignore", "debezium", "{id: int64}", "format_field"),
         ("key_from: before\n  tombstones: delete", "debezium", "{id: int64}", "format_field"),
         ("key_from: before\n  tombstones: ignore\n  key_format: string", "debezium", "{id: int64}", "format_field"),
         ("key_from: before\n  tombstones: ignore\n  deleted_when: after.a", "debezium", "{id: int64}", "format_field"),
@@ -346,6 +343,8 @@ def test_copies_and_several_topics_of_a_parent_whose_key_is_in_its_rows_are_refu
     head = f"{HEAD}  key_from: before\n  tombstones: ignore\n"
     several = head.replace("topic: shop.public.customers", "topics: [a, b]")
     assert _codes(_file(f"{TABLE}, {CASCADE}", head=several)) == [FindingCode.FORMAT_FIELD]
+    paired = f"{HEAD}  pair_by: transaction\n".replace("topic: shop.public.customers", "topics: [a, b]")
+    assert _codes(_file(f"{TABLE}, {CASCADE}", head=paired)) == [FindingCode.FORMAT_FIELD]
     copies = "copies:\n  - {store: orders_db, table: copy, columns: {id: id}}\n"
     assert _codes(head + copies) == [FindingCode.NO_ROW]
 
@@ -789,6 +788,7 @@ def test_hash_ignores_comments_layout_order_and_file_names() -> None:
         ("shop.public.customers", "shop.customers"),
         ("{id: int64}", "{id: int64}\n  tombstones: ignore"),
         ("{id: int64}", "{id: int64}\n  truncate: delete_all"),
+        ("{id: int64}", "{id: int64}\n  pair_by: transaction"),
     ],
 )
 def test_hash_changes_with_the_meaning(old: str, new: str) -> None:

@@ -264,6 +264,9 @@ class ScriptedSource:
     ) -> dict[TopicPartition, Bounds]:
         return {p: Bounds(self.committed.get(p), self.first.get(p, 0), self._end(p)) for p in (partitions or self.log)}
 
+    def partitions(self, topic: str) -> int:
+        return sum(partition.topic == topic for partition in self.log)
+
     async def commit(self, offsets: Mapping[TopicPartition, int], deadline: Deadline) -> bool:
         if self.commits_taken:
             self.committed |= offsets

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 
+import pytest
+
 from integrity.core.batch import Batch, Span, TopicPartition
-from integrity.core.decode.record import Record
+from integrity.core.change import ParentChange
+from integrity.core.decode.record import Decoded, Decoder, Half, Record
 from integrity.core.outcome import Outcome, Retry
 from integrity.core.retry import Backoff
-from integrity.errors import UnreachableError
+from integrity.errors import Reason, UnreachableError
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from tests.unit.service.doubles import (
@@ -31,7 +34,12 @@ P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
 
 class Rig:
     def __init__(
-        self, store: BentStore, source: ScriptedSource, batch_size: int = 10, schemas: Schemas | None = None
+        self,
+        store: BentStore,
+        source: ScriptedSource,
+        batch_size: int = 10,
+        schemas: Schemas | None = None,
+        decode: Decoder = decode,
     ) -> None:
         self.store, self.source = store, source
         self.letters, self.watch = Letters(), Watched()
@@ -99,6 +107,49 @@ async def test_caught_up_when_this_process_and_the_others_have_enforced_what_was
         assert not await rig.lane.caught_up(Deadline.after(0)), "a new event is not enforced"
         rig.store.gate.set()
         assert await rig.lane.caught_up(Deadline.after(20)), "it waits for that"
+
+
+def unmarked(record: Record) -> Decoded:
+    """As of a source that marks no key changes: what has the places 2n and 2n+1 is of one transaction."""
+    change = decode(record)
+    if not isinstance(change, ParentChange) or record.value is None or change.version is None:
+        return change
+    [lsn] = change.version.position
+    return Half(change, record.value[:1] == b"d", (lsn // 2,), None, record.key)
+
+
+async def test_deletion_that_may_be_half_of_a_key_change_waits_and_is_not_committed_before() -> None:
+    """Until then the next process would read it again, with what follows it."""
+    records = [deleted(1, 0, lsn=10), deleted(2, 1, lsn=20), deleted(3, 2, lsn=30)]
+    rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: records}), decode=unmarked)
+    async with running(rig, P0):
+        await until(lambda: rig.source.committed == {P0: 2})
+        polls = rig.source.polls
+        await until(lambda: rig.source.polls > polls + 20)
+        assert (rig.keys_left(), rig.source.committed) == ({0, 3, 4, 5}, {P0: 2})
+        await rig.source.assign(P0)  # to another process, or this one again
+        rig.source.log[P0].append(Record(TOPIC, 0, 3, 1_700_000_000_000, b"9", b"c31", ()))
+        await until(lambda: rig.source.committed == {P0: 4})
+        assert rig.keys_left() == {0, 9, 4, 5}
+
+
+async def test_deletion_without_another_half_is_enforced_after_a_while_and_ends_the_way_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("integrity.service.lane.PAIR_WAIT_S", 0.0)
+    records = [deleted(k, k) for k in range(3)]
+    rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: records}), decode=unmarked)
+    async with running(rig, P0, to_end=True) as task:
+        await asyncio.wait_for(asyncio.shield(task), 20)
+    assert (rig.keys_left(), rig.source.committed) == ({3, 4, 5}, {P0: 3})
+
+
+async def test_half_of_a_key_change_is_a_dead_letter_where_the_other_may_be_in_another_partition() -> None:
+    rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: [deleted(1, 0)], P1: []}), decode=unmarked)
+    async with running(rig, P0, P1):
+        await until(lambda: rig.source.committed.get(P0) == 1)
+    assert [letter.reason for letter in rig.letters.published] == [Reason.BAD_VERSION]
+    assert rig.keys_left() == set(range(6))
 
 
 async def test_to_the_end_stops_by_itself() -> None:
