@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from integrity.core.change import Op, ParentChange
 from integrity.core.condition import Condition
 from integrity.core.decode.cloudevents import change_event
-from integrity.core.decode.connectors import POSTGRESQL
+from integrity.core.decode.connectors import POSTGRESQL, SQLSERVER, connector_in
 from integrity.core.decode.debezium import NEW_KEY, OLD_KEY
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.halves import pair
@@ -223,6 +223,16 @@ def _of_halves(parent: Parent, look: TopicLook, decoder: Decoder) -> Iterator[Fi
         message = f"topic {look.name!r} has {look.partitions} partitions, and its source does not mark key changes"
         hint = "give it one partition: what follows a deletion tells whether it is one; till then it is a dead letter"
         yield _at(parent.place, "key_changes_unordered", message, hint)
+    of_sqlserver = [event for record in look.last if (event := event_of(record)) and event.connector == SQLSERVER]
+    is_silent = parent.events.tombstones is Tombstones.IGNORE or all(connector_in(each.headers) for each in look.last)
+    if of_sqlserver and not is_silent:
+        message = (
+            f"null records in topic {look.name!r} do not tell that they are of SQL Server: alone, one is a deletion"
+        )
+        hint = (
+            "it may be half of a key change: write tombstones: ignore, or let Debezium 3.5 or later write its headers"
+        )
+        yield _at(parent.place, "null_records_unmarked", message, hint, "warning")
     if parent.events.format == "debezium" and parent.events.pair_by is None and _has_moved(look.last):
         message = f"in topic {look.name!r} a deletion and a creation of one transaction follow each other, unmarked"
         hint = (

@@ -13,10 +13,11 @@ from itertools import pairwise
 import pytest
 
 from integrity.core.change import Op, ParentChange, Version
-from integrity.core.decode.record import Decoded, Half, Headers, Ignored, Record, Undecodable
+from integrity.core.decode.debezium import Debezium
+from integrity.core.decode.record import Decoded, Half, Headers, Ignored, Limits, Record, Undecodable
 from integrity.errors import Reason
 from tests.golden.histories import BIGINT
-from tests.golden.records import decode
+from tests.golden.records import decode, rule
 
 SQLSERVER: Mapping[str, object] = {
     "version": "3.5.0.Final", "connector": "sqlserver", "name": "server1", "ts_ms": 1795474605000, "snapshot": "false",
@@ -150,6 +151,15 @@ def test_constructed_sql_server_events_are_placed_by_the_log_of_their_commit_the
         assert half.change.version == Version(0, (0x27, 0x758, 5, 0x27, 0x758, 3, 1))
         assert half.ends == (op == "d")
     assert version(SQLSERVER | {"change_lsn": None}, "r") == Version(0, (0x27, 0x758, 5, 2**32))
+
+
+def test_constructed_deletion_of_sql_server_is_a_half_in_the_wire_format_too() -> None:
+    """There its `op` and `source` are read without the rest."""
+    half = Debezium(rule(**BIGINT), Limits(), None).decode_told(
+        record("d", SQLSERVER), {"op": "d", "source": SQLSERVER}
+    )
+    assert half == decode(record("d", SQLSERVER), **BIGINT)
+    assert isinstance(half, Half)
 
 
 def test_constructed_null_record_of_sql_server_alone_is_refused() -> None:

@@ -59,9 +59,11 @@ def keyed(**fields: int) -> bytes:
     return json.dumps(fields).encode()
 
 
-def row(op: str, id_: int, change: int, serial: int = 1, commit: int = 5) -> list[tuple[bytes, bytes | None]]:
+def row(
+    op: str, id_: int, change: int, serial: int = 1, commit: int = 5, **more: object
+) -> list[tuple[bytes, bytes | None]]:
     """A record of SQL Server, with the null record after it if it is a deletion."""
-    one = (keyed(id=id_), envelope(op, lsn(change, serial, commit)))
+    one = (keyed(id=id_), envelope(op, lsn(change, serial, commit), None if op == "d" else {"id": id_, **more}))
     return [one, (keyed(id=id_), None)] if op == "d" else [one]
 
 
@@ -221,7 +223,7 @@ def test_constructed_primary_key_update_of_sql_server_is_a_key_change() -> None:
     piece = read(records_of(row("d", 10, 3), row("c", 11, 3, 2)), decoder(**BIGINT))
     assert said(piece) == [(Op.MOVED, (10,), (11,)), (Op.ARRIVED, (11,), None)]
     assert [change.version for change in piece.changes] == [position(3, 2)] * 2
-    assert [record.value for record in piece.records] == [envelope("d", lsn(3)), envelope("c", lsn(3, 2))]
+    assert [record.value for record in piece.records] == [envelope("d", lsn(3)), envelope("c", lsn(3, 2), {"id": 11})]
 
 
 def test_constructed_update_of_sql_server_that_is_split_and_keeps_the_key_is_no_deletion() -> None:

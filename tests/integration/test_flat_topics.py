@@ -1,4 +1,4 @@
-"""Flattened topics and compacted tables end to end: what was captured, through Kafka, into PostgreSQL."""
+"""Flattened topics, compacted tables and key changes without a mark end to end: through Kafka, into PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from integrity.core.decode.record import Record
 from integrity.demo.servers import KafkaServer
 from tests.conftest import CreateTopic
 from tests.golden.records import load
+from tests.golden.test_unmarked_key_changes import records_of, row
 from tests.integration.pg_shop import fetch
 from tests.integration.pg_shop import run as run_sql
 from tests.integration.test_run_command import Installation
@@ -67,6 +68,23 @@ async def test_orders_go_with_the_customers_of_a_compacted_topic(
     assert left == ([1, 5, 77], [1, 3, 5])
 
 
+async def test_orders_follow_a_key_change_that_sql_server_sends_without_a_mark(
+    tmp_path: Path, kafka: KafkaServer, create_topic: CreateTopic, pg_database: str
+) -> None:
+    """10 becomes 11, 12 is deleted and 13 created by one transaction, 2 is replaced under its key. The halves come in
+    the topic's one partition, each with the null record of its deletion."""
+    records = records_of(
+        *[row("c", 10, 1, 1, 4, email="x"), row("d", 10, 1), row("c", 11, 1, 2, email="x")],
+        *[row("d", 12, 2), row("c", 13, 3, email="y"), row("d", 2, 4), row("c", 2, 4, 2, email="z")],
+    )
+    left = await _end(
+        "debezium, key: {id: int64}",
+        *("bigint", [2, 10, 12, 77], records, tmp_path, kafka, create_topic, pg_database),
+        partitions=1,
+    )
+    assert left == ([2, 11, 77], [2, 11, 13])
+
+
 async def _end(
     events: str,
     type_: str,
@@ -76,9 +94,10 @@ async def _end(
     kafka: KafkaServer,
     create_topic: CreateTopic,
     pg_database: str,
+    partitions: int = 3,
 ) -> tuple[list[object], list[object]]:
     """Whose orders are left, and which customers the copy has."""
-    shop = Installation(tmp_path, kafka.bootstrap_servers, await create_topic(partitions=3))
+    shop = Installation(tmp_path, kafka.bootstrap_servers, await create_topic(partitions=partitions))
     shop.environment |= {"INTEGRITY_STORES__ORDERS_DB__URL": pg_database}
     rules = tmp_path / "rules" / "customer.yaml"
     rules.parent.mkdir()

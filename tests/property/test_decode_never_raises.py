@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 from hypothesis import HealthCheck, given, settings
@@ -14,20 +15,25 @@ from integrity.core.decode import decoder_for
 from integrity.core.decode.deletion import parse_deletion
 from integrity.core.decode.json import check_depth, check_text, parse_envelope, parse_object
 from integrity.core.decode.positions import PLACES
-from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Limits, Record, Undecodable
+from integrity.core.decode.record import Decoded, Decoder, Half, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeySpec, KeyType, canonical, key_hash
-from integrity.core.rules.model import Events, KeyFormat, KeyFrom, Parent, Place, Tombstones
+from integrity.core.rules.model import Events, KeyFormat, KeyFrom, PairBy, Parent, Place, Tombstones
 from tests.golden import histories_relational as relational
 from tests.golden.flat_histories import TOPICS
 from tests.golden.histories import HISTORIES
-from tests.golden.records import FILES, decoder, load
+from tests.golden.records import FILES, decoder, load, rule
 from tests.golden.test_decode_flat_topics import flat
 
 RULES: list[Mapping[str, KeyType]] = [
     *[{"id": kind} for kind in KeyType],
     {"tenant": KeyType.STRING, "id": KeyType.INT64},
 ]
-DECODERS: list[Decoder] = [decoder(**key) for key in RULES]
+_PAIRS = rule(id=KeyType.INT64)
+assert _PAIRS.events is not None
+DECODERS: list[Decoder] = [
+    *[decoder(**key) for key in RULES],
+    decoder_for(replace(_PAIRS, events=replace(_PAIRS.events, pair_by=PairBy.TRANSACTION))),
+]
 BY_TOPIC: dict[str, Decoder] = {
     f"{file}.public.{name}": decoder(**table.key) for file in FILES for name, table in HISTORIES[file].items()
 } | {topic: decoder(**table.key) for tables in relational.HISTORIES.values() for topic, table in tables.items()}
@@ -82,6 +88,9 @@ integers = st.integers(-(2**63), 2**63 - 1)
 
 
 def says_what_it_may(record: Record, decoded: Decoded) -> None:
+    if isinstance(decoded, Half):
+        assert decoded.ends == (decoded.change.op is Op.DELETED)
+        decoded = decoded.change
     match decoded:
         case ParentChange(op=op):
             is_moved = any(name == "__debezium.newkey" for name, _ in record.headers)

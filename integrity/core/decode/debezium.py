@@ -215,7 +215,7 @@ class Debezium(ParentReader):
         if op == "c":
             return said._replace(version=version)
         to, _ = self._keys.of(record._replace(key=other_key(record)))
-        return said._replace(op=_MOVED, to=to, version=version)
+        return SAME_KEY if to == said.key else said._replace(op=_MOVED, to=to, version=version)
 
     def _judged(
         self, record: Record, op: str, envelope: Envelope, schema: Raw, source: Source, condition: Condition

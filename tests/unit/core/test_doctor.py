@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from integrity.core.decode import decoder_for
-from integrity.core.decode.record import Record
+from integrity.core.decode.record import Headers, Record
 from integrity.core.doctor import TopicLook, defaults, of_clock, of_default, of_topics
 from integrity.core.rules.parse import parse_rules
 from tests.golden.records import load
@@ -225,6 +225,27 @@ def test_rows_that_move_between_the_partitions_of_a_table_are_told(
     parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
     seen = TopicLook(topic, partitions, {}, [each for each in load("pg_partitioned_table") if each.topic == topic])
     of = of_topics(parent, {topic: seen}, decoder_for(parent), NOW_MS)
+    assert [each.code for each in of] == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "headers", "expected"),
+    [
+        ("", (), ["null_records_unmarked"]),
+        (", tombstones: ignore", (), []),
+        ("", (("__debezium.context.connectorName", b"sqlserver"),), []),
+    ],
+)
+def test_null_records_of_sql_server_that_do_not_tell_their_source_are_told(
+    more: str, headers: Headers, expected: list[str]
+) -> None:
+    text = CUSTOMER.replace("[customers, customers_eu]", "[customers]") % more
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    lsn = "00000027:00000758:0003"
+    source = {"connector": "sqlserver", "commit_lsn": lsn, "change_lsn": lsn, "event_serial_no": 1}
+    value = json.dumps({"op": "c", "before": None, "after": {"id": 1}, "source": source}).encode()
+    seen = look(record("c")._replace(value=value, headers=headers), partitions=1)
+    of = of_topics(parent, {"customers": seen}, decoder_for(parent), NOW_MS)
     assert [each.code for each in of] == expected
 
 
