@@ -129,7 +129,7 @@ class Converter:
 
     def part(self, data: bytes | None) -> bytes | None:
         """A key or value; what is not JSON with its schema stays as it is."""
-        document = None if data is None else json.loads(data)
+        document = json.loads(data) if data is not None and data.startswith(b"{") else None
         if not isinstance(document, dict) or document.keys() != {"schema", "payload"} or not document["schema"]:
             return data
         connect, payload = document["schema"], document["payload"]

@@ -128,7 +128,7 @@ def _opened(record: Record, limits: Limits) -> tuple[Record, bool] | None:
     if record.value is None:
         raise Refused(Reason.BAD_ENVELOPE, "The event has no data.", "value")
     if is_structured:
-        data = bytes(_parts(record.value).get("data", _NULL))
+        data = _data(record.value, limits)
     else:
         _binary_data(record, limits)
         data = record.value
@@ -145,6 +145,20 @@ def _opened(record: Record, limits: Limits) -> tuple[Record, bool] | None:
                 "value",
             )
     return _traced(record, attributes)._replace(value=data), is_document
+
+
+def _data(value: bytes, limits: Limits) -> bytes:
+    """The data of a structured event; with its schema, where the event stands in one."""
+    parts = _parts(value)
+    if parts.keys() != {"schema", "payload"}:
+        return bytes(parts.get("data", _NULL))
+    data = bytes(_parts(bytes(parts["payload"])).get("data", _NULL))
+    schema = parse(bytes(parts["schema"]), limits)
+    fields = schema.get("fields") if type(schema) is dict else None
+    for each in fields if type(fields) is list and data != _NULL else ():
+        if type(each) is dict and each.get("field") == "data":
+            return b'{"schema":%b,"payload":%b}' % (json.dumps(each).encode(), data)
+    return data
 
 
 def _is_envelope(data: bytes) -> bool:
@@ -234,10 +248,17 @@ def _event(record: Record, limits: Limits) -> tuple[Attributes, bool] | None:
 
 def _structured(value: bytes, limits: Limits) -> Attributes:
     check_text(value, limits)
-    event = parse(value, limits)
+    event = _bare(parse(value, limits))
     if type(event) is not dict:
         raise Refused(Reason.BAD_ENVELOPE, "The record value is no CloudEvent: it is no JSON object.", "value")
     return event
+
+
+def _bare(document: object) -> object:
+    """A document out of its schema, if it has one."""
+    if type(document) is dict and document.keys() == {"schema", "payload"} and type(document["schema"]) is dict:
+        return document["payload"]
+    return document
 
 
 def _content_type(record: Record) -> str:
@@ -255,7 +276,7 @@ def _binary_data(record: Record, limits: Limits) -> object:
     if record.value is None:
         return None
     check_text(record.value, limits)
-    return parse(record.value, limits)
+    return _bare(parse(record.value, limits))
 
 
 def _type(attributes: Attributes) -> str:
