@@ -17,7 +17,18 @@ from integrity.core.decode.json import check_depth, check_text, parse_envelope, 
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.record import Decoded, Decoder, Half, Headers, Ignored, Limits, Record, Undecodable
 from integrity.core.keys import KeySpec, KeyType, canonical, key_hash
-from integrity.core.rules.model import Events, KeyFormat, KeyFrom, PairBy, Parent, Place, Tombstones
+from integrity.core.rules.model import (
+    Events,
+    KeyFormat,
+    KeyFrom,
+    PairBy,
+    Parent,
+    Place,
+    TenantFrom,
+    TenantIn,
+    Tombstones,
+)
+from integrity.errors import Reason
 from tests.golden import histories_relational as relational
 from tests.golden.flat_histories import TOPICS
 from tests.golden.histories import HISTORIES
@@ -218,6 +229,41 @@ def test_a_record_cut_short_says_nothing(record: Record, at: int) -> None:
         return
     cut = record._replace(value=record.value[: at % len(record.value)])
     assert isinstance(BY_TOPIC.get(record.topic, DECODERS[0])(cut), Undecodable)
+
+
+def of_tenants(told: TenantFrom) -> Decoder:
+    key = KeySpec((("id", KeyType.INT64),))
+    events = Events(("t",), "debezium", key, Tombstones.DELETE, tenant=told)
+    return decoder_for(Parent("customer", events, (), Place("customer.yaml", 1, 1)))
+
+
+TENANTS = [
+    of_tenants(TenantFrom(place, name)) for place in TenantIn for name in ("id", "x", "tenant") if place != "key"
+]
+TENANTS.append(of_tenants(TenantFrom(TenantIn.KEY, "id")))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    mutilated_records()
+    | st.builds(Record, st.just("t"), st.just(0), st.just(5), st.just(0), keys | some_bytes, envelopes, some_headers)
+)
+def test_what_tells_a_tenant_adds_it_or_refuses_and_changes_nothing_else(record: Record) -> None:
+    bare = decoder(id=KeyType.INT64)(record)
+    for decode in TENANTS:
+        said = decode(record)
+        if isinstance(bare, Half):  # never passed over: the deletion before it would be one
+            assert not isinstance(said, Ignored)
+            said = said._replace(change=said.change._replace(tenant="")) if isinstance(said, Half) else said
+            assert said == bare or (isinstance(said, Undecodable) and said.reason is Reason.UNKNOWN_TENANT)
+        elif isinstance(bare, ParentChange) and isinstance(said, ParentChange):
+            assert said.tenant and said._replace(tenant="") == bare
+        elif isinstance(bare, ParentChange) and isinstance(said, Undecodable):
+            assert said.reason is Reason.UNKNOWN_TENANT and len(said.message) < 300
+        elif isinstance(bare, ParentChange):
+            assert isinstance(said, Ignored) and bare.op in (Op.ALIVE, Op.ARRIVED)
+        else:
+            assert said == bare
 
 
 def by_row(**key: KeyType) -> Decoder:
