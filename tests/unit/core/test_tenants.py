@@ -166,6 +166,8 @@ MOVE = ("__debezium.newkey", b'{"id":6}')
         (ID, [("X", b"a"), ("X", b"b")], UNKNOWN),
         (ID, [("x", b"a")], UNKNOWN),
         (ID, [("X", None)], UNKNOWN),
+        (ID, [("X", b"a"), ("X", None)], UNKNOWN),
+        (ID, [("X", b"\0\0\0\0\7\2a")], UNKNOWN),
         (ID, [("X", b"")], UNKNOWN),
         (ID, [("X", b"\xff")], UNKNOWN),
         (ID, [("X", b'{"a":1}')], UNKNOWN),
@@ -178,6 +180,13 @@ def test_header_tells_the_tenant_or_the_deletion_is_a_dead_letter(
 ) -> None:
     decode = decoder_for(rules("tenant: {header: X}", key).parents[0])
     assert told(decode(record(D, tuple(headers)))) == expected
+
+
+def test_header_that_was_read_before_is_no_less_in_doubt_beside_another() -> None:
+    decode = decoder_for(rules("tenant: {header: X}").parents[0])
+    a, b = ("X", b"a"), ("X", b"b")
+    said = [told(decode(record(D, headers))) for headers in ((a,), (b,), (a, b), (b, a), (a,))]
+    assert said == [(Op.DELETED, (5,), None, each) if each else UNKNOWN for each in ("a", "b", "", "", "a")]
 
 
 def test_header_tells_the_tenant_of_a_null_record() -> None:
