@@ -118,3 +118,16 @@ def test_null_records_of_a_flattened_topic_have_no_field() -> None:
     assert {said.tenant for said in changes(found)} == {"acme"}
     assert {said.op for said in changes(found)} <= {Op.ALIVE, Op.ARRIVED}
     assert {said.reason for said in found if isinstance(said, Undecodable)} == {Reason.UNKNOWN_TENANT}
+
+
+@pytest.mark.parametrize(("file", "told"), [("mks_preimage", "rep@x.test"), ("mks_default", None)])
+def test_document_before_tells_the_tenant_of_a_deletion_where_the_connector_sends_it(
+    file: str, told: str | None
+) -> None:
+    decode = decoder_for(tenants(TenantIn.FIELD, "email", "mongodb", _id=KeyType.OBJECTID))
+    created, *_, deleted = (decode(record) for record in of_topic(file, "shop.customers")[:4])
+    assert isinstance(created, ParentChange) and created.tenant == "a@x.test"
+    if told is None:
+        assert isinstance(deleted, Undecodable) and deleted.reason is Reason.UNKNOWN_TENANT
+    else:
+        assert isinstance(deleted, ParentChange) and (deleted.op, deleted.tenant) == (Op.DELETED, told)

@@ -82,14 +82,26 @@ class _Domain:
             message = "It is a change event of Debezium, and the rule names types of domain events: leave types out."
             raise Refused(Reason.BAD_ENVELOPE, message, "value")
 
-        def payload() -> object:
-            if not is_structured:
-                return _binary_data(record, self._limits)
-            if "data_base64" in attributes:
-                raise Refused(Reason.BAD_ENVELOPE, "The data of the event is no JSON: it is data_base64.", "value")
-            return attributes.get("data")
+        return self._events.says(
+            _traced(record, attributes),
+            type_,
+            lambda: _data(record, attributes, is_structured, self._limits),
+            _milliseconds(attributes.get("time")),
+        )
 
-        return self._events.says(_traced(record, attributes), type_, payload, _milliseconds(attributes.get("time")))
+
+def _data(record: Record, attributes: Attributes, is_structured: bool, limits: Limits) -> object:
+    if not is_structured:
+        return _binary_data(record, limits)
+    if "data_base64" in attributes:
+        raise Refused(Reason.BAD_ENVELOPE, "The data of the event is no JSON: it is data_base64.", "value")
+    return attributes.get("data")
+
+
+def data_of(record: Record, limits: Limits) -> object:
+    """The data of a domain event; None where there is no event. Raises Refused and JsonFault."""
+    event = _event(record, limits)
+    return None if event is None else _data(record, *event, limits)
 
 
 class _Wrapped:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from integrity.core.change import Op
+from integrity.core.decode.cloudevents import change_event, data_of
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.debezium_rows import RowSchema, is_whole
 from integrity.core.decode.documents import document_of
@@ -41,14 +42,21 @@ class TenantField:
         """The value of the field. Raises Refused and JsonFault."""
         if record.value is None:
             raise unknown_tenant("A null record has no field that tells the tenant.", "value")
-        types = self._events.types
+        types, form = self._events.types, self._events.format
         if types is not None:
-            return self._in(object_in(payload_of(record, types, self._limits), "payload", self._limits), "payload")
+            is_wrapped = form == "cloudevents"
+            payload = data_of(record, self._limits) if is_wrapped else payload_of(record, types, self._limits)
+            return self._in(object_in(payload, "payload", self._limits), "payload")
+        if form == "cloudevents":
+            record = change_event(record, self._limits) or record
+        assert record.value is not None, "what wraps an event has it for its value"
         document, schema = self._read(record.value)
+        if form == "mongodb" or (form == "cloudevents" and type(document) is dict and "op" not in document):
+            return self._in_document(document_of(document, self._limits))
         if type(document) is not dict:
             raise unknown_tenant("The record value has no fields, one of which tells the tenant.", "value")
-        match self._events.format:
-            case "debezium":
+        match form:
+            case "debezium" | "cloudevents":
                 return self._in_envelope(document, schema)
             case "debezium-flat" if op not in (Op.ALIVE, Op.ARRIVED) and not _is_as_written(document):
                 if self._name not in real_fields(schema):
@@ -86,6 +94,18 @@ class TenantField:
                 "value",
             )
         return self._in(before, "row before")
+
+    def _in_document(self, fields: Mapping[str, object] | None) -> object:
+        """Of MongoDB's own connector: a change event, whose documents are the server's, or a document alone."""
+        if fields is None:
+            raise unknown_tenant("The record value has no document that tells the tenant.", "value")
+        if "fullDocument" not in fields and "operationType" not in fields:
+            return self._in(fields, "document")
+        for name in ("fullDocument", "fullDocumentBeforeChange"):
+            document = document_of(fields.get(name), self._limits)
+            if document is not None:
+                return self._in(document, name)
+        raise unknown_tenant("The change event has no document that tells the tenant.", "value")
 
     def _read(self, text: bytes) -> tuple[object, object]:
         """What a value holds, and its schema, if it has one."""

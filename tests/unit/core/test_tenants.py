@@ -87,7 +87,6 @@ def test_rule_says_what_tells_the_tenant(tenant: str, key: str, told: TenantFrom
         ("tenant: {header: X}", "{tenant: int64, id: int64}", "debezium", "bad_tenant", 11),
         ("tenant: {header: X}", "{tenant: string}", "debezium", "bad_tenant", 11),
         ("tenant: {field: id}", ID, "debezium", "bad_tenant", 11),
-        ("tenant: {field: client_id}", ID, "mongodb", "format_field", 11),
         ("tenant: {field: client_id}", ID, "qlik", "format_field", 11),
         ("tenant: {header: X}", ID, "integrity", "format_field", 3),
         ("truncate: delete_all\n  tenant: {header: X}", ID, "debezium", "bad_tenant", 3),
@@ -329,6 +328,44 @@ def test_field_of_the_payload_or_object_tells_the_tenant(
 ) -> None:
     decode = decoder_for(rules("tenant: {field: client}", ID, form).parents[0])
     assert told(decode(record(value, tuple(headers)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"_id": 5, "client": "a"}, (Op.ALIVE, (5,), None, "a")),
+        ({"_id": 5, "client": {"$oid": "0" * 24}}, "tenant"),
+        (None, UNKNOWN),
+    ],
+)
+def test_field_of_a_document_tells_the_tenant(value: object, expected: object) -> None:
+    decode = decoder_for(rules("tenant: {field: client}", "{_id: int64}", "mongodb").parents[0])
+    for written in (value, json.dumps(value) if value else None):
+        assert told(decode(record(written, (), {"_id": 5}))) == expected
+
+
+def cloud(type_: str, data: object, **more: object) -> dict[str, object]:
+    return {"specversion": "1.0", "id": "1", "source": "/s", "type": type_, "data": data, **more}
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "expected"),
+    [
+        ("cloudevents\n  types: {deleted: [D]}", cloud("D", {"client": "a"}), (Op.DELETED, (5,), None, "a")),
+        ("cloudevents\n  types: {deleted: [D]}", cloud("D", {}), UNKNOWN),
+        (
+            "cloudevents",
+            cloud("x", envelope("d", {"id": 5, "client": "a"}, None, "mysql")),
+            (Op.DELETED, (5,), None, "a"),
+        ),
+        ("cloudevents", cloud("x", envelope("d", {"id": 5, "client": "a"})), UNKNOWN),
+        ("cloudevents", cloud("x", envelope("c", None, {"id": 5, "client": "a"})), (Op.ALIVE, (5,), None, "a")),
+    ],
+)
+def test_field_of_what_a_cloudevent_wraps_tells_the_tenant(form: str, value: object, expected: object) -> None:
+    decode = decoder_for(rules("tenant: {field: client}", ID, form).parents[0])
+    headers = (("content-type", b"application/cloudevents+json"),)
+    assert told(decode(record(value, headers))) == expected
 
 
 # --- where rules and stores meet -----------------------------------------------------------------------------------
