@@ -245,7 +245,7 @@ TENANTS.append(of_tenants(TenantFrom(TenantIn.KEY, "id")))
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
-    mutilated_records()
+    broken(CAPTURED)
     | st.builds(Record, st.just("t"), st.just(0), st.just(5), st.just(0), keys | some_bytes, envelopes, some_headers)
 )
 def test_what_tells_a_tenant_adds_it_or_refuses_and_changes_nothing_else(record: Record) -> None:
