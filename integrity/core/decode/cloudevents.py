@@ -81,16 +81,15 @@ class _Domain:
         if _OP in attributes and _DEBEZIUM_TYPE.fullmatch(type_):
             message = "It is a change event of Debezium, and the rule names types of domain events: leave types out."
             raise Refused(Reason.BAD_ENVELOPE, message, "value")
-
         return self._events.says(
             _traced(record, attributes),
             type_,
-            lambda: _data(record, attributes, is_structured, self._limits),
+            lambda: _payload_of(record, attributes, is_structured, self._limits),
             _milliseconds(attributes.get("time")),
         )
 
 
-def _data(record: Record, attributes: Attributes, is_structured: bool, limits: Limits) -> object:
+def _payload_of(record: Record, attributes: Attributes, is_structured: bool, limits: Limits) -> object:
     if not is_structured:
         return _binary_data(record, limits)
     if "data_base64" in attributes:
@@ -101,7 +100,7 @@ def _data(record: Record, attributes: Attributes, is_structured: bool, limits: L
 def data_of(record: Record, limits: Limits) -> object:
     """The data of a domain event; None where there is no event. Raises Refused and JsonFault."""
     event = _event(record, limits)
-    return None if event is None else _data(record, *event, limits)
+    return None if event is None else _payload_of(record, *event, limits)
 
 
 class _Wrapped:
