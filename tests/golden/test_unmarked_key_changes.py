@@ -20,10 +20,12 @@ from integrity.core.decode import decoder_for
 from integrity.core.decode.halves import HELD_MAX, OTHER_KEY
 from integrity.core.decode.record import Decoder, Headers, Record
 from integrity.core.keys import KeySpec, KeyType
-from integrity.core.rules.model import Events, PairBy, Parent, Place, Tombstones
+from integrity.core.rules.model import Events, PairBy, Parent, Place, TenantFrom, TenantIn, Tombstones
 from integrity.errors import Reason
 from integrity.kafka.redrives import Ask, Returned, outgoing
 from integrity.service.work import Piece, Reader, Returning
+from integrity.stores.topic.records import ReadRecord
+from integrity.stores.topic.scan import _decoding
 from tests.golden.histories import BIGINT
 from tests.golden.records import load, of_topic
 from tests.golden.test_constructed_envelopes import SQLSERVER
@@ -410,6 +412,53 @@ def test_mark_of_a_moved_row_is_the_record_key_of_its_other_half() -> None:
     piece = read(records_of(row("d", 10, 3), row("c", 11, 3, 2)), decoder(**BIGINT))
     assert dict(piece.records[0].headers)[OTHER_KEY] == b'{"id": 11}'
     assert dict(piece.records[0].headers).items() >= dict(SQL_SERVERS).items()
+
+
+def test_row_that_would_move_to_another_tenant_is_refused_with_what_follows_a_creation_of_nobody() -> None:
+    """A tenant that the rows tell may differ between the two halves, or be missing in one."""
+    spec = KeySpec((("region", KeyType.INT64), ("id", KeyType.INT64)))
+    events = Events(
+        ("t",),
+        "debezium",
+        spec,
+        Tombstones.DELETE,
+        tenant=TenantFrom(TenantIn.HEADER, "who"),
+        pair_by=PairBy.TRANSACTION,
+    )
+    decode = decoder_for(parent(events))
+    moving = [pg("d", 7, 1, region=1, id=1), pg("c", 7, 2, region=2, id=1)]
+    for whose, expected in ((("a", "a"), [Op.MOVED, Op.ARRIVED]), (("a", "b"), [Op.ALIVE]), (("a", None), [])):
+        records = [
+            each._replace(headers=() if tenant is None else (("who", tenant.encode()),))
+            for each, tenant in zip(records_of(*moving), (whose[0], *whose), strict=True)
+        ]
+        piece = read(records, decode)
+        assert [op for op, _, _ in said(piece)] == expected
+        assert not any(op is Op.DELETED for op, _, _ in said(piece))
+
+
+def test_constructed_cloudevents_of_sql_server_are_put_together_too() -> None:
+    def event(op: str, id_: int, serial: int) -> Record:
+        attributes = {f"ce_iodebezium{name.replace('_', '')}": str(of) for name, of in lsn(3, serial).items() if of}
+        attributes |= {"ce_specversion": "1.0", "ce_id": "x", "ce_source": "/debezium/sqlserver/server1"}
+        attributes |= {"ce_type": "io.debezium.connector.sqlserver.DataChangeEvent", "ce_iodebeziumop": op}
+        headers = tuple((name, text.encode()) for name, text in attributes.items())
+        value = json.dumps({"before": None, "after": {"id": id_}}).encode()
+        content = ("content-type", b"application/json")
+        return Record(TOPIC, 0, serial, 5, keyed(id=id_), value, (*headers, content))
+
+    events = Events(("t",), "cloudevents", KeySpec((("id", KeyType.INT64),)), Tombstones.DELETE)
+    piece = read([event("d", 10, 1), event("c", 11, 2)], decoder_for(parent(events)))
+    assert said(piece) == [(Op.MOVED, (10,), (11,)), (Op.ARRIVED, (11,), None)]
+
+
+def test_compacted_topic_of_sql_server_tells_which_parents_live() -> None:
+    """A scan reads what is left of it: the newest record of each key."""
+    read_one = _decoding([TOPIC], decoder(**BIGINT))
+    for op, lives in (("c", (10,)), ("d", None), ("r", (10,))):
+        [record] = records_of(row(op, 10, 3))[:1]
+        raw = ReadRecord(TOPIC, 0, 0, record.key, record.value, record.headers)
+        assert [held.key for held in read_one(raw)][-1] == lives
 
 
 def test_tenant_of_the_topic_is_in_both_keys_of_a_move() -> None:

@@ -133,12 +133,16 @@ async def test_deletion_that_may_be_half_of_a_key_change_waits_and_is_not_commit
         assert rig.keys_left() == {0, 9, 4, 5}
 
 
+@pytest.mark.parametrize("has_registry", [False, True])
 async def test_deletion_without_another_half_is_enforced_after_a_while_and_ends_the_way_to_the_end(
-    monkeypatch: pytest.MonkeyPatch,
+    has_registry: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("integrity.service.lane.PAIR_WAIT_S", 0.0)
     records = [deleted(k, k) for k in range(3)]
-    rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: records}), decode=unmarked)
+    schemas = Schemas() if has_registry else None
+    if schemas is not None:
+        schemas.up = True
+    rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: records}), schemas=schemas, decode=unmarked)
     async with running(rig, P0, to_end=True) as task:
         await asyncio.wait_for(asyncio.shield(task), 20)
     assert (rig.keys_left(), rig.source.committed) == ({3, 4, 5}, {P0: 3})

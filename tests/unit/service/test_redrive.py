@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from integrity.core.batch import Batch, DeadLetterMark, Span, TopicPartition
-from integrity.core.decode.record import Record
+from integrity.core.change import ParentChange
+from integrity.core.decode.record import Decoded, Decoder, Half, Record
 from integrity.core.outcome import Rejected
 from integrity.errors import Reason
 from integrity.kafka.dead_letters import Status, dead_letter_id
@@ -157,7 +158,11 @@ def letter(name: str, **changes: Any) -> Letter:
 
 
 def redriver(
-    letters: list[Letter], order: list[Any], bytes_max: int = 10_000, later: list[Record] | None = None
+    letters: list[Letter],
+    order: list[Any],
+    bytes_max: int = 10_000,
+    later: list[Record] | None = None,
+    decode: Decoder = decode,
 ) -> Redriver:
     class _Named:
         def __init__(self, **values: Any) -> None:
@@ -224,6 +229,19 @@ async def test_what_could_not_be_read_is_not_sent_back_once_its_key_may_be_in_us
     done = await redriver([letter("unread", dependent="*")], order, later=later).retry(Filter(), None)
     assert (done.done, done.refused) == (int(sent), int(not sent))
     assert (("sent", "unread") in order) == sent
+
+
+@pytest.mark.parametrize(("dependent", "sent"), [("*", False), (ORDERS, True)])
+async def test_half_of_a_key_change_that_could_not_be_read_is_not_sent_back(dependent: str, sent: bool) -> None:
+    """Nothing tells any more whether its other half came after it. What it was once found to be it stays."""
+
+    def unmarked(record: Record) -> Decoded:
+        change = decode(record)
+        return Half(change, True, (), None, None) if isinstance(change, ParentChange) else change
+
+    one = redriver([letter("half", dependent=dependent)], order := [], later=[], decode=unmarked)
+    done = await one.retry(Filter(), None)
+    assert (("sent", "half") in order, done.refused) == (sent, int(not sent))
 
 
 async def test_a_held_letter_is_approved_by_its_id_alone() -> None:
