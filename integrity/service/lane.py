@@ -342,7 +342,7 @@ class Lane:
         if not positions and (session.unread or not session.held):
             return
         records = {partition: found for partition, found in fetch.records.items() if partition in positions}
-        own = Fetch(records, positions, {})
+        own = Fetch(records, positions, fetch.ends)
         if not session.unread and not self._unknown(own):
             return self._read(session, own)
         session.unread.append(own)
@@ -396,7 +396,9 @@ class Lane:
                 left = self._reader.read(partition, records, piece)
             else:
                 position = max(position, held.end)
-                is_over = not records and held.until.remaining_s() <= 0
+                # What the broker has and can't give at the moment is waited for.
+                is_at_end = not records and position >= fetch.ends.get(partition, position + 1)
+                is_over = is_at_end and held.until.remaining_s() <= 0
                 if not records and not is_over:
                     session.held[partition] = held._replace(end=position)
                     continue

@@ -148,6 +148,17 @@ async def test_deletion_without_another_half_is_enforced_after_a_while_and_ends_
     assert (rig.keys_left(), rig.source.committed) == ({3, 4, 5}, {P0: 3})
 
 
+async def test_deletion_waits_for_what_the_broker_has_however_long_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("integrity.service.lane.PAIR_WAIT_S", 0.0)
+    rig = Rig(BentStore(memory_store(3)), ScriptedSource({P0: [deleted(1, 0, lsn=10)]}), decode=unmarked)
+    rig.source._end = lambda partition: 2  # type: ignore[method-assign]
+    async with running(rig, P0):
+        await until(lambda: rig.source.polls > 20)
+        assert rig.keys_left() == {0, 1, 2}
+        rig.source.log[P0].append(Record(TOPIC, 0, 1, 1_700_000_000_000, b"9", b"c11", ()))
+        await until(lambda: rig.keys_left() == {0, 9, 2})
+
+
 async def test_half_of_a_key_change_is_a_dead_letter_where_the_other_may_be_in_another_partition() -> None:
     rig = Rig(BentStore(memory_store(6)), ScriptedSource({P0: [deleted(1, 0)], P1: []}), decode=unmarked)
     async with running(rig, P0, P1):
