@@ -105,7 +105,7 @@ class Batch:
     @property
     def is_bound(self) -> bool:
         """It may have no more rows than one transaction is to have: it can be cut, or worked off in parts."""
-        return bool(self.spans) or (self.page is not None and len(self.changes) > 1)
+        return self.page is None or len(self.changes) > 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from integrity.core.batch import DeadLetterMark
 from integrity.core.change import EARLIEST, Origin, ParentChange, Version
 from integrity.core.fold import (
     Count,
+    Counted,
     Follow,
     Group,
     Leave,
@@ -167,9 +168,13 @@ def moved(rows: Rows, key: Key, values: Values) -> Key:
 
 
 def trace_derived(policy: Policy, settled: Settled) -> list[Group]:
-    """Where the rows of a dependent end by derived fates. They happen now, so no row is kept as an arrival."""
+    """Where the rows of a dependent end by derived fates. They happen now, so no row is kept as an arrival, and rows
+    that end where they are (a default may be that very key) are only counted: nothing would tell them from those that
+    are still to come there."""
     return [
-        group._replace(end=Referencing(group.end.values, None)) if isinstance(group.end, Referencing) else group
+        group._replace(end=Counted() if group.end.values == group.key else Referencing(group.end.values, None))
+        if isinstance(group.end, Referencing)
+        else group
         for group in trace(policy, settled)
     ]
 

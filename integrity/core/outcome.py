@@ -5,7 +5,7 @@ A store tries once and returns one of these; it never raises for what an event, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -52,9 +52,13 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A part of the batch is durable, on `rows` rows, and no progress: apply it again, and it goes on from there."""
+    """A part of the batch is durable, on `rows` rows, and no progress: apply it again, and it goes on from there.
+
+    Of a batch of no partition the part stands for itself: `effects` are what it did, the ledger has it, and what is
+    left is for another batch."""
 
     rows: int
+    effects: list[Effect] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

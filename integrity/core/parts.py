@@ -1,17 +1,24 @@
 """An event with more rows than one transaction is to have is carried out in parts, each a transaction of its own.
 
-A part acts on some rows and writes no head and no progress, so that the next try comes to the same decision over the
-rows that are left. That it stays the same decision rests on two things: a row that comes to a key is an arrival there
-unless the ledger itself, not this very event, says that its time has passed; and a key that rows have come to has a
-head, without which nobody looks for arrivals. What the parts did is added up beside the progress; the last try, which
-finds few enough rows, is a transaction as always and tells of them all. A batch of no partition has no progress: it is
-one transaction, whatever its size.
+A part acts on some rows and writes no head of the event's key and no progress, so that the next try comes to the same
+decision over the rows that are left. That it stays the same decision rests on two things: a row that comes to a key is
+an arrival there unless the ledger itself, not this very event, says that its time has passed; and a key that rows have
+come to has a head, without which nobody looks for arrivals. What the parts did is added up beside the progress; the
+last try, which finds few enough rows, is a transaction as always and tells of them all.
+
+Further down a graph a part takes the lowest rows first, and a row of a level above when nothing is left below it: then
+what happened to that row is recorded, once, with all that went from below it. Until then that is added up, too, by the
+name of what will have happened to it.
+
+A batch of no partition has no progress. The parts of a sweep or of a repair stand for themselves: each tells of its own
+rows, and the key's newest fate acts once more on those that are left. What is one key of a truncate is one transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import ParentChange
@@ -21,11 +28,22 @@ from integrity.core.ledger import Head, HeadUpdate
 from integrity.core.outcome import Effect
 
 Parts = Mapping[str, Mapping[str, int]]
-"""Event -> dependent -> how many rows the parts before have acted on."""
+"""Event -> dependent -> how many rows the parts before have acted on. So it is kept of rows further down, while some of
+what depends on them is left, by `name_of_row`."""
+
+
+FULL_SHARE: Final = 0.9
+"""A part that acted on so many of the rows that it may act on has probably left some."""
 
 
 class TooManyRows(Exception):
     """A batch has more rows of a dependent than one transaction is to have; nothing is to be committed."""
+
+
+def name_of_row(cause: str, derived: str) -> str:
+    """What is kept of a row's derived event in `Parts`, beside the event of the batch that it follows from. The name of
+    that one has no space; the other's may be that of an earlier event, whose fate the rows take."""
+    return f"{cause} {derived}"
 
 
 def in_part(settled: Settled) -> Settled:
@@ -49,6 +67,11 @@ def heads_of_part(groups: Sequence[Group], heads: Mapping[Key, Head]) -> dict[Ke
     return led_to
 
 
+def changing(groups: Sequence[Group]) -> list[Group]:
+    """The same without those whose rows end where they are, of which a next part would find all again."""
+    return [g for g in acting(groups) if not (isinstance(g.end, Referencing) and g.end.values == g.key)]
+
+
 def already(parts: Parts, changes: Sequence[ParentChange], dependent: str) -> dict[int, int]:
     """Change (by index) -> the rows of the dependent that parts before have acted on."""
     if not parts:
@@ -57,15 +80,21 @@ def already(parts: Parts, changes: Sequence[ParentChange], dependent: str) -> di
     return {index: done[dependent] for index, done in found if dependent in done}
 
 
-def added(parts: Parts, batch: Batch, effects: Sequence[Effect]) -> dict[str, dict[str, int]]:
-    """What parts have done, with those of a part of the batch's one change. `effects` are those of the part alone."""
+def added(parts: Parts, batch: Batch, effects: Sequence[Effect], cut_short: Parts) -> dict[str, dict[str, int]]:
+    """What parts have done, with those of a part of the batch's one change. `effects` are those of the part alone, and
+    `cut_short` is what went from below rows that it has not come to the end of."""
     [change] = batch.changes
-    event = change.origin.event_id
-    done = dict(parts.get(event, {}))
+    found = {event: dict(of) for event, of in parts.items()}
+    done = found.setdefault(change.origin.event_id, {})
+    # Of one that acted further down alone it is kept that it has begun.
+    done |= {effect.dependent: 0 for effect in effects if effect.dependent not in done}
     for effect in effects:
-        if effect.rows:
-            done[effect.dependent] = done.get(effect.dependent, 0) + effect.rows
-    return {**{other: dict(of) for other, of in parts.items()}, event: done}
+        done[effect.dependent] += effect.rows
+    for event, of in cut_short.items():
+        before = found.setdefault(event, {})
+        for dependent, count in of.items():
+            before[dependent] = before.get(dependent, 0) + count
+    return found
 
 
 def remaining(parts: Parts, changes: Collection[ParentChange]) -> Parts:
@@ -73,7 +102,7 @@ def remaining(parts: Parts, changes: Collection[ParentChange]) -> Parts:
     if not parts:
         return parts
     done = {change.origin.event_id for change in changes}
-    return {event: of for event, of in parts.items() if event not in done}
+    return {name: of for name, of in parts.items() if name.partition(" ")[0] not in done}
 
 
 def place_of(batch: Batch) -> TopicPartition:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from integrity.core.change import Op, Origin, ParentChange
 from integrity.core.fold import Counted, Group, Policy, Settled, follow
 from integrity.core.keys import Key
 from integrity.core.ledger import Fate, Head
-from integrity.core.outcome import Broken, Held, Rejected, Retry
+from integrity.core.outcome import Broken, Held, Rejected, Retry, TooLarge
 from integrity.errors import Reason
 
 
@@ -23,7 +24,8 @@ class Sweep:
     """One page of the keys whose newest fate was enforced at least `age_ms` ago, and at `until_ms` at the latest.
 
     `entities` are those whose rules name this age. `left_out` are dependents that such a page was refused for: they are
-    passed over. `at_ms` is the wall clock, for `$now` and the ledger's times.
+    passed over. `at_ms` is the wall clock, for `$now` and the ledger's times. `goes_on`: the same page, of one key, was
+    unfinished before.
     """
 
     age_ms: int
@@ -32,6 +34,7 @@ class Sweep:
     keys_max: int
     at_ms: int
     left_out: frozenset[str] = frozenset()
+    goes_on: bool = False
 
 
 class Repaired(NamedTuple):
@@ -47,14 +50,34 @@ class Repaired(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """The page is done, and durable. `more`: it was full, so that the next one may have keys as well."""
+    """The page is done, and durable. `more`: it was full, so that the next one may have keys as well. `unfinished`: it
+    was of one key, which has more rows than one transaction is to have: the same page goes on with them."""
 
     repaired: tuple[Repaired, ...] = ()
     more: bool = False
+    unfinished: bool = False
 
 
-SweepResult = Swept | Retry | Rejected | Broken
-"""As of `apply`. After all but Swept nothing was changed."""
+SweepResult = Swept | Retry | Rejected | Broken | TooLarge
+"""As of `apply`. After all but Swept nothing was changed; a page of a single key is never too large."""
+
+
+class Extent(Enum):
+    """How much of a page one transaction tries."""
+
+    WHOLE = "whole"
+    """All of it, if it has few enough rows."""
+    PART = "part"
+    """Of a single key, as many rows as a transaction may have."""
+    ANY = "any"
+    """All of it, whatever it has: what is left of a key whose other rows can't go in parts."""
+
+
+def extents(sweep: Sweep) -> tuple[Extent, ...]:
+    """What to try, until one does."""
+    if sweep.goes_on:
+        return (Extent.PART, Extent.WHOLE, Extent.ANY)
+    return (Extent.WHOLE, Extent.PART, Extent.ANY) if sweep.keys_max == 1 else (Extent.WHOLE,)
 
 
 def is_gone(head: Head) -> bool:

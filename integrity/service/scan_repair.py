@@ -126,6 +126,8 @@ class Repairer:
         self._sleep = sleep
         self.mended = Mended()
         """What was done so far."""
+        self._begun: set[Key] = set()
+        """Keys with more rows than one transaction is to have, some of whose rows are done."""
 
     async def run(self, found: Found) -> Mended:
         """Mend them. Raises OperationError, maybe when a part is done: the next scan finds the rest."""
@@ -147,11 +149,12 @@ class Repairer:
                 "on its way to a new key.",
                 hint="Let `integrity run` catch up with this store, then scan again.",
             )
-        deadline = Deadline.after(self._timeout_s)
-        known = await self._subject.store.known(self._subject.entity, [key for key, _ in orphans], deadline)
-        waiting = [list(zip(orphans, known, strict=True))]
+        waiting = [list(orphans)]
         while waiting:
-            some = waiting.pop()
+            of_keys = waiting.pop()
+            keys = [key for key, _ in of_keys]
+            known = await self._subject.store.known(self._subject.entity, keys, Deadline.after(self._timeout_s))
+            some = list(zip(of_keys, known, strict=True))
             at_ms = int(self._clock() * 1000)
             changes = missing(self._subject.entity, [(orphan.key, of_key) for orphan, of_key in some], at_ms)
             batch = Batch(changes, {}, at_ms, only=self._subject.dependent.id)
@@ -161,17 +164,25 @@ class Repairer:
                 case Applied(effects):
                     self._take(batch, effects, [orphan.rows for orphan, _ in some], time.monotonic() - began)
                 case Rejected(message=why) | Held(message=why) | Retry(message=why):
-                    if len(some) > 1:
-                        half = len(some) // 2
-                        waiting += [some[half:], some[:half]]
+                    if len(of_keys) > 1:
+                        waiting += _halves(of_keys)
                     else:
-                        self.mended.leave(*some[0][0], why)
+                        self.mended.leave(*of_keys[0], why)
+                case TooLarge():
+                    waiting += _halves(of_keys)
+                case Unfinished(0):
+                    self.mended.leave(*of_keys[0], "Its rows end where they are.")
+                case Unfinished(_, effects):
+                    # The rest is a repair of its own, if the parent has not come meanwhile.
+                    self._begun.update(keys)
+                    self._tell(batch, effects, time.monotonic() - began)
+                    left = await still_orphaned(self._subject, keys, self._timeout_s)
+                    self.mended.keys += not left
+                    waiting += [left] if left else []
                 case Broken(message=why):
                     raise OperationError(f"Store {self._store.name}: {why}", hint="See that the rule fits the store.")
                 case Diverged(message=why):
                     raise OperationError(f"Store {self._store.name}: {why}", hint="Scan again.")
-                case Unfinished() | TooLarge():
-                    raise AssertionError("a batch of no partition is one transaction")
                 case _:
                     assert_never(result)
 
@@ -201,6 +212,15 @@ class Repairer:
             await self._sleep(AGAIN_S)
 
     def _take(self, batch: Batch, effects: Sequence[Effect], rows: Sequence[int], took_s: float) -> None:
+        acted = self._tell(batch, effects, took_s)
+        for index, change in enumerate(batch.changes):
+            if index in acted or change.key in self._begun:
+                self.mended.keys += 1
+            else:
+                self.mended.leave(change.key, rows[index], _why_nothing(self._subject.dependent, effects, index))
+
+    def _tell(self, batch: Batch, effects: Sequence[Effect], took_s: float) -> set[int]:
+        """Add up what was done and tell of it; the changes that had rows."""
         acted = {effect.change for effect in effects if effect.outcome is Outcome.APPLIED and effect.rows}
         told = [
             effect._replace(outcome=Outcome.REPAIRED) if effect.outcome is Outcome.APPLIED else effect
@@ -210,12 +230,15 @@ class Repairer:
         for effect in told:
             if effect.rows and effect.outcome is Outcome.REPAIRED:
                 self.mended.rows[effect.dependent] = self.mended.rows.get(effect.dependent, 0) + effect.rows
-        self.mended.keys += len(acted)
-        for index, change in enumerate(batch.changes):
-            if index not in acted:
-                self.mended.leave(change.key, rows[index], _why_nothing(self._subject.dependent, effects, index))
         if self._audit is not None and told:
             self._audit.write(batch, told, took_s * 1000, self._actor)
+        return acted
+
+
+def _halves(orphans: list[Referenced]) -> list[list[Referenced]]:
+    """To be done one after the other, the last one first."""
+    half = len(orphans) // 2
+    return [orphans[half:], orphans[:half]]
 
 
 def _why_nothing(dependent: Dependent, effects: Sequence[Effect], change: int) -> str:

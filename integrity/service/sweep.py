@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, assert_never
 
-from integrity.core.outcome import Broken, Rejected, Retry
+from integrity.core.outcome import Broken, Rejected, Retry, TooLarge
 from integrity.core.sweep import Repaired, Sweep, Swept
 from integrity.ports import Deadline, Sweepable
 from integrity.service.waiting import sleep_or
@@ -73,19 +73,23 @@ class Sweeper:
         now_ms = int(self._clock() * 1000)
         # A key's time is that at which its transaction began: one that is still open must not be passed over.
         until_ms = now_ms - max(age_ms, round(self._timeout_s * 1000))
-        keys_max, left_out = KEYS_MAX, frozenset[str]()
+        keys_max, left_out, goes_on = KEYS_MAX, frozenset[str](), False
         while True:
             began = time.monotonic()
-            sweep = Sweep(age_ms, until_ms, entities, keys_max, now_ms, left_out)
+            sweep = Sweep(age_ms, until_ms, entities, keys_max, now_ms, left_out, goes_on)
             result = await self._store.sweep(sweep, Deadline.after(self._timeout_s))
             match result:
-                case Swept(repaired, more):
+                case Swept(repaired, more, goes_on):
                     if repaired:
                         self._watch.repaired(self._store.name, now_ms, repaired, time.monotonic() - began)
                         self._tell(repaired)
                     if not more:
                         return
-                    keys_max, left_out = KEYS_MAX, frozenset()
+                    if not goes_on:
+                        keys_max, left_out = KEYS_MAX, frozenset()
+                case TooLarge():
+                    assert keys_max > 1, "a page of a single key is never too large"
+                    keys_max //= 2
                 case Rejected(dependent, reason, message):
                     if keys_max > 1:
                         keys_max //= 2

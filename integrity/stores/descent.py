@@ -10,12 +10,15 @@ down; a database that refuses that is asked again with the events apart, as with
 
 Cycles end: rows that are being removed further up are not followed a second time, and rows that moved are not where
 they were.
+
+More rows than one transaction is to have are removed in parts (`core.parts`): as many of the lowest as there is room
+for, and a row of a level above only when nothing below it is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -34,12 +37,14 @@ from integrity.core.derive import (
     recorded,
     trace_derived,
     went_along,
+    what_follows,
 )
 from integrity.core.fold import Counted, Group, Remove, Removed, Settled
 from integrity.core.keys import Key, canonical
 from integrity.core.ledger import Done, Fate
 from integrity.core.outcome import ApplyResult, Broken, Effect, Held, Outcome, Rejected
-from integrity.core.sweep import Below
+from integrity.core.parts import FULL_SHARE, Parts, TooManyRows, name_of_row
+from integrity.core.sweep import Below, Extent
 from integrity.core.undo import Cause, root_event, trail
 from integrity.stores.rule import StoreRule
 
@@ -60,6 +65,20 @@ CHUNK: Final = 5_000
 """Rows whose keys are held at once for a reference, while what depends on them is removed."""
 CLOSURE_MAX: Final = 20_000
 """Rows of one table that refer to one another and are removed at once; more go level by level."""
+PIECE: Final = 1_000
+"""Rows above that a part takes up at a time. Of as many it may have to be kept what went from below them."""
+EVENTS_SHARE: Final = 10
+"""How many times the rows of one event all events of a batch may have together, in a graph: what is too large for one
+transaction is found out by doing it, so that a batch of usual events is not to be cut."""
+
+
+class RowsStay(Exception):
+    """Rows of a dependent were removed, and are there all the same."""
+
+    def __init__(self, dependent: str) -> None:
+        super().__init__(dependent)
+        self.dependent = dependent
+        self.message = "Rows stay although they were removed: does a trigger keep them?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +94,14 @@ class Choose:
 
 @dataclass(frozen=True, slots=True)
 class CarryOut:
-    """Carry out these groups. Answer: the rows of each."""
+    """Carry out these groups. With more rows than `rows_max` (those that are only counted apart) TooManyRows is raised
+    or, in a `part`, no more than so many are acted on (FULL_SHARE of them may be enough), and the others stay as they
+    are. Answer: the rows of each."""
 
     rule: StoreRule
     groups: Sequence[Group]
+    rows_max: int | None = None
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,24 +149,7 @@ IsLeftOut = Callable[[int], object]
 Branch = Generator[Ask, Any, list[int]]
 _REMOVED: Final = Removed()
 _NO_FIRSTS: Final[Mapping[Key, Fate]] = MappingProxyType({})
-
-
-def with_trails(
-    rule: StoreRule,
-    groups: Sequence[Group],
-    settled: Settled,
-    left_out: IsLeftOut | None,
-    firsts: Mapping[Key, Fate],
-) -> Sequence[Group]:
-    """The groups of a dependent of the events' own entity, with what happens to them where that is kept.
-    `Descent.branch` does it for those that it is given."""
-    if rule.dependent.undo_ms is None:
-        return groups
-    found: list[Group] = []
-    for group in groups:
-        stages = journey(rule.policy, settled, group, left_out=left_out, first=firsts.get(group.key))
-        found.append(group._replace(trail=trail(rule.policy, rule.entity, group, stages, {})))
-    return found
+_NO_PARTS: Final[Parts] = MappingProxyType({})
 
 
 def _stages(events: Sequence[Stage], of: Sequence[int]) -> tuple[list[list[Stage]], list[int]]:
@@ -157,6 +163,10 @@ class Descent:
     `exact` says that rows may come to a group while the transaction is open, so that only chosen rows are removed;
     otherwise the transaction sees what was there when it began. `only_go` are entities whose keys never change and of
     which the store takes `Record.went`.
+
+    `rows_max` is how many rows of a branch one event may have, or TooManyRows is raised (None: any number); in a `part`
+    it is how many rows all branches together act on, and `left` tells how many more these may be. `begun` is what parts
+    have done before. `divides` tells of a dependent whether the store can take some of its rows.
     """
 
     def __init__(
@@ -166,7 +176,18 @@ class Descent:
         exact: bool,
         chunk: int = CHUNK,
         only_go: Collection[str] = (),
+        rows_max: int | None = None,
+        part: bool = False,
+        begun: Parts = _NO_PARTS,
+        divides: Callable[[StoreRule], bool] = lambda rule: True,
     ) -> None:
+        self.left = rows_max if part and rows_max is not None else 0
+        self._is_part = part
+        self._rows_max = rows_max
+        self._begun = begun
+        self._divides = divides
+        self.cut_short: dict[str, dict[str, int]] = {}
+        """What went from below rows that a part has not come to the end of: as `core.parts` keeps it."""
         self._rules = rules
         self._exact = exact
         self._chunk = chunk
@@ -183,6 +204,10 @@ class Descent:
         self._actions: dict[tuple[int, str], str] = {}
         self._all_go: dict[str, bool] = {}
         """What `_goes` has found out."""
+        self._cuts: dict[str, bool] = {}
+        """What `_is_divisible` has found out."""
+        self._room: int | None = None
+        """How many more rows the branch may have."""
 
     def branch(
         self,
@@ -192,9 +217,11 @@ class Descent:
         changes: Sequence[ParentChange],
         left_out: IsLeftOut | None,
         firsts: Mapping[Key, Fate] = _NO_FIRSTS,
+        approved: Collection[int] = (),
     ) -> Branch:
         """Carry out the groups of a dependent and everything below. `changes` are those of the batch; `firsts` are
-        the fates that act on the rows of some keys whatever is known of them. Returns the rows of each group."""
+        the fates that act on the rows of some keys whatever is known of them; `approved` are the changes that may have
+        any number of rows. Returns the rows of each group."""
         if not groups:
             return []
         stages = (
@@ -208,7 +235,17 @@ class Descent:
         if self._keeps and stages is not None:
             self._note(rule, groups, stages)
             groups = self._kept(rule, groups, stages)
-        stack: list[Way] = [self._reference(rule, groups, stages, range(len(changes)))]
+        is_divisible = self._is_divisible(rule, stages, len(changes) <= len(approved))
+        if self._is_part:
+            if not is_divisible:
+                return [0] * len(groups)
+            top = self._piece(rule, groups, stages, range(len(changes)))
+        else:
+            top = self._reference(rule, groups, stages, range(len(changes)))
+            self._room = self._rows_max if is_divisible else None
+            if self._room is not None and rule.rows is not None and len(changes) > 1:
+                self._room *= EVENTS_SHARE
+        stack: list[Way] = [top]
         answer: Any = None
         while True:
             try:
@@ -223,7 +260,54 @@ class Descent:
                 stack.append(asked)
                 answer = None
             else:
+                if self._room is not None and isinstance(asked, CarryOut):
+                    asked = replace(asked, rows_max=self._room)
                 answer = yield asked
+                if self._room is not None and isinstance(asked, CarryOut | RemoveChosen):
+                    acted_on = zip(asked.groups, answer, strict=True)
+                    self._room -= sum(count for group, count in acted_on if not isinstance(group.end, Counted))
+                    if self._room < 0:
+                        raise TooManyRows
+
+    def _is_divisible(self, rule: StoreRule, stages: Sequence[Sequence[Stage]] | None, are_approved: bool) -> bool:
+        """Whether the rows of a branch can go in parts. They can't where keys of rows change, since what depends on one
+        row has to change with it; nor where rows further down are to be counted before the first of them goes."""
+        if rule.rows is None or stages is None:
+            return self._divides(rule)
+        if rule.rows.shared and any(stage.values is not None for of_group in stages for stage in of_group):
+            return False
+        name = f"{rule.id} {are_approved}"
+        found = self._cuts.get(name)
+        if found is None:
+            found = self._cuts[name] = self._only_goes(rule) and all(
+                self._divides(each) and (are_approved or each is rule or each.dependent.max_rows is None)
+                for each in (rule, *self._go_along(rule))
+            )
+        return found
+
+    def _go_along(self, rule: StoreRule) -> list[StoreRule]:
+        """All dependents that something may happen to when rows of this one are removed."""
+        found: dict[str, StoreRule] = {}
+        waiting = [rule]
+        while waiting:
+            each = waiting.pop()
+            if each.rows is None or (each is not rule and not isinstance(each.policy.on_delete, Remove)):
+                continue
+            for under in self._rules.get(each.rows.entity, ()):
+                if under.id not in found:
+                    found[under.id] = under
+                    waiting.append(under)
+        return list(found.values())
+
+    def _only_goes(self, rule: StoreRule) -> bool:
+        """Whether no key of a row changes when rows of a dependent are removed, and (where rows without a key of their
+        own are told from others by what was chosen before) no row is met from below that is being removed."""
+        if not self._exact and self._has_cycles():
+            return False
+        return not any(
+            each.rows is not None and what_follows(each.rows, each.policy.on_delete) is False
+            for each in self._go_along(rule)
+        )
 
     def _note(self, rule: StoreRule, groups: Sequence[Group], stages: Sequence[Sequence[Stage]]) -> None:
         """Remember whose the events of these journeys are."""
@@ -239,7 +323,9 @@ class Descent:
         if rule.dependent.undo_ms is None:
             return groups
         return [
-            group._replace(trail=trail(rule.policy, rule.entity, group, of_group, self._causes))
+            group
+            if isinstance(group.end, Counted)
+            else group._replace(trail=trail(rule.policy, rule.entity, group, of_group, self._causes))
             for group, of_group in zip(groups, stages, strict=True)
         ]
 
@@ -251,12 +337,25 @@ class Descent:
         exceptions: Mapping[tuple[int, str], DeadLetterMark],
         only: Mapping[int, str],
     ) -> list[Effect]:
-        """The effects on the dependents below those of `rules`."""
+        """The effects on the dependents below those of `rules`; what parts have done before is among them."""
         if all(rule.rows is None for rule in rules):
             return []
+        of_tops = {rule.id for rule in rules}
+        counted = dict(self.counted)
+        for index, change in enumerate(changes if self._begun and not self._is_part else ()):
+            for dependent, count in self._begun.get(change.origin.event_id, {}).items():
+                if dependent not in of_tops:
+                    counted[index, dependent] = counted.get((index, dependent), 0) + count
         graph = {entity: [Reference(r.policy, r.rows) for r in found] for entity, found in self._rules.items()}
         tops = [Reference(rule.policy, rule.rows) for rule in rules]
-        return below(changes, outcomes, tops, graph, self.counted, exceptions, only)
+        return below(changes, outcomes, tops, graph, counted, exceptions, only)
+
+    def effects_of_part(self) -> list[Effect]:
+        """How many rows further down a part has acted on."""
+        return [
+            Effect(change, dependent, self._actions.get((change, dependent), ""), Outcome.APPLIED, count)
+            for (change, dependent), count in self.counted.items()
+        ]
 
     def held(self, rule: StoreRule, approved: Collection[int]) -> Held | None:
         """Held when some event has more rows of a dependent further down than that one's rule allows; the event is
@@ -318,9 +417,11 @@ class Descent:
         counts = [0] * len(groups)
         ending = [index for index, group in enumerate(groups) if isinstance(group.end, Removed)]
         removed, of_removed = [groups[index] for index in ending], [stages[index] for index in ending]
-        chosen: Sequence[tuple[int, Key]]
+        chosen: Sequence[tuple[int, Key]] = ()
         while ending:
+            before = chosen
             chosen = yield Choose(rule, removed, self._chunk)
+            _see_that_they_went(rule, before, chosen)
             fresh = [(group, key) for group, key in chosen if (rows.entity, key) not in self._open]
             names = {(rows.entity, key) for _, key in fresh}
             self._open |= names
@@ -375,8 +476,11 @@ class Descent:
         new_tuple = tuple.__new__
         counts = [0] * len(groups)
         below = self._rules.get(rows.entity, ())
+        chosen: Sequence[tuple[int, Key]] = ()
         while True:
-            chosen: Sequence[tuple[int, Key]] = yield Choose(rule, groups, self._chunk)
+            before = chosen
+            chosen = yield Choose(rule, groups, self._chunk)
+            _see_that_they_went(rule, before, chosen)
             keys = [key for _, key in chosen]
             if len(set(keys)) < len(keys):
                 # Two rows of one key: what depends on them belongs to both.
@@ -404,10 +508,11 @@ class Descent:
             if rows.recorded and chosen:
                 actions = [(each.id, each.policy.on_delete_action) for each in below]
                 went = went_along(rule.id, keys, [stage.fate for stage in events], of_rows, actions, taken)
-                if rows.entity in self._only_go:
+                if rows.entity in self._only_go and not self._begun:
                     yield Record(rows, (), went)
                 else:
-                    yield Record(rows, went.one_by_one([self._changes[stage.change] for stage in events]))
+                    happened = went.one_by_one([self._changes[stage.change] for stage in events])
+                    yield Record(rows, self._with_begun(rows, happened))
             if len(chosen) < self._chunk and not self._exact:
                 break
             if chosen:
@@ -511,7 +616,7 @@ class Descent:
             if count := counts[place[own]] if own not in tops else 0:
                 self._add_count(derived.roots[index], rule, rule.policy.on_delete_action, count)
                 done.setdefault(index, {})[rule.id] = rule.policy.on_delete_action, count
-        yield Record(rows, recorded(derived, done, rule.id, self._changes))
+        yield Record(rows, self._with_begun(rows, recorded(derived, done, rule.id, self._changes)))
         return [counts[place[group.key]] for group in groups]
 
     def _moving(
@@ -558,23 +663,120 @@ class Descent:
         done: dict[int, dict[str, Done]] = {}
         yield self._below(rows, derived, done, without=None)
         if rows.recorded:
-            yield Record(rows, recorded(derived, done, rule.id, self._changes))
+            yield Record(rows, self._with_begun(rows, recorded(derived, done, rule.id, self._changes)))
         return None
+
+    # --- in parts
+
+    def _piece(
+        self,
+        rule: StoreRule,
+        groups: Sequence[Group],
+        stages: Sequence[Sequence[Stage]] | None,
+        roots: Sequence[int],
+    ) -> Way:
+        """As many rows of one dependent, and of what depends on them, as there is room for; the lowest first."""
+        rows = rule.rows
+        if rows is None or stages is None:
+            return (yield self._some(rule, groups))
+        counts = [0] * len(groups)
+        ending = [index for index, group in enumerate(groups) if isinstance(group.end, Removed)]
+        removed, of_removed = [groups[index] for index in ending], [stages[index] for index in ending]
+        chosen: Sequence[tuple[int, Key]] = ()
+        while ending and self.left > 0:
+            before, size = chosen, min(self._chunk, PIECE, self.left)
+            is_open = sum(entity == rows.entity for entity, _ in self._open)
+            found: Sequence[tuple[int, Key]] = yield Choose(rule, removed, size + is_open)
+            # Rows that are met from below go when everything else below them is gone.
+            chosen = [(group, key) for group, key in found if (rows.entity, key) not in self._open][:size]
+            _see_that_they_went(rule, before, chosen)
+            if not chosen:
+                break
+            derived = derive(rows, of_removed, chosen, roots)
+            names = {(rows.entity, key) for _, key in chosen}
+            self._open |= names
+            done: dict[int, dict[str, Done]] = {}
+            is_cleared = yield self._clear(rows, derived, done)
+            self._open -= names
+            happened = recorded(derived, done, rule.id, self._changes) if rows.recorded else ()
+            if not is_cleared:
+                for each in happened:
+                    if each.done:
+                        of_row = self.cut_short.setdefault(name_of_row(each.cause, each.fate.event_id), {})
+                        for dependent, (_, count) in each.done.items():
+                            of_row[dependent] = of_row.get(dependent, 0) + count
+                break
+            if happened:
+                yield Record(rows, self._with_begun(rows, happened))
+            for index, count in zip(ending, (yield RemoveChosen(rule, removed, chosen)), strict=True):
+                counts[index] += count
+                self.left -= count
+        if ending and self.left > 0 and not self._exact:
+            # Those without a key of their own.
+            for index, count in zip(ending, (yield self._some(rule, removed)), strict=True):
+                counts[index] += count
+        others = [index for index, group in enumerate(groups) if not isinstance(group.end, Removed)]
+        if others and self.left > 0:
+            for index, count in zip(others, (yield self._some(rule, [groups[i] for i in others])), strict=True):
+                counts[index] += count
+        return counts
+
+    def _some(self, rule: StoreRule, groups: Sequence[Group]) -> Way:
+        """As many rows of these groups as there is room for."""
+        counts, are_left = [0] * len(groups), True
+        while are_left:
+            limit = self.left
+            found: Sequence[int] = yield CarryOut(rule, groups, limit, part=True)
+            counts = [one + other for one, other in zip(counts, found, strict=True)]
+            self.left -= sum(found)
+            are_left = self.left > 0 and sum(found) >= limit * FULL_SHARE
+        return counts
+
+    def _clear(self, rows: Rows, derived: Derived, done: dict[int, dict[str, Done]]) -> Way:
+        """Carry out what depends on rows that are to go, as far as there is room; whether that was all of it. Rows that
+        are only counted are counted when all others are done."""
+        counting: list[tuple[StoreRule, Sequence[Group]]] = []
+        for each, groups, stages in self._under(rows, derived):
+            if not rows.recorded:
+                groups = yield self._newest(each, groups)
+            acting = [index for index, group in enumerate(groups) if not isinstance(group.end, Counted)]
+            counting.append((each, [group for group in groups if isinstance(group.end, Counted)]))
+            if not acting:
+                continue
+            if self.left <= 0:
+                return False
+            chosen, of_chosen = [groups[i] for i in acting], None if stages is None else [stages[i] for i in acting]
+            counts: Sequence[int] = yield self._piece(each, chosen, of_chosen, derived.roots)
+            for group, count in zip(chosen, counts, strict=True):
+                if count:
+                    self._count(each, group, count, derived, done)
+        if self.left <= 0:
+            return False
+        for each, groups in counting:
+            counts = (yield CarryOut(each, groups)) if groups else ()
+            for group, count in zip(groups, counts, strict=True):
+                if count:
+                    self._count(each, group, count, derived, done)
+        return True
+
+    def _with_begun(self, rows: Rows, happened: Sequence[Happened]) -> Sequence[Happened]:
+        """The same, with what parts before have done below the same rows."""
+        if not self._begun:
+            return happened
+        actions = {rule.id: rule.policy.on_delete_action for rule in self._rules.get(rows.entity, ())}
+        found: list[Happened] = []
+        for each in happened:
+            done = dict(each.done)
+            for dependent, count in self._begun.get(name_of_row(each.cause, each.fate.event_id), {}).items():
+                action, more = done.get(dependent, (actions.get(dependent, ""), 0))
+                done[dependent] = action, more + count
+            found.append(each._replace(done=done))
+        return found
 
     def _below(
         self, rows: Rows, derived: Derived, done: dict[int, dict[str, Done]], *, without: StoreRule | None
     ) -> Way:
-        settled = derived.settled()
-        for each in self._rules.get(rows.entity, ()):
-            if each is without:
-                continue
-            groups = trace_derived(each.policy, settled)
-            if not groups:
-                continue
-            stages = None
-            if each.rows is not None or each.dependent.undo_ms is not None:
-                stages = [journey(each.policy, settled, group) for group in groups]
-                groups = list(self._kept(each, groups, stages))
+        for each, groups, stages in self._under(rows, derived, without=without):
             if not rows.recorded:
                 groups = yield self._newest(each, groups)
             counts = yield self._reference(each, groups, stages, derived.roots)
@@ -582,6 +784,23 @@ class Descent:
                 if count:
                     self._count(each, group, count, derived, done)
         return None
+
+    def _under(
+        self, rows: Rows, derived: Derived, *, without: StoreRule | None = None
+    ) -> Iterable[tuple[StoreRule, Sequence[Group], Sequence[Sequence[Stage]] | None]]:
+        """What depends on rows, with where its own rows end and how they come there."""
+        settled = derived.settled()
+        for each in self._rules.get(rows.entity, ()):
+            if each is without:
+                continue
+            groups: Sequence[Group] = trace_derived(each.policy, settled)
+            if not groups:
+                continue
+            stages = None
+            if each.rows is not None or each.dependent.undo_ms is not None:
+                stages = [journey(each.policy, settled, group) for group in groups]
+                groups = list(self._kept(each, groups, stages))
+            yield each, groups, stages
 
     def _count(
         self,
@@ -618,3 +837,31 @@ class Descent:
         self.counted[name] = self.counted.get(name, 0) + count
         self._acted_on[name] = self._acted_on.get(name, 0) + count
         self._actions.setdefault(name, action)
+
+
+def from_late_rows(
+    rules: Mapping[str, Sequence[StoreRule]],
+    extent: Extent,
+    rows_max: int,
+    *,
+    exact: bool,
+    chunk: int = CHUNK,
+    only_go: Collection[str] = (),
+    divides: Callable[[StoreRule], bool] = lambda rule: True,
+) -> Descent:
+    """The way down from rows that a sweep finds. Where `max_rows` limits them they are counted as a whole."""
+    return Descent(
+        rules,
+        exact=exact,
+        chunk=chunk,
+        only_go=only_go,
+        rows_max=None if extent is Extent.ANY else rows_max,
+        part=extent is Extent.PART,
+        divides=lambda rule: rule.dependent.max_rows is None and divides(rule),
+    )
+
+
+def _see_that_they_went(rule: StoreRule, removed: Sequence[tuple[int, Key]], chosen: Sequence[tuple[int, Key]]) -> None:
+    """Raises RowsStay when rows that were removed are chosen again: they would be for ever."""
+    if removed and not set(removed).isdisjoint(chosen):
+        raise RowsStay(rule.id)

@@ -39,6 +39,7 @@ from integrity.core.parts import (
     acting,
     added,
     already,
+    changing,
     heads_of_part,
     in_part,
     place_of,
@@ -57,12 +58,14 @@ from integrity.core.redrive import (
 from integrity.core.rules.model import Dependent, EventValue, Literal, Tombstone
 from integrity.core.scan import Known, Page, Referenced, known_of, order_of
 from integrity.core.sweep import (
+    Extent,
     Repaired,
     Sweep,
     SweepResult,
     Swept,
     TooManyLate,
     causes,
+    extents,
     is_gone,
     late_rows,
     repairs,
@@ -96,7 +99,7 @@ from integrity.stores.descent import (
     Newest,
     Record,
     RemoveChosen,
-    with_trails,
+    from_late_rows,
 )
 from integrity.stores.lists import parts_of, places_of
 from integrity.stores.rule import StoreRule, policies
@@ -289,23 +292,37 @@ class MemoryStore:
         return Impact(rule.id, action, tuple(counts), named, own=tuple(own[: question.own_max]))
 
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
+        for extent in extents(sweep):
+            try:
+                return self._sweep(sweep, extent)
+            except TooManyRows:
+                continue
+        return TooLarge()
+
+    def _sweep(self, sweep: Sweep, extent: Extent) -> SweepResult:
         draft = self._state.draft()
         after = draft.swept.setdefault(sweep.age_ms, (sweep.until_ms, b""))
         newest = {(enforced[-1].enforced_ms, key_hash(*of)): of for of, enforced in draft.enforced.items() if enforced}
         due = sorted(place for place in newest if after < place and place[0] <= sweep.until_ms)[: sweep.keys_max]
         repaired: list[Repaired] = []
         for place in due:
-            draft.swept[sweep.age_ms] = place
+            if extent is not Extent.PART:
+                draft.swept[sweep.age_ms] = place
             entity, key = newest[place]
             if entity in sweep.entities:
                 try:
-                    repaired += self._repair(draft, entity, key, sweep)
+                    repaired += self._repair(draft, entity, key, sweep, extent)
                 except TooManyLate as exc:
                     return exc.result
+        if extent is Extent.PART:
+            if not repaired:
+                raise TooManyRows
+            self._state = draft
+            return Swept(tuple(repaired), more=True, unfinished=True)
         self._state = draft
         return Swept(tuple(repaired), more=len(due) == sweep.keys_max)
 
-    def _repair(self, state: _State, entity: str, key: Key, sweep: Sweep) -> list[Repaired]:
+    def _repair(self, state: _State, entity: str, key: Key, sweep: Sweep, extent: Extent) -> list[Repaired]:
         heads = {known: head for (of, known), head in state.heads.items() if of == entity}
         gone = heads[key]
         if not is_gone(gone) or any(
@@ -327,10 +344,12 @@ class MemoryStore:
         acted = not_undone(acted, undone)
         repaired: list[Repaired] = []
         changes, batch = causes(entity, heads, [key]), Batch((), {}, sweep.at_ms)
-        descent = Descent(self._rules, exact=False, chunk=self._chunk)
+        descent = from_late_rows(self._rules, extent, self._rows_max, exact=False, chunk=self._chunk)
         for rule in self._rules.get(entity, ()):
             if rule.id not in sweep.left_out:
                 groups, settled, firsts = late_rows(rule.policy, heads, [key], acted, changes)
+                if extent is Extent.PART:
+                    groups = changing(groups)
                 rows = self._descend(state, descent.branch(rule, groups, settled, changes, None, firsts), batch)
                 repaired += repairs(rule.policy, entity, rule.dependent.max_rows, heads, groups, rows)
                 if over := descent.held(rule, ()):
@@ -446,12 +465,14 @@ class MemoryStore:
         draft = self._state.draft()
         try:
             for share in shares(batch, counts, self._rules.keys()):
-                found = self._enforce(draft, share, batch, parts)
+                found = self._enforce(draft, share, batch, self._descent(batch, parts), parts)
                 if not isinstance(found, list):
                     return found
                 effects += found
         except TooManyRows:
-            return TooLarge() if len(batch.changes) > 1 else self._part(batch, counts, parts)
+            if len(batch.changes) > 1:
+                return TooLarge()
+            return self._part(batch, counts, parts) if batch.spans else self._part_alone(batch)
         _forget(draft, [(discard.dependent, discard.event) for discard in batch.discards])
         for partition, span in batch.spans.items():
             draft.progress[partition] = max(span.next, counts.get(partition, 0))
@@ -464,6 +485,10 @@ class MemoryStore:
         self._state = draft
         return Applied(effects)
 
+    def _descent(self, batch: Batch, begun: Parts, *, part: bool = False) -> Descent:
+        rows_max = self._rows_max if batch.is_bound else None
+        return Descent(self._rules, exact=False, chunk=self._chunk, rows_max=rows_max, part=part, begun=begun)
+
     def _part(self, batch: Batch, counts: Mapping[TopicPartition, int], parts: Parts) -> ApplyResult:
         """Some rows of the batch's one change."""
         draft = self._state.draft()
@@ -471,27 +496,42 @@ class MemoryStore:
         decision = self._decide(draft, share)
         assert not isinstance(decision, Rejected), "it would have been before any row was counted"
         effects: list[Effect] = []
-        left = self._rows_max
+        descent, settled = self._descent(batch, parts, part=True), in_part(decision.settled)
         for rule in self._rules[share.entity]:
-            groups = acting(self._groups(draft, rule, share, decision, in_part(decision.settled)))
-            if rule.rows is not None or not groups or left <= 0:
+            groups, left = acting(self._groups(draft, rule, share, decision, settled)), descent.left
+            if not groups or left <= 0:
                 continue
             done = already(parts, share.changes, rule.id)
             approved = share.approved | done.keys()
             if over := held(rule.id, rule.dependent.max_rows, groups, self._count(draft, rule, groups), approved):
                 return over
-            firsts = dict(decision.admitted.starts.get(rule.id, ()))
-            groups = list(with_trails(rule, groups, decision.settled, share.left_out(rule.id), firsts))
-            rows = self._execute(draft, rule, groups, batch.at_ms, left)
-            left -= sum(rows)
+            firsts, left_out = dict(decision.admitted.starts.get(rule.id, ())), share.left_out(rule.id)
+            way = descent.branch(rule, groups, settled, share.changes, left_out, firsts, approved)
+            rows = self._descend(draft, way, batch)
+            if descent.left == left:
+                continue
             effects += share_credit(rule.policy, share, decision.settled, decision.admitted, groups, rows, {})
             for key, update in heads_of_part(groups, decision.heads).items():
                 _write_head(draft, share.entity, key, draft.heads.get((share.entity, key)), update)
-        draft.parts[place_of(batch)] = added(draft.parts.get(place_of(batch), {}), batch, effects)
+        effects += descent.effects_of_part()
+        at = place_of(batch)
+        draft.parts[at] = added(draft.parts.get(at, {}), batch, effects, descent.cut_short)
         self._state = draft
-        return Unfinished(self._rows_max - left)
+        return Unfinished(sum(effect.rows for effect in effects))
 
-    def _enforce(self, state: _State, share: Share, batch: Batch, parts: Parts) -> list[Effect] | Rejected | Held:
+    def _part_alone(self, batch: Batch) -> ApplyResult:
+        """The same where there is no progress to keep what was done: the part stands for itself."""
+        draft = self._state.draft()
+        [share] = shares(batch, {}, self._rules.keys())
+        effects = self._enforce(draft, share, batch, self._descent(batch, {}, part=True), {}, part=True)
+        if not isinstance(effects, list):
+            return effects
+        self._state = draft
+        return Unfinished(sum(effect.rows for effect in effects), effects)
+
+    def _enforce(
+        self, state: _State, share: Share, batch: Batch, descent: Descent, parts: Parts, *, part: bool = False
+    ) -> list[Effect] | Rejected | Held:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         decision = self._decide(state, share)
@@ -499,17 +539,18 @@ class MemoryStore:
             return decision
         read, heads, settled, admitted = decision
         effects: list[Effect] = []
-        descent = Descent(self._rules, exact=False, chunk=self._chunk)
         for rule in rules:
             left_out = share.left_out(rule.id)
             groups = self._groups(state, rule, share, decision, settled)
-            is_bound = rule.rows is None and batch.is_bound
-            if is_bound and sum(self._count(state, rule, acting(groups))) > self._rows_max:
-                raise TooManyRows
+            if part:
+                groups = changing(groups)
+                if over := held(rule.id, rule.dependent.max_rows, groups, self._count(state, rule, groups)):
+                    return over
             done = already(parts, changes, rule.id)
             approved = share.approved | done.keys()
             firsts = dict(admitted.starts.get(rule.id, ()))
-            rows = self._descend(state, descent.branch(rule, groups, settled, changes, left_out, firsts), batch)
+            way = descent.branch(rule, groups, settled, changes, left_out, firsts, approved)
+            rows = self._descend(state, way, batch)
             over = held(rule.id, rule.dependent.max_rows, groups, rows, approved)
             if over := over or descent.held(rule, approved):
                 return over
@@ -587,7 +628,11 @@ class MemoryStore:
             case Choose(rule, groups, limit):
                 chosen = [(index, own) for index, _, own in self._named(state, rule, groups) if None not in own]
                 return chosen[:limit]
-            case CarryOut(rule, groups):
+            case CarryOut(rule, groups, rows_max, part):
+                if part:
+                    return self._execute(state, rule, groups, batch.at_ms, rows_max)
+                if rows_max is not None and sum(self._count(state, rule, acting(groups))) > rows_max:
+                    raise TooManyRows
                 return self._execute(state, rule, groups, batch.at_ms)
             case RemoveChosen(rule, groups, chosen):
                 wanted = {own for _, own in chosen}

@@ -5,59 +5,27 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import pytest
 
-from integrity.core.batch import Batch
 from integrity.core.keys import Key
-from integrity.core.outcome import Applied, Effect, Held, Outcome, TooLarge, Unfinished
-from integrity.core.rules.model import Cascade, Nullify, SetDefault
-from integrity.ports import Deadline, Store
-from integrity.stores.memory import MemoryStore
+from integrity.core.outcome import Applied, Held, Outcome, TooLarge, Unfinished
+from integrity.core.rules.model import Action, Cascade, Nullify, Restrict, SetDefault
+from integrity.core.sweep import Repaired, Sweep
+from integrity.ports import Deadline
+from integrity.service.sweep import Sweeper
+from integrity.stores.memory import MemoryStore, Row
+from tests.contract import graph_rules as graph
 from tests.contract.harness import Feature, Harness
+from tests.contract.parting import in_parts, pieces
 from tests.contract.test_histories import rules
-from tests.contract.world import Events, apply, orders, rule, rules_of
+from tests.contract.test_scan import Notes, found_in, mend, parents, subject
+from tests.contract.world import AT_MS, Events, apply, orders, rule, rules_of
 from tests.property.histories import random_history
 from tests.property.test_fold_equals_one_by_one import differences, initial_rows, one_by_one
 
 SEEDS = 5
-
-
-async def in_parts(store: Store, batch: Batch) -> tuple[list[Effect], int]:
-    """The effects of a batch, and how many tries it took."""
-    for tries in range(1, 1000):
-        result = await store.apply(batch, Deadline.after(30))
-        if isinstance(result, Applied):
-            return result.effects, tries
-        assert isinstance(result, Unfinished), result
-    raise AssertionError("it never ends")
-
-
-async def pieces(store: Store, batch: Batch) -> list[tuple[Batch, list[Effect]]]:
-    """As a lane does it: a batch that is too large is cut, down to single events, which are applied in parts."""
-    result = await store.apply(batch, Deadline.after(30))
-    if isinstance(result, TooLarge):
-        assert len(batch.changes) > 1
-        return [each for half in batch_halves(batch) for each in await pieces(store, half)]
-    if isinstance(result, Unfinished):
-        return [(batch, (await in_parts(store, batch))[0])]
-    assert isinstance(result, Applied), result
-    return [(batch, result.effects)]
-
-
-def batch_halves(batch: Batch) -> Sequence[Batch]:
-    middle = len(batch.changes) // 2
-    first, second = {}, {}
-    for at, span in batch.spans.items():
-        offsets = [c.origin.offset for c in batch.changes[middle:] if c.origin.partition == at.partition]
-        if not offsets:
-            first[at] = span
-        else:
-            first[at], second[at] = span._replace(next=offsets[0]), span._replace(start=offsets[0])
-    return (
-        Batch(batch.changes[:middle], first, batch.at_ms),
-        Batch(batch.changes[middle:], second, batch.at_ms),
-    )
 
 
 async def run(harness: Harness, seed: int, *, marks: bool) -> None:
@@ -159,3 +127,190 @@ async def test_an_event_is_held_before_its_first_part_and_never_after_it(harness
     await harness.write("orders", *[{"id": 100 + n, "customer_id": 2} for n in range(9)])
     [effect], _ = await in_parts(store, batch)
     assert effect.rows == 13
+
+
+# --- a graph, repairs, sweeps
+
+BELOW: dict[str, list[Row]] = {
+    "orders": [*({"id": n, "customer_id": 1} for n in (10, 11, 12)), {"id": 19, "customer_id": 2}],
+    "items": [
+        *({"id": n, "order_id": 10} for n in range(100, 107)),
+        {"id": 110, "order_id": 11},
+        {"id": 190, "order_id": 19},
+    ],
+    "parts": [*({"id": n, "item_id": 103} for n in range(1000, 1009)), {"id": 1900, "item_id": 190}],
+}
+
+
+async def orphaned(harness: Harness) -> list[Row]:
+    """Rows whose row above is not there any more."""
+    found: list[Row] = []
+    for above, below, column in (("orders", "items", "order_id"), ("items", "parts", "item_id")):
+        there = {row["id"] for row in await harness.rows(above)}
+        found += [row for row in await harness.rows(below) if row[column] not in there]
+    return found
+
+
+async def done_by(store: Any, entity: str, keys: Sequence[int]) -> list[Any]:
+    """What the ledger tells of what happened to these keys."""
+    found = [await store.history(entity, (key,), Deadline.after(30)) for key in keys]
+    return [None if of is None else [(each.fate, dict(each.done)) for each in of.enforced] for of in found]
+
+
+async def test_all_that_depends_on_a_key_goes_in_parts_the_lowest_first_and_is_told_once(harness: Harness) -> None:
+    rules = rules_of(graph.orders(), graph.items(rows="item"), graph.parts())
+    store = await harness.open(rules, BELOW, rows_max=2)
+    model = MemoryStore("model", rules, deepcopy(BELOW))
+    events = Events()
+    events.deleted((1,), 10)
+    batch, tries = events.batch(), 0
+    while isinstance(result := await store.apply(batch, Deadline.after(30)), Unfinished):
+        tries += 1
+        assert 0 < result.rows <= 4, "as many as there is room for, and the row above the last of them"
+        assert await orphaned(harness) == []
+        if tries == 3:
+            store = await harness.another()
+    assert isinstance(result, Applied), result
+    assert tries >= 7, "there are twenty rows"
+    assert sorted(result.effects) == sorted(await apply(model, batch))
+    assert [effect.rows for effect in sorted(result.effects)] == [3, 9, 8]
+    assert [len(await harness.rows(name)) for name in BELOW] == [1, 1, 1]
+    for entity, keys in (("customer", [1]), ("order", [10, 11, 12, 19]), ("item", [*range(100, 107), 110, 190])):
+        assert await done_by(store, entity, keys) == await done_by(model, entity, keys), entity
+    assert [each.outcome for each in await apply(store, batch)] == [Outcome.DUPLICATE] * 3
+
+
+@pytest.mark.parametrize("action", [Nullify(("order_id",)), SetDefault({"order_id": 19}), Restrict()])
+async def test_rows_that_stay_below_those_that_go_end_as_in_one_transaction(harness: Harness, action: Action) -> None:
+    """They are set to null, to an order that stays, or only counted."""
+    rules = rules_of(graph.orders(), graph.items(action))
+    rows = {name: BELOW[name] for name in ("orders", "items")}
+    store, model = await harness.open(rules, rows, rows_max=2), MemoryStore("model", rules, deepcopy(rows))
+    events = Events()
+    events.deleted((1,), 10)
+    batch = events.batch()
+    effects, tries = await in_parts(store, batch)
+    assert tries > 1
+    assert sorted(effects) == sorted(await apply(model, batch))
+    assert [(r["id"], r["order_id"]) for r in await harness.rows("items")] == [
+        (row["id"], row["order_id"]) for row in model.targets["items"]
+    ]
+    assert await done_by(store, "order", [10, 11, 12]) == await done_by(model, "order", [10, 11, 12])
+
+
+async def test_rows_whose_default_goes_itself_are_not_taken_up_for_ever(harness: Harness) -> None:
+    rows: dict[str, list[Row]] = {"orders": [{"id": 10, "customer_id": 1}], "items": BELOW["items"][:7]}
+    store = await harness.open(rules_of(graph.orders(), graph.items(SetDefault({"order_id": 10}))), rows, rows_max=2)
+    events = Events()
+    events.deleted((1,), 10)
+    effects, _ = await in_parts(store, events.batch())
+    assert [effect.rows for effect in effects] == [1, 7]
+    assert {row["order_id"] for row in await harness.rows("items")} == {10}
+
+
+async def test_where_rows_further_down_are_limited_they_are_counted_before_the_first_goes(harness: Harness) -> None:
+    rules = rules_of(graph.orders(), graph.items(max_rows=7))
+    store = await harness.open(rules, {name: BELOW[name] for name in ("orders", "items")}, rows_max=2)
+    events = Events()
+    events.deleted((1,), 10)
+    batch = events.batch()
+    assert isinstance(await store.apply(batch, Deadline.after(30)), Held)
+    assert [len(await harness.rows(name)) for name in ("orders", "items")] == [4, 9]
+    events = Events(topic="another")
+    events.deleted((2,), 10)
+    effects, tries = await in_parts(store, events.batch())
+    assert ([effect.rows for effect in effects], tries) == ([1, 1], 1)
+
+
+async def test_events_with_many_rows_together_are_cut_apart_in_a_graph_too(harness: Harness) -> None:
+    rows: dict[str, list[Row]] = {
+        "orders": [{"id": n, "customer_id": n} for n in range(1, 31)],
+        "items": [{"id": n, "order_id": n} for n in range(1, 31)],
+    }
+    store = await harness.open(rules_of(graph.orders(), graph.items()), rows, rows_max=2)
+    events = Events()
+    for key in range(1, 31):
+        events.deleted((key,), key)
+    batch = events.batch()
+    assert isinstance(await store.apply(batch, Deadline.after(30)), TooLarge)
+    assert len(await harness.rows("items")) == 30
+    assert sum(effect.rows for _, effects in await pieces(store, batch) for effect in effects) == 60
+    assert await harness.rows("orders") == await harness.rows("items") == []
+
+
+async def test_late_rows_of_a_key_go_in_parts_with_all_below_them(harness: Harness) -> None:
+    store = await harness.open(rules_of(graph.orders(), graph.items(rows="item"), graph.parts()), {}, rows_max=2)
+    sweep = Sweep(60_000, AT_MS - 1, frozenset({"customer"}), 1000, AT_MS + 60_000)
+    await store.sweep(sweep, Deadline.after(30))  # type: ignore[attr-defined]
+    events = Events()
+    for key in (1, 2, 3):
+        events.deleted((key,), key)
+    await apply(store, events.batch())
+    for name, rows in BELOW.items():
+        await harness.write(name, *rows)
+    watch = Told()
+    sweeper = Sweeper(
+        store,  # type: ignore[arg-type]
+        watch,
+        {60_000: frozenset({"customer"})},
+        lambda deadline: yes(),
+        timeout_s=30,
+        clock=lambda: (AT_MS + 60_000) / 1000,
+    )
+    await sweeper.round()
+    assert [await harness.rows(name) for name in BELOW] == [[], [], []]
+    assert watch.rows == {"customer.orders": 4, "order.items": 9, "item.parts": 10}
+    assert watch.pages > 10
+    history = await store.history("customer", (1,), Deadline.after(30))  # type: ignore[attr-defined]
+    told = {name: sum(r.rows for r in history.repairs if r.dependent == name) for name in watch.rows}
+    assert told == {"customer.orders": 3, "order.items": 8, "item.parts": 9}
+    await sweeper.round()
+    assert watch.rows["item.parts"] == 10, "where the sweep is, is behind them"
+
+
+async def yes() -> bool:
+    return True
+
+
+class Told:
+    """What a sweep tells."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.pages = 0
+
+    def repaired(self, store: str, at_ms: int, repaired: Sequence[Repaired], took_s: float) -> None:
+        self.pages += 1
+        for each in repaired:
+            self.rows[each.dependent] = self.rows.get(each.dependent, 0) + each.rows
+
+
+async def test_orphans_of_a_key_go_in_parts_each_of_which_tells_of_its_own(harness: Harness) -> None:
+    of, parent = graph.orders(), parents()
+    rules = rules_of(of, graph.items(rows="item"), graph.parts(), parent)
+    store = await harness.open(rules, BELOW | {"customers": [{"id": 2}]}, rows_max=2)
+    found = await found_in(subject(harness.scanner(), of, parent))
+    notes = Notes()
+    mended = await mend(store, found, notes)
+    found.orphans.close()
+    assert (mended.keys, mended.rows) == (1, {"customer.orders": 3, "order.items": 8, "item.parts": 9})
+    assert (mended.left, mended.returned) == ([], 0)
+    assert len(notes.told) > 8
+    assert [len(await harness.rows(name)) for name in BELOW] == [1, 1, 1]
+    assert await orphaned(harness) == []
+    history = await store.history("customer", (1,), Deadline.after(30))  # type: ignore[attr-defined]
+    [enforced] = history.enforced
+    done = {name: rows for name, (_, rows) in enforced.done.items()}
+    for each in history.repairs:
+        done[each.dependent] = done.get(each.dependent, 0) + each.rows
+    assert done == mended.rows
+
+
+async def test_orphans_that_end_where_they_are_are_told_and_left(harness: Harness) -> None:
+    """The default is a parent that is missing itself."""
+    of, parent = rule(SetDefault({"customer_id": 1})), parents()
+    store = await harness.open(rules_of(of, parent), orders(1, 1, 1) | {"customers": [{"id": 2}]}, rows_max=2)
+    found = await found_in(subject(harness.scanner(), of, parent))
+    mended = await mend(store, found)
+    found.orphans.close()
+    assert (mended.keys, mended.left_keys, mended.left_rows) == (0, 1, 3)

@@ -19,10 +19,10 @@ from integrity.stores.memory import Row
 from tests.contract.graph_rules import LINE, comments, items, parts
 from tests.contract.graph_rules import orders as order_rows
 from tests.contract.harness import Feature, Harness
+from tests.contract.parting import in_parts, pieces
 from tests.contract.test_graph import ROWS, ids
 from tests.contract.test_graph import references as references_of
 from tests.contract.test_histories import rules
-from tests.contract.test_parts import in_parts, pieces
 from tests.contract.test_redrive import again, left_out
 from tests.contract.test_scan import found_in, mend, parents, subject
 from tests.contract.test_sweeps import began, swept

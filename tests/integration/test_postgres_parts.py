@@ -9,11 +9,13 @@ import asyncpg
 import pytest
 
 from integrity.core.batch import Batch, DeadLetterMark, Redrive, Span, TopicPartition
-from integrity.core.outcome import Applied, Outcome, Rejected, Unfinished
+from integrity.core.outcome import Applied, Outcome, Rejected, Retry, Unfinished
 from integrity.core.rules.model import Cascade
 from integrity.errors import Reason
 from integrity.ports import Deadline
 from integrity.stores.postgres import PostgresStore
+from integrity.stores.rule import StoreRule
+from tests.contract.graph_rules import items, orders
 from tests.contract.world import AT_MS, Events, apply, rule
 from tests.integration.parts_process import deletion
 from tests.integration.pg_shop import fetch, run, store_of
@@ -134,3 +136,60 @@ async def test_rows_that_lie_apart_or_were_moved_are_removed_as_well(pg_database
     finally:
         await connection.close()
     assert "Tid Range Scan" in plan, plan
+
+
+KEEP = (
+    "create function keep() returns trigger language plpgsql as $$ begin return null; end $$",
+    "create trigger keep before delete on orders for each row execute function keep()",
+)
+
+
+@pytest.mark.parametrize("rules", [(rule(Cascade()),), (orders(), items())])
+async def test_rows_that_a_trigger_keeps_are_a_refusal_at_once(pg_database: str, rules: tuple[StoreRule, ...]) -> None:
+    """Every part, and every chunk of rows that others depend on, would find the same rows for ever."""
+    items_table = "create table items (id bigint primary key, order_id bigint)"
+    await run(pg_database, *TABLES, items_table, "create index on items (order_id)", *KEEP)
+    for rows_max in (PART, 10 * ROWS) if len(rules) > 1 else (PART,):
+        async with store_of(pg_database, *rules, rows_max=rows_max) as store:
+            result = await store.apply(deletion().batch(), Deadline.after(60))
+            while isinstance(result, Retry):
+                result = await store.apply(deletion().batch(), Deadline.after(60))
+        assert isinstance(result, Rejected), result
+        assert (result.dependent, result.reason) == ("customer.orders", Reason.STORE_REJECTED)
+        assert "trigger" in result.message
+    assert await fetch(pg_database, "select count(*) from orders") == [(ROWS + 10,)]
+
+
+async def test_one_order_with_many_items_goes_in_transactions_of_a_part(pg_database: str) -> None:
+    await run(
+        pg_database,
+        "create table orders (id bigint primary key, customer_id bigint)",
+        "create table items (id bigint primary key, order_id bigint references orders)",
+        "create index on orders (customer_id)",
+        "create index on items (order_id)",
+        "insert into orders select n, 1 from generate_series(1, 700) n",
+        f"insert into items select n, case when n < {ROWS // 4} then 7 else n % 700 + 1 end"
+        f" from generate_series(1, {ROWS // 2}) n",
+        "analyze items",
+        *TOUCHED,
+        "create trigger touch before delete on items for each row execute function touch()",
+    )
+    async with store_of(pg_database, orders(), items(), rows_max=PART) as store:
+        batch = deletion().batch()
+        result = await store.apply(batch, Deadline.after(60))
+        while isinstance(result, Unfinished):
+            result = await store.apply(batch, Deadline.after(60))
+        assert isinstance(result, Applied), result
+        assert [(effect.dependent, effect.rows) for effect in result.effects] == [
+            ("customer.orders", 700),
+            ("order.items", ROWS // 2),
+        ]
+        history = await store.history("order", (7,), Deadline.after(30))
+    assert history is not None
+    [[counted]] = await fetch(
+        pg_database, f"select count(*) from generate_series({ROWS // 4}, {ROWS // 2}) n where n % 700 = 6"
+    )
+    assert history.enforced[0].done == {"order.items": ("cascade", ROWS // 4 - 1 + int(str(counted)))}
+    [[largest]] = await fetch(pg_database, "select max(n) from (select count(*) n from touched group by at) s")
+    assert int(str(largest)) < 2 * PART
+    assert await fetch(pg_database, "select parts from integrity.progress") == [(None,)]

@@ -22,8 +22,9 @@ from integrity.core.outcome import Applied
 from integrity.core.rules.model import Cascade, Dependent, EventValue, Ignore, Place, Target, TargetKind, Tombstone
 from integrity.ports import Deadline
 from integrity.stores import descent
-from integrity.stores.memory import MemoryStore, Row, mark_values
+from integrity.stores.memory import ROWS_MAX, MemoryStore, Row, mark_values
 from integrity.stores.rule import StoreRule, rows
+from tests.contract.parting import pieces
 from tests.property.histories import random_history
 from tests.property.test_ages_and_counts import born
 from tests.property.test_fold_equals_one_by_one import differences
@@ -176,7 +177,10 @@ def _is_younger(rule: StoreRule, row: Row, fate: Fate) -> bool:
     )
 
 
-def run(seed: int, *, width: int, steps: int, keys: int, world: World | None = None) -> tuple[World, MemoryStore]:
+def run(
+    seed: int, *, width: int, steps: int, keys: int, world: World | None = None, in_parts: bool = False
+) -> tuple[World, MemoryStore]:
+    """What is to be and what is; `in_parts`: each event by itself, a few rows at a time."""
     rng = random.Random(seed)
     pool: list[Key] = [(number,) if width == 1 else (number % 2, number // 2) for number in range(keys)]
     history = random_history(rng, keys=pool, steps=steps)
@@ -186,11 +190,15 @@ def run(seed: int, *, width: int, steps: int, keys: int, world: World | None = N
         assert change.version is not None
         fate = Fate(change.version, change.to, change.origin.event_id, change.occurred_ms)
         happens(expected, change.entity, change.key, change.to, fate)
-    store = MemoryStore("memory", world.rules, world.tables, chunk=rng.choice((1, 2, 5000)))
+    rows_max = rng.randint(1, 3) if in_parts else ROWS_MAX
+    store = MemoryStore("memory", world.rules, world.tables, chunk=rng.choice((1, 2, 5000)), rows_max=rows_max)
 
     async def deliver() -> None:
         for batch in history.batches(rng):
-            assert isinstance(await store.apply(batch, Deadline.after(5)), Applied)
+            if in_parts:
+                await pieces(store, batch)
+            else:
+                assert isinstance(await store.apply(batch, Deadline.after(5)), Applied)
 
     asyncio.run(deliver())
     return expected, store
@@ -203,6 +211,13 @@ def test_any_batching_of_a_graph_ends_where_one_event_at_a_time_ends(
 ) -> None:
     expected, store = run(seed, width=width, steps=steps, keys=keys)
     assert differences(expected.tables, store.targets) == []
+
+
+def test_a_graph_that_goes_in_parts_ends_there_too() -> None:
+    for seed in range(60):
+        expected, store = run(seed, width=1 + seed % 2, steps=15, keys=4, in_parts=True)
+        assert differences(expected.tables, store.targets) == [], f"seed {seed}"
+        assert all(not parts for parts in store._state.parts.values()), f"seed {seed}"
 
 
 def tangled_world(rng: random.Random, roots: Sequence[Key]) -> World:

@@ -16,7 +16,7 @@ from integrity.core.keys import Key
 from integrity.core.ledger import Head, HeadUpdate, heads_to_write
 from integrity.core.outbox import outgoing
 from integrity.core.outcome import Applied, Diverged, Effect, Held, Rejected, Unfinished
-from integrity.core.parts import Parts, acting, added, already, heads_of_part, in_part, place_of, remaining
+from integrity.core.parts import Parts, acting, added, already, changing, heads_of_part, in_part, place_of, remaining
 from integrity.core.redrive import (
     Admitted,
     admit,
@@ -38,9 +38,8 @@ from integrity.stores.descent import (
     Newest,
     Record,
     RemoveChosen,
-    with_trails,
 )
-from integrity.stores.mongo.effects import Came, Enforcer
+from integrity.stores.mongo.effects import Acted, Came, Enforcer
 from integrity.stores.mongo.ledger import Arrival, Ledger, Progress, hashes_of, offsets
 from integrity.stores.mongo.lists import ListEnforcer
 from integrity.stores.mongo.verdict import NoLookAhead
@@ -82,7 +81,7 @@ class Attempt:
         part: bool = False,
     ) -> None:
         """The whole batch, or a `part`: some documents of its only event (see `core.parts`). `rows_max` is how many of
-        one dependent a transaction acts on; a batch of no partition, as a sweep has it, has no bound."""
+        one dependent a transaction acts on."""
         self._looks_ahead = looks_ahead
         self.dependent: str | None = None
         self.below: str | None = None
@@ -102,7 +101,7 @@ class Attempt:
         if isinstance(counts, str):
             return Diverged(counts)
         self._parts = {event: of for at in counts for event, of in found[at].parts.items()}
-        if self._is_part:
+        if self._is_part and batch.spans:
             return await self._part(found, counts, session)
         # First, so that of two processes with one partition the second collides before it has done any work.
         reached = {
@@ -120,6 +119,8 @@ class Attempt:
             effects += done
         await ledger.clear_exceptions([(each.dependent, each.event) for each in batch.discards], session)
         await ledger.write_notes(batch.notes, session)
+        if self._is_part:  # of no partition: it stands for itself
+            return Unfinished(sum(effect.rows for effect in effects), effects)
         return Applied(effects)
 
     async def _part(
@@ -130,7 +131,7 @@ class Attempt:
     ) -> Unfinished | Rejected | Held:
         batch, ledger = self._batch, self._ledger
         effects: list[Effect] = []
-        left = self._rows_max
+        way = _Way(self._descent())
         for share in shares(batch, counts, self._rules.keys()):
             decided = await self._decide(share, session)
             if isinstance(decided, Rejected):
@@ -141,33 +142,49 @@ class Attempt:
             for rule in self._rules[share.entity]:
                 mine, groups = self._groups(rule, share, decided, settled)
                 groups = acting(groups)
-                if rule.rows is not None or not groups or left <= 0:
+                left = way.descent.left
+                if not groups or left <= 0:
                     continue
                 self.dependent = rule.id
                 approved = share.approved | already(self._parts, share.changes, rule.id).keys()
-                of = ListEnforcer if rule.dependent.array else Enforcer
-                enforcer = of(ledger, rule, session, batch.at_ms)
-                if over := await enforcer.held(groups, mine, approved):
+                if over := await self._held(rule, groups, mine, approved, session):
                     return over
-                firsts = dict(decided.admitted.starts.get(rule.id, ()))
-                groups = list(with_trails(rule, groups, settled, share.left_out(rule.id), firsts))
-                acted = await enforcer.carry_out(groups, mine, rows_max=left, in_part=True)
-                if isinstance(acted, Held):
-                    return acted
-                self.dependent = None
-                left -= sum(acted.rows)
-                effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, acted.rows, {})
-                await ledger.remove_arrivals(acted.ended, session)
-                came = [(hash_of[key], since, id_) for key, since, id_ in acted.came]
-                await ledger.add_arrivals(rule.id, came, session)
+                firsts, left_out = dict(decided.admitted.starts.get(rule.id, ())), share.left_out(rule.id)
+                way.top, way.arrivals[rule.id] = rule, mine
+                asks = way.descent.branch(rule, groups, settled, share.changes, left_out, firsts, approved)
+                rows = await self._descend(asks, way, session)
+                self.dependent = self.below = None
+                came, way.came = way.came, []
+                if way.descent.left == left:
+                    continue
+                effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, rows, {})
+                await ledger.add_arrivals(rule.id, [(hash_of[key], since, id_) for key, since, id_ in came], session)
                 led_to |= heads_of_part(groups, heads)
+            await self._write_down(way, session)
+            await ledger.remove_arrivals(way.ended, session)
             # As a whole does: what the decision rests on is written too.
             await ledger.write_heads(share.entity, hash_of, heads, led_to, heads.keys(), session)
+        effects += way.descent.effects_of_part()
         place = place_of(batch)
         before = found.get(place, Progress(batch.spans[place].start))
-        reached = {place: Progress(before.next, added(self._parts, batch, effects))}
+        reached = {place: Progress(before.next, added(self._parts, batch, effects, way.descent.cut_short))}
         await ledger.write_progress(reached, batch.at_ms, session)
         return Unfinished(sum(effect.rows for effect in effects))
+
+    async def _held(
+        self,
+        rule: StoreRule,
+        groups: Sequence[Group],
+        arrivals: Mapping[Key, Sequence[Arrival]],
+        approved: Collection[int],
+        session: AsyncClientSession,
+    ) -> Held | None:
+        of = ListEnforcer if rule.dependent.array else Enforcer
+        return await of(self._ledger, rule, session, self._batch.at_ms).held(groups, arrivals, approved)
+
+    def _descent(self) -> Descent:
+        rows_max = self._rows_max if self._batch.is_bound else None
+        return Descent(self._rules, exact=False, rows_max=rows_max, part=self._is_part, begun=self._parts)
 
     def _groups(
         self, rule: StoreRule, share: Share, decided: _Decided, settled: Settled
@@ -211,23 +228,25 @@ class Attempt:
         touched = heads.keys() - writes.keys() if decides else set()
         await self._ledger.write_heads(share.entity, hash_of, heads, writes, touched, session)
         effects: list[Effect] = []
-        way = _Way(Descent(self._rules, exact=False))
+        way = _Way(self._descent())
         ended = [a.id for key, of_key in arrivals.items() for a in of_key if _is_passed(a, writes.get(key))]
         for rule in rules:
             left_out = share.left_out(rule.id)
             mine, groups = self._groups(rule, share, decided, settled)
+            if self._is_part:
+                groups = changing(groups)
             done = already(self._parts, changes, rule.id)
             # What has begun is never held: some of its documents are gone.
             approved = share.approved | done.keys()
             self.dependent = rule.id
-            if not rule.dependent.array:
-                enforcer = Enforcer(self._ledger, rule, session, self._batch.at_ms)
-                if over := await enforcer.held(groups, mine, approved):
-                    return over
+            # A list counts its elements while it goes through them, unless that is not all of them.
+            counts_first = self._is_part or not rule.dependent.array
+            if counts_first and (over := await self._held(rule, groups, mine, approved, session)):
+                return over
             way.top, way.approved = rule, approved
             way.arrivals[rule.id] = mine
             firsts = dict(admitted.starts.get(rule.id, ()))
-            branch = way.descent.branch(rule, groups, settled, changes, left_out, firsts)
+            branch = way.descent.branch(rule, groups, settled, changes, left_out, firsts, approved)
             rows = await self._descend(branch, way, session)
             if over := way.held or way.descent.held(rule, approved):
                 return over
@@ -279,17 +298,19 @@ class Attempt:
                 if self._goes_down_a_line(ask) and not arrivals:
                     return await self._from_ahead(ask, way, enforcer)
                 return await enforcer.own_keys(groups, arrivals, limit)
-            case CarryOut(_, groups):
-                # The documents of a graph are taken in chunks, but in one transaction.
-                is_deep = ask.rule is not way.top or ask.rule.rows is not None
-                rows_max = None if is_deep or not self._batch.is_bound else self._rows_max
+            case CarryOut(_, groups, rows_max, part):
                 if ask.rule.dependent.array:
-                    rows, came = await self._carry_out_of_lists(ask, way, rows_max, session)
+                    acted = await self._carry_out_of_lists(ask, way, session)
+                    if acted is None:
+                        return [0] * len(groups)
                 else:
-                    rows, came, _ = await enforcer.carry_out(groups, arrivals, rows_max=rows_max)
-                way.came += came
-                way.end(groups, arrivals)
-                return rows
+                    acted = await enforcer.carry_out(groups, arrivals, rows_max=rows_max, in_part=part)
+                way.came += acted.came
+                if part:
+                    way.ended += acted.ended
+                else:
+                    way.end(groups, arrivals)
+                return acted.rows
             case RemoveChosen(_, groups, chosen):
                 return await enforcer.remove_chosen(groups, arrivals, chosen)
             case Newest(rule, keys):
@@ -335,17 +356,17 @@ class Attempt:
             way.ahead = ahead
         return [(0, own) for own in way.ahead[group.key]]
 
-    async def _carry_out_of_lists(
-        self, ask: CarryOut, way: _Way, rows_max: int | None, session: AsyncClientSession
-    ) -> tuple[list[int], list[Came]]:
+    async def _carry_out_of_lists(self, ask: CarryOut, way: _Way, session: AsyncClientSession) -> Acted | None:
+        """None when there are too many elements."""
         enforcer = ListEnforcer(self._ledger, ask.rule, session, self._batch.at_ms)
         # Further down it is the way itself that knows how many rows an event has.
         approved = way.approved if ask.rule is way.top else {index for group in ask.groups for index in group.path}
-        acted = await enforcer.carry_out(ask.groups, way.arrivals.get(ask.rule.id, {}), approved, rows_max=rows_max)
+        arrivals = way.arrivals.get(ask.rule.id, {})
+        acted = await enforcer.carry_out(ask.groups, arrivals, approved, rows_max=ask.rows_max, in_part=ask.part)
         if isinstance(acted, Held):
             way.held = acted
-            return [0] * len(ask.groups), []
-        return acted.rows, acted.came
+            return None
+        return acted
 
     async def _write_down(self, way: _Way, session: AsyncClientSession) -> None:
         """Write what happened to documents that are parents without events of their own."""

@@ -28,7 +28,7 @@ from integrity.core.history import Impact, KeyHistory, Question
 from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Rejected, Retry, TooLarge, Unfinished
 from integrity.core.parts import TooManyRows
-from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
+from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate, extents
 from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, SettingsError
@@ -133,7 +133,7 @@ class MongoStore:
                 if event is None:
                     return TooLarge()
         result = await self._try(batch, deadline, part=True)
-        if isinstance(result, Unfinished):
+        if isinstance(result, Unfinished) and batch.spans:
             assert event is not None
             # When there were fewer than there might be, it is probably done: a whole transaction finds out.
             (self._in_parts.add if result.rows >= self._rows_max else self._in_parts.discard)(event)
@@ -167,7 +167,7 @@ class MongoStore:
 
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         """See `Sweepable.sweep`."""
-        sweeper = Sweeper(self._ledger(), self._rules, sweep)
+        sweeper = Sweeper(self._ledger(), self._rules, sweep, self._rows_max)
         try:
             with pymongo.timeout(self._budget_s(deadline)):
                 page = await sweeper.look()
@@ -175,12 +175,17 @@ class MongoStore:
                     return Swept()
                 if not page.late:
                     return Swept(more=page.more) if await sweeper.move(page) else Swept()
-            async with self._transaction(deadline) as session:
-                result = await sweeper.repair(page, session)
-                if result is None:
-                    return Swept()
-                await commit(session, deadline)
-                return result
+            for extent in extents(sweep):
+                try:
+                    async with self._transaction(deadline) as session:
+                        result = await sweeper.repair(page, extent, session)
+                        if result is None:
+                            return Swept()
+                        await commit(session, deadline)
+                        return result
+                except TooManyRows:
+                    continue
+            return TooLarge()
         except TooManyLate as exc:
             return exc.result
         except CAUSES as exc:

@@ -17,8 +17,10 @@ from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
 from integrity.core.outcome import Outcome
+from integrity.core.parts import TooManyRows, changing
 from integrity.core.sweep import (
     Acted,
+    Extent,
     Repaired,
     Sweep,
     Swept,
@@ -30,7 +32,7 @@ from integrity.core.sweep import (
     repairs_below,
 )
 from integrity.core.undo import not_undone
-from integrity.stores.descent import Descent
+from integrity.stores.descent import from_late_rows
 from integrity.stores.mongo.attempt import Attempt, LooksAhead
 from integrity.stores.mongo.effects import holding
 from integrity.stores.mongo.ledger import Document, Ledger, hashes_of, time_of, version_of
@@ -56,9 +58,10 @@ class Page(NamedTuple):
 
 
 class Sweeper:
-    """`dependent` and `below` are as those of `Attempt`."""
+    """`dependent` and `below` are as those of `Attempt`, `rows_max` as well."""
 
-    def __init__(self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], sweep: Sweep) -> None:
+    def __init__(self, ledger: Ledger, rules: Mapping[str, Sequence[StoreRule]], sweep: Sweep, rows_max: int) -> None:
+        self._rows_max = rows_max
         self._dependent: str | None = None
         self._attempt: Attempt | None = None
         self._ledger = ledger
@@ -116,19 +119,25 @@ class Sweeper:
         at, ends = page.begins, page.ends
         result = await self._ledger.collection("sweeps").update_one(
             {"_id": self._id, "at": at.at, "key_hash": at.key_hash},
-            {"$set": {"at": ends.at, "key_hash": ends.key_hash}},
+            # So that it is written also where the page is the same again, and of two processes one collides.
+            {"$set": {"at": ends.at, "key_hash": ends.key_hash}, "$inc": {"writes": 1}},
             session=session,
         )
         return result.matched_count == 1
 
-    async def repair(self, page: Page, session: AsyncClientSession) -> Swept | None:
-        """Everything but the commit; None when another process has done the page."""
-        if not await self.move(page, session):
+    async def repair(self, page: Page, extent: Extent, session: AsyncClientSession) -> Swept | None:
+        """Everything but the commit; None when another process has done the page. Raises TooManyRows when there are
+        more documents than the extent has."""
+        is_part = extent is Extent.PART
+        ends = page.begins if is_part else page.ends
+        if not await self.move(page._replace(ends=ends), session):
             return None
         repaired: list[Repaired] = []
         for entity, late in page.late.items():
-            repaired += await self._repair(entity, late, session)
-        return Swept(tuple(repaired), page.more)
+            repaired += await self._repair(entity, late, extent, session)
+        if is_part and not repaired:
+            raise TooManyRows
+        return Swept(tuple(repaired), page.more or is_part, unfinished=is_part)
 
     async def _late(self, entity: str, keys: Sequence[Key]) -> dict[str, Sequence[Key]]:
         """The keys that are gone and that documents refer to, rule by rule."""
@@ -167,7 +176,7 @@ class Sweeper:
         return [key for key in keys if key in found]
 
     async def _repair(
-        self, entity: str, late: Mapping[str, Sequence[Key]], session: AsyncClientSession
+        self, entity: str, late: Mapping[str, Sequence[Key]], extent: Extent, session: AsyncClientSession
     ) -> list[Repaired]:
         ledger, rules, sweep = self._ledger, self._rules[entity], self._sweep
         own = {key for keys in late.values() for key in keys}
@@ -186,11 +195,14 @@ class Sweeper:
         gone -= {key_of[arrival.key_hash] for arrival in await ledger.arrivals(list(key_of), session)}
         acted = await self._acted(hash_of, session)
         repaired: list[Repaired] = []
-        changes, descent = causes(entity, heads, gone), Descent(self._rules, exact=False)
+        changes = causes(entity, heads, gone)
+        descent = from_late_rows(self._rules, extent, self._rows_max, exact=False)
         self._attempt = attempt = Attempt(ledger, self._rules, Batch((), {}, sweep.at_ms), LooksAhead(on=False))
         for rule in rules:
             keys = [key for key in late.get(rule.id, ()) if key in gone]
             groups, settled, firsts = late_rows(rule.policy, heads, keys, acted, changes)
+            if extent is Extent.PART:
+                groups = changing(groups)
             asks = descent.branch(rule, groups, settled, changes, None, firsts)
             rows, came = await attempt.late(descent, rule, asks, session)
             if over := descent.held(rule, ()):

@@ -29,7 +29,7 @@ from integrity.core.fold import (
 )
 from integrity.core.keys import Key, key_hash
 from integrity.core.ledger import Fate
-from integrity.core.parts import TooManyRows
+from integrity.core.parts import FULL_SHARE, TooManyRows
 from integrity.core.rules.model import EventValue
 from integrity.stores.postgres.ledger import Connection, array_text
 from integrity.stores.postgres.names import quoted
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 PLAIN: Final = "{}"
 """The `since` of rows that are no arrivals: an empty array, which no version is."""
 
-FULL_SHARE: Final = 0.9
-"""A part that acted on so many of the rows that it may act on has probably left some."""
 _RANGES_SINCE: Final = 14
 """The version of the server that first reads a table from one place to another."""
 _BLOCK_ROWS_MAX: Final = 291

@@ -37,11 +37,13 @@ from integrity.core.outcome import (
     Unfinished,
 )
 from integrity.core.parts import (
+    FULL_SHARE,
     Parts,
     TooManyRows,
     acting,
     added,
     already,
+    changing,
     heads_of_part,
     in_part,
     place_of,
@@ -57,7 +59,7 @@ from integrity.core.redrive import (
     retrace,
     share_credit,
 )
-from integrity.core.sweep import Sweep, SweepResult, TooManyLate
+from integrity.core.sweep import Extent, Sweep, SweepResult, TooManyLate, extents
 from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Looked, Portion, UndoResult
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnfitStoreError
@@ -72,12 +74,14 @@ from integrity.stores.descent import (
     Newest,
     Record,
     RemoveChosen,
+    RowsStay,
+    from_late_rows,
     of_branch,
 )
 from integrity.stores.postgres import inspect
 from integrity.stores.postgres.catalog import ledger_findings, resolve
 from integrity.stores.postgres.choosing import Chooser
-from integrity.stores.postgres.effects import FULL_SHARE, Effects, Miscounted, Table
+from integrity.stores.postgres.effects import Effects, Miscounted, Table
 from integrity.stores.postgres.faults import DRIVER_ERRORS, Kind, fault_of, result_of
 from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
@@ -219,15 +223,24 @@ class PostgresStore:
                 at.connection = connection
                 if self._effects is None:
                     await self._resolve(connection)
-                await connection.execute("begin isolation level read committed")
-                way = _SweepWay(self, connection, Batch((), {}, sweep.at_ms), at)
-                result = await Sweeper(self._ledger, self._lane, at.on_dependent).run(
-                    connection, sweep, self._rules, self._effects_of, way
-                )
-                await connection.execute("commit")
-                return result
+                for extent in extents(sweep):
+                    await connection.execute("begin isolation level read committed")
+                    way = _SweepWay(self, connection, Batch((), {}, sweep.at_ms), at, extent)
+                    try:
+                        result = await Sweeper(self._ledger, self._lane, at.on_dependent).run(
+                            connection, sweep, self._rules, self._effects_of, way
+                        )
+                    except TooManyRows:
+                        await connection.execute("rollback")
+                        at.on_dependent(None)
+                        continue
+                    await connection.execute("commit")
+                    return result
+                return TooLarge()
         except TooManyLate as exc:
             return exc.result
+        except RowsStay as exc:
+            answer = of_branch(Rejected(at.dependent or exc.dependent, Reason.STORE_REJECTED, exc.message), at.below)
         except Collision:
             return Retry("Another process wrote of the same key at the same time.")
         except Miscounted:
@@ -336,6 +349,8 @@ class PostgresStore:
             assert at.dependent is not None
             refused = Rejected(at.dependent, Reason.VALUE_REJECTED, f"A value does not fit its column: {exc}.")
             return of_branch(refused, at.below)
+        except RowsStay as exc:
+            return of_branch(Rejected(at.dependent or exc.dependent, Reason.STORE_REJECTED, exc.message), at.below)
         except _Unresolved as exc:
             broken = Broken(at.dependent or exc.dependent, Reason.SCHEMA_MISMATCH, exc.message)
             return of_branch(broken, at.below)
@@ -354,7 +369,9 @@ class PostgresStore:
         except TooManyRows:
             await connection.execute("rollback")
         at.dependent = at.below = None
-        return TooLarge() if len(batch.changes) > 1 else await self._transaction(connection, batch, at, part=True)
+        if len(batch.changes) > 1:
+            return TooLarge()
+        return await self._transaction(connection, batch, at, part=True)
 
     async def _transaction(self, connection: Connection, batch: Batch, at: _Place, *, part: bool) -> ApplyResult:
         """The whole batch, or some rows of its only event. Raises TooManyRows for a whole that is too large."""
@@ -366,16 +383,22 @@ class PostgresStore:
             return Diverged(counts)
         parts = {event: of for at_ in counts for event, of in found[at_].parts.items()}
         effects: list[Effect] = []
+        # A part of no partition stands for itself.
+        writes_progress = not part or bool(batch.spans)
+        cut_short: Parts = {}
         for share in shares(batch, counts, self._rules.keys()):
-            done = await (self._part if part else self._enforce)(connection, share, batch, parts, at)
+            way = _Way(self._descent(batch, parts, part=part), batch, is_part=part)
+            run = self._part if part and writes_progress else self._enforce
+            done = await run(connection, share, parts, way, at)
             if not isinstance(done, list):
                 await connection.execute("rollback")
                 return done
             effects += done
-        if part:
+            cut_short = way.descent.cut_short
+        if part and writes_progress:
             place = place_of(batch)
             before = found.get(place, Progress(batch.spans[place].start))
-            reached = {place: Progress(before.next, added(parts, batch, effects))}
+            reached = {place: Progress(before.next, added(parts, batch, effects, cut_short))}
         else:
             await self._ledger.clear_exceptions(connection, [(each.dependent, each.event) for each in batch.discards])
             reached = {
@@ -393,32 +416,52 @@ class PostgresStore:
         if not part:
             return Applied(effects)
         rows = sum(effect.rows for effect in effects)
+        if not writes_progress:
+            return Unfinished(rows, effects)
         event = batch.changes[0].origin.event_id
         # When there were fewer rows than there might be, it is probably done: a whole transaction finds out.
         (self._in_parts.add if rows >= self._rows_max * FULL_SHARE else self._in_parts.discard)(event)
         return Unfinished(rows)
 
     async def _part(
-        self, connection: Connection, share: Share, batch: Batch, parts: Parts, at: _Place
+        self, connection: Connection, share: Share, parts: Parts, way: _Way, at: _Place
     ) -> list[Effect] | Rejected | Held:
         """Some rows of the share's only event, and what the ledger has to know of them: see `core.parts`."""
-        rules = self._rules[share.entity]
         decided = await self._decide(connection, share)
         if isinstance(decided, Rejected):
             return decided
         decided = replace(decided, settled=in_part(decided.settled))
         effects: list[Effect] = []
         led_to: dict[Key, HeadUpdate] = {}
-        way = _Way(self._descent(), batch, left=self._rows_max)
-        for rule in rules:
-            if rule.rows is None and way.left and self._effects_of(rule).in_parts:
-                acted = await self._act(connection, rule, share, decided, parts, way, at)
-                if isinstance(acted, Held):
-                    return acted
+        for rule in self._rules[share.entity]:
+            left = way.descent.left
+            if left <= 0:
+                break
+            acted = await self._act(connection, rule, share, decided, parts, way, at)
+            if isinstance(acted, Held):
+                return acted
+            if way.descent.left < left:
                 effects += acted
                 led_to |= way.led_to
-        await self._ledger.write_heads(connection, share.entity, led_to, decided.read, (), batch)
-        return effects
+        if not effects:
+            return await self._why_nothing(connection, share, decided, way)
+        await self._record(connection, way)
+        await self._ledger.write_heads(connection, share.entity, led_to, decided.read, (), way.batch)
+        return effects + way.descent.effects_of_part()
+
+    async def _why_nothing(
+        self, connection: Connection, share: Share, decided: _Decided, way: _Way
+    ) -> list[Effect] | Rejected:
+        """Nothing, or Rejected for a dependent whose rows a part has acted on, and that are there all the same."""
+        for rule in self._rules[share.entity]:
+            groups = acting(trace(rule.policy, decided.settled, decided.arrivals.get(rule.id, {})))
+            effects = self._effects_of(rule)
+            if rule.rows is None and groups and effects.in_parts and share.left_out(rule.id) is None:
+                hashes = way.hashes_of(rule, groups)
+                found = await effects.count(connection, groups, hashes or {}, 1, split=hashes is not None)
+                if any(found):
+                    return Rejected(rule.id, Reason.STORE_REJECTED, RowsStay(rule.id).message)
+        return []
 
     async def _decide(self, connection: Connection, share: Share) -> _Decided | Rejected:
         """What the events of a share come to."""
@@ -438,15 +481,14 @@ class PostgresStore:
         return _Decided(read, own, keys, settled, admitted, arrivals)
 
     async def _enforce(
-        self, connection: Connection, share: Share, batch: Batch, parts: Parts, at: _Place
+        self, connection: Connection, share: Share, parts: Parts, way: _Way, at: _Place
     ) -> list[Effect] | Rejected | Held:
-        rules = self._rules[share.entity]
+        rules, batch = self._rules[share.entity], way.batch
         decided = await self._decide(connection, share)
         if isinstance(decided, Rejected):
             return decided
         read, settled, admitted, arrivals = decided.read, decided.settled, decided.admitted, decided.arrivals
         effects: list[Effect] = []
-        way = _Way(self._descent(), batch)
         for rule in rules:
             acted = await self._act(connection, rule, share, decided, parts, way, at)
             if isinstance(acted, Held):
@@ -494,8 +536,8 @@ class PostgresStore:
         done = already(parts, share.changes, rule.id)
         # What has begun is never held: some of its rows are gone.
         approved = share.approved | done.keys() if done else share.approved
-        if way.left is not None:
-            groups, done = acting(groups), {}
+        if way.is_part:
+            groups, done = acting(groups) if way.batch.spans else changing(groups), {}
             way.led_to = heads_of_part(groups, decided.read.heads)
         rows: list[int] = []
         if groups:
@@ -509,8 +551,7 @@ class PostgresStore:
                 if over := held(rule.id, max_rows, groups, rows, approved):
                     return over
             firsts = dict(admitted.starts.get(rule.id, ()))
-            way.is_deep = rule.rows is not None
-            branch = way.descent.branch(rule, groups, settled, share.changes, left_out, firsts)
+            branch = way.descent.branch(rule, groups, settled, share.changes, left_out, firsts, approved)
             rows = await self._descend(connection, branch, way, at)
             if self._constraints_at_once:
                 await connection.execute("set constraints all immediate")
@@ -544,24 +585,17 @@ class PostgresStore:
                 return await chooser.choose(connection, groups, hashes, limit)
             case Closure(rule, groups, limit):
                 return await self._chooser_of(rule).closure(connection, groups, limit)
-            case CarryOut(rule, groups):
+            case CarryOut(rule, groups, rows_max, part):
                 hashes = way.hashes_of(rule, groups)
-                effects = self._effects_of(rule)
-                # The rows of a graph are taken in chunks, but in one transaction.
-                whole = way.is_deep or not effects.in_parts or not way.batch.is_bound
-                rows_max = None if whole else self._rows_max if way.left is None else way.left
-                rows = await effects.execute(
+                return await self._effects_of(rule).execute(
                     connection,
                     groups,
                     hashes or {},
                     way.batch.at_ms,
                     split=hashes is not None,
                     rows_max=rows_max,
-                    part=way.left is not None,
+                    part=part,
                 )
-                if way.left is not None:
-                    way.left = max(0, way.left - sum(rows))
-                return rows
             case RemoveChosen(rule, groups, chosen):
                 return await self._chooser_of(rule).remove(connection, groups, chosen, way.batch.at_ms)
             case Newest(rule, keys):
@@ -644,8 +678,16 @@ class PostgresStore:
             return Retry(fault.message, unreachable=fault.kind is Kind.SERVER)
         return of_branch(result_of(fault, at.dependent), at.below)
 
-    def _descent(self) -> Descent:
-        return Descent(self._rules, exact=True, only_go=self._only_go)
+    def _descent(self, batch: Batch, begun: Parts, *, part: bool) -> Descent:
+        return Descent(
+            self._rules,
+            exact=True,
+            only_go=self._only_go,
+            rows_max=self._rows_max if batch.is_bound else None,
+            part=part,
+            begun=begun,
+            divides=lambda rule: self._effects_of(rule).in_parts,
+        )
 
     @property
     def _all_rules(self) -> list[StoreRule]:
@@ -720,10 +762,7 @@ class _Way:
     told_apart: dict[str, Mapping[Key, bytes]] = field(default_factory=dict)
     """Dependents of the event's own entity where rows have arrived, with the hashes of the keys."""
     happened: dict[Rows, list[Happened]] = field(default_factory=dict)
-    is_deep: bool = False
-    """It is among rows that others depend on, or below them."""
-    left: int | None = None
-    """In a part, how many rows it may still act on."""
+    is_part: bool = False
     led_to: Mapping[Key, HeadUpdate] = field(default_factory=dict)
     """In a part, the heads that the dependent's rows need where they come to."""
 
@@ -740,15 +779,28 @@ class _Way:
 class _SweepWay:
     """The way down from rows that a sweep finds; see `sweep.Way`."""
 
-    def __init__(self, store: PostgresStore, connection: Connection, batch: Batch, at: _Place) -> None:
+    def __init__(self, store: PostgresStore, connection: Connection, batch: Batch, at: _Place, extent: Extent) -> None:
+        self.extent = extent
         self._store = store
         self._connection = connection
         self._at = at
-        self._way = _Way(store._descent(), batch)
+        self._batch = batch
+        self._way = _Way(self._descent(), batch)
 
     def begin(self) -> Descent:
-        self._way.descent = self._store._descent()
+        self._way.descent = self._descent()
         return self._way.descent
+
+    def _descent(self) -> Descent:
+        store = self._store
+        return from_late_rows(
+            store._rules,
+            self.extent,
+            store._rows_max,
+            exact=True,
+            only_go=store._only_go,
+            divides=lambda rule: store._effects_of(rule).in_parts,
+        )
 
     async def go(self, asks: Branch) -> list[int]:
         return await self._store._descend(self._connection, asks, self._way, self._at)

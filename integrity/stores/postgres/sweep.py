@@ -12,8 +12,10 @@ from integrity.core.fold import lookups
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
+from integrity.core.parts import TooManyRows, changing
 from integrity.core.sweep import (
     Acted,
+    Extent,
     Repaired,
     Sweep,
     Swept,
@@ -41,7 +43,9 @@ class _Late(NamedTuple):
 
 
 class Way(Protocol):
-    """Goes down the graph from late rows, in the transaction of the page."""
+    """Goes down the graph from late rows, in the transaction of the page, of which it does the `extent`."""
+
+    extent: Extent
 
     def begin(self) -> Descent:
         """Of the keys of another entity."""
@@ -98,7 +102,8 @@ class Sweeper:
         effects_of: Callable[[StoreRule], Effects],
         way: Way,
     ) -> Swept:
-        """The page, inside a transaction that the caller has begun and commits. `way` goes down from late rows."""
+        """The page, inside a transaction that the caller has begun and commits. `way` goes down from late rows. Raises
+        TooManyRows when there are more than its extent has."""
         place = await self._take(connection, sweep)
         if place is None:
             return Swept()
@@ -117,6 +122,10 @@ class Sweeper:
             late = await self._look(connection, entity, keys, rules[entity], sweep, effects_of)
             if any(late.keys.values()):
                 repaired += await self._repair(connection, late, sweep, way)
+        if way.extent is Extent.PART:
+            if not repaired:
+                raise TooManyRows
+            return Swept(tuple(repaired), more=True, unfinished=True)
         last = page[-1]
         await connection.execute(self._move_sql, self._lane, sweep.age_ms, last["enforced_ms"], last["key_hash"])
         return Swept(tuple(repaired), more=len(page) == sweep.keys_max)
@@ -168,6 +177,8 @@ class Sweeper:
         for rule in late.rules:
             keys = [key for key in late.keys.get(rule.id, ()) if key in gone]
             groups, settled, firsts = late_rows(rule.policy, read.heads, keys, acted, changes)
+            if way.extent is Extent.PART:
+                groups = changing(groups)
             if groups:
                 self._on_dependent(rule.id)
                 rows = await way.go(descent.branch(rule, groups, settled, changes, None, firsts))

@@ -28,6 +28,7 @@ from integrity.core.parts import (
     acting,
     added,
     already,
+    changing,
     heads_of_part,
     in_part,
     place_of,
@@ -58,7 +59,6 @@ from integrity.stores.descent import (
     Newest,
     Record,
     RemoveChosen,
-    with_trails,
 )
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
@@ -145,7 +145,7 @@ class Enforcement:
         parts = self._parts()
         effects: list[Effect] = []
         for share in shares(self._batch, self._counts, self._rules.keys()):
-            effects += yield from self._share(share, parts)
+            effects += yield from self._share(share, parts, self._descent(parts))
         yield self._forget([(discard.dependent, discard.event) for discard in self._batch.discards])
         yield self._notes()
         changes, progress = self._batch.changes, list[Write]()
@@ -161,28 +161,42 @@ class Enforcement:
         assert self._rows_max is not None, "without a bound there are no parts"
         parts, place = self._parts(), place_of(self._batch)
         effects: list[Effect] = []
-        left = self._rows_max
+        descent = self._descent(parts, part=True)
         for share in shares(self._batch, self._counts, self._rules.keys()):
             decided = self._decide(share)
             settled = in_part(decided.settled)
             led_to: dict[Key, HeadUpdate] = {}
             for rule in self._rules[share.entity]:
                 groups = acting(self._groups(rule, share, decided, settled))
-                if rule.rows is not None or not groups or left <= 0:
+                left = descent.left
+                if not groups or left <= 0:
                     continue
-                number = self._number(rule)
                 self._branch = rule.id
-                self._bound(number, rule, groups, share.approved | already(parts, share.changes, rule.id).keys())
-                firsts = dict(decided.admitted.starts.get(rule.id, ()))
-                groups = list(with_trails(rule, groups, settled, share.left_out(rule.id), firsts))
-                rows = yield from self.execute(number, rule, groups, left)
-                left -= sum(rows)
+                approved = share.approved | already(parts, share.changes, rule.id).keys()
+                self._bound(self._number(rule), rule, groups, approved)
+                firsts, left_out = dict(decided.admitted.starts.get(rule.id, ())), share.left_out(rule.id)
+                asks = descent.branch(rule, groups, settled, share.changes, left_out, firsts, approved)
+                rows = yield from self._descend(asks)
+                if descent.left == left:
+                    continue
                 effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, rows, {})
                 led_to |= heads_of_part(groups, decided.heads)
             yield self.heads(share.entity, (), decided.heads, led_to, ())
+        effects += descent.effects_of_part()
         reached = self._counts.get(place, self._batch.spans[place].start)
-        yield [self._progress(place, reached, added(parts, self._batch, effects))]
+        yield [self._progress(place, reached, added(parts, self._batch, effects, descent.cut_short))]
         return effects
+
+    def part_alone(self) -> Work:
+        """The same where there is no progress to keep what was done: the part stands for itself."""
+        effects: list[Effect] = []
+        for share in shares(self._batch, {}, self._rules.keys()):
+            effects += yield from self._share(share, {}, self._descent({}, part=True), part=True)
+        return effects
+
+    def _descent(self, begun: Parts, *, part: bool = False) -> Descent:
+        rows_max = self._rows_max if self._batch.is_bound else None
+        return Descent(self._rules, exact=False, rows_max=rows_max, part=part, begun=begun)
 
     def _parts(self) -> Parts:
         """What parts of events have done already."""
@@ -220,24 +234,25 @@ class Enforcement:
         groups = trace(rule.policy, settled, arrivals, left_out=left_out)
         return groups + retrace(rule.policy, settled, decided.admitted, left_out=left_out)
 
-    def _share(self, share: Share, parts: Parts) -> Work:
+    def _share(self, share: Share, parts: Parts, descent: Descent, *, part: bool = False) -> Work:
         entity, changes = share.entity, share.changes
         rules = self._rules[entity]
         decided = self._decide(share)
         read, heads, settled, admitted = decided
         effects: list[Effect] = []
-        descent = Descent(self._rules, exact=False)
         for rule in rules:
             left_out = share.left_out(rule.id)
             groups = self._groups(rule, share, decided, settled)
+            if part:
+                groups = changing(groups)
             done = already(parts, changes, rule.id)
             # What has begun is never held: some of its children are gone.
             approved = share.approved | done.keys()
             self._branch = rule.id
             self._bound(self._number(rule), rule, groups, approved)
-            self._few_enough(rule, acting(groups))
             firsts = dict(admitted.starts.get(rule.id, ()))
-            rows = yield from self._descend(descent.branch(rule, groups, settled, changes, left_out, firsts))
+            asks = descent.branch(rule, groups, settled, changes, left_out, firsts, approved)
+            rows = yield from self._descend(asks)
             if over := descent.held(rule, approved):
                 raise HeldBack(over)
             effects += share_credit(rule.policy, share, decided.settled, decided.admitted, groups, rows, done)
@@ -263,11 +278,11 @@ class Enforcement:
         self._branch = rule.id
         return (yield from self._descend(asks))
 
-    def _few_enough(self, rule: StoreRule, groups: Sequence[Group]) -> None:
-        """Raises TooManyRows. The children of a graph are taken in chunks, but in one transaction."""
-        if self._rows_max is not None and self._batch.is_bound and rule.rows is None and groups:
+    def _few_enough(self, rule: StoreRule, groups: Sequence[Group], rows_max: int) -> None:
+        """Raises TooManyRows."""
+        if groups:
             parts = [(key_hash(rule.entity, group.key), group.since, group.born) for group in groups]
-            if sum(self._state.choose(self._number(rule), parts, self._rows_max + 1)) > self._rows_max:
+            if sum(self._state.choose(self._number(rule), parts, rows_max + 1)) > rows_max:
                 raise TooManyRows
 
     def _descend(self, asks: Branch) -> Generator[list[Write], None, list[int]]:
@@ -286,8 +301,10 @@ class Enforcement:
             case Choose(rule, groups, limit):
                 named = ((child.part, own) for child, own in self._named(rule, groups) if own is not None)
                 return list(islice(named, limit))
-            case CarryOut(rule, groups):
-                return (yield from self.execute(self._number(rule), rule, groups))
+            case CarryOut(rule, groups, rows_max, part):
+                if rows_max is not None and not part:
+                    self._few_enough(rule, acting(groups), rows_max)
+                return (yield from self.execute(self._number(rule), rule, groups, rows_max if part else None))
             case RemoveChosen(rule, groups, chosen):
                 return (yield from self._remove(rule, groups, set(chosen)))
             case Newest(rule, keys):
@@ -513,8 +530,12 @@ class Enforcement:
         writes: list[Write] = []
         for each in repaired:
             digest, at_ms = key_hash(each.entity, each.key), self._batch.at_ms
-            value = RepairRecord(each.dependent, each.action, each.rows, each.fate.event_id, at_ms)
-            writes.append(self.record(records.repair_key(digest, each.dependent, at_ms), records.encode(value)))
+            name = records.repair_key(digest, each.dependent, at_ms)
+            before = self._state.repair(name)  # by a part of the same sweep
+            rows = each.rows + (0 if before is None else before.rows)
+            value = records.encode(RepairRecord(each.dependent, each.action, rows, each.fate.event_id, at_ms))
+            self._state.put_repair(name, digest, value)
+            writes.append(self.record(name, value))
         return writes
 
     def _forget(self, over: Sequence[tuple[str, str]]) -> list[Write]:

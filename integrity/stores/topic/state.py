@@ -288,7 +288,7 @@ class State:
                 if lane == self._lane and value is not None:
                     self.set_swept(int(age_ms), records.decode_sweep(value))
             case "repair":
-                self._take_repair(key, bytes.fromhex(rest.partition("|")[0]), value)
+                self.put_repair(key, bytes.fromhex(rest.partition("|")[0]), value)
             case "undo":
                 self.put_kept(int(rest), value)
             case "truncate":
@@ -308,7 +308,7 @@ class State:
             if rule is not None:
                 self._insert_arrival(name, rule, bytes.fromhex(arrival.at), arrival.since, arrival.child)
 
-    def _take_repair(self, name: bytes, key_hash: bytes, value: bytes | None) -> None:
+    def put_repair(self, name: bytes, key_hash: bytes, value: bytes | None) -> None:
         if value is None:
             self._db.execute("DELETE FROM repair WHERE name = ?", (name,))
         else:
@@ -480,6 +480,10 @@ class State:
         name = (key_hash, records.version_text(version))
         row = self._db.execute("SELECT data FROM fate WHERE hash = ? AND version = ?", name).fetchone()
         return None if row is None else records.decode_fate(row[0])
+
+    def repair(self, name: bytes) -> RepairRecord | None:
+        row = self._db.execute("SELECT data FROM repair WHERE name = ?", (name,)).fetchone()
+        return None if row is None else records.decode_repair(row[0])
 
     def repairs(self, key_hash: bytes) -> list[RepairRecord]:
         """What was done to children of a key that were written late."""

@@ -28,7 +28,7 @@ from integrity.core.keys import Key
 from integrity.core.outcome import Applied, ApplyResult, Broken, Diverged, Rejected, Retry, TooLarge, Unfinished
 from integrity.core.parts import TooManyRows
 from integrity.core.rules.graph import derived_topic
-from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate
+from integrity.core.sweep import Sweep, SweepResult, Swept, TooManyLate, extents
 from integrity.core.truncate import KnownKeys
 from integrity.core.undo import Portion, UndoResult
 from integrity.errors import Finding, LedgerError, OperationError, Reason, UnreachableError
@@ -92,6 +92,8 @@ class TopicStore:
         """`copies` is what removes or marks rows of copies: only `impact` looks at it."""
         self.name = name
         self._rows_max = rows_max
+        self._in_parts: set[str] = set()
+        """Events of which the last part acted on as many children as it may."""
         self.repairs = 0
         """Records published again since an owner's write came between look and act."""
         self._client = client
@@ -176,7 +178,7 @@ class TopicStore:
     async def sweep(self, sweep: Sweep, deadline: Deadline) -> SweepResult:
         result = await self._tried(lambda: self._sweep(sweep), deadline)
         # Fenced: the process that owns the store now sweeps.
-        assert isinstance(result, Swept | Retry | Rejected | Broken | Diverged), "a sweep applies no batch"
+        assert isinstance(result, Swept | Retry | Rejected | Broken | TooLarge | Diverged), "a sweep applies no batch"
         return Swept() if isinstance(result, Diverged) else result
 
     async def _tried(self, call: Callable[[], Awaitable[_T]], deadline: Deadline) -> _T | ApplyResult:
@@ -539,19 +541,31 @@ class TopicStore:
             derived_partitions=self._derived_partitions,
             rows_max=self._rows_max,
         )
-        try:
-            return Applied(await self._publish(enforcement.run()))
-        except TooManyRows as exc:
-            if self._owned().is_open:
-                await self._give_up(exc)
-                await self._take_over()
-            else:
-                await self._in_thread(state.rollback)
-        if len(batch.changes) > 1:
-            return TooLarge()
-        return Unfinished(sum(effect.rows for effect in await self._publish(enforcement.part())))
+        event = batch.changes[0].origin.event_id if len(batch.changes) == 1 else ""
+        if event not in self._in_parts:
+            try:
+                return Applied(await self._publish(enforcement.run()))
+            except TooManyRows as exc:
+                await self._back_out(exc)
+            if not event:
+                return TooLarge()
+        effects = await self._publish(enforcement.part() if batch.spans else enforcement.part_alone())
+        rows = sum(effect.rows for effect in effects)
+        if not batch.spans:
+            return Unfinished(rows, effects)
+        # When there were fewer than there might be, it is probably done: a whole finds out.
+        (self._in_parts.add if rows >= self._rows_max else self._in_parts.discard)(event)
+        return Unfinished(rows)
 
-    async def _sweep(self, sweep: Sweep) -> Swept:
+    async def _back_out(self, exc: TooManyRows) -> None:
+        """Nothing of what was done so far is to be committed."""
+        if self._owned().is_open:
+            await self._give_up(exc)
+            await self._take_over()
+        else:
+            await self._in_thread(self._opened().rollback)
+
+    async def _sweep(self, sweep: Sweep) -> Swept | TooLarge:
         if self._fenced or self._writer is None:
             return Swept()  # another process owns the store
         state = self._opened()
@@ -571,7 +585,13 @@ class TopicStore:
             starts=self._reader.starts,
             derived_partitions=self._derived_partitions,
         )
-        return await self._publish(SweepWork(state, self._rules, sweep, enforcement, self._lane).run())
+        for extent in extents(sweep):
+            try:
+                work = SweepWork(state, self._rules, sweep, enforcement, self._lane, extent, self._rows_max)
+                return await self._publish(work.run())
+            except TooManyRows as exc:
+                await self._back_out(exc)
+        return TooLarge()
 
     async def _publish(self, work: Generator[list[Write], None, _T]) -> _T:
         state, writer = self._opened(), self._owned()

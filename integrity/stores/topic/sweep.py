@@ -8,7 +8,9 @@ from integrity.core.fold import lookups
 from integrity.core.key_text import key_of_ledger
 from integrity.core.keys import Key, canonical, key_hash
 from integrity.core.ledger import Head, heads_to_write
+from integrity.core.parts import TooManyRows, changing
 from integrity.core.sweep import (
+    Extent,
     Repaired,
     Sweep,
     Swept,
@@ -20,7 +22,7 @@ from integrity.core.sweep import (
     repairs_below,
 )
 from integrity.core.undo import not_undone
-from integrity.stores.descent import Descent
+from integrity.stores.descent import from_late_rows
 from integrity.stores.rule import StoreRule, policies
 from integrity.stores.topic import records
 from integrity.stores.topic.enforce import Enforcement
@@ -31,7 +33,8 @@ Work = Generator[list[Write], None, Swept]
 
 
 class SweepWork:
-    """One page. `enforcement` carries out what is found; it has no events of its own."""
+    """One page, or as much of it as the extent says. `enforcement` carries out what is found; it has no events of its
+    own."""
 
     def __init__(
         self,
@@ -40,7 +43,11 @@ class SweepWork:
         sweep: Sweep,
         enforcement: Enforcement,
         lane: str,
+        extent: Extent,
+        rows_max: int,
     ) -> None:
+        self._extent = extent
+        self._rows_max = rows_max
         self._state = state
         self._rules = rules
         self._sweep = sweep
@@ -48,7 +55,8 @@ class SweepWork:
         self._lane = lane
 
     def run(self) -> Work:
-        """Yields records to publish, in order. Raises Refused, TooManyLate."""
+        """Yields records to publish, in order. Raises Refused, TooManyLate; TooManyRows when there are more children
+        than the extent has."""
         sweep = self._sweep
         place = self._state.swept(sweep.age_ms)
         if place is None:
@@ -65,6 +73,10 @@ class SweepWork:
         repaired: list[Repaired] = []
         for entity, keys in gone.items():
             repaired += yield from self._repair(entity, keys)
+        if self._extent is Extent.PART:
+            if not repaired:
+                raise TooManyRows
+            return Swept(tuple(repaired), more=True, unfinished=True)
         at_ms, digest = due[-1]
         yield [self._moved(SweepRecord(at_ms, digest.hex()))]
         return Swept(tuple(repaired), more=len(due) == sweep.keys_max)
@@ -111,12 +123,15 @@ class SweepWork:
             },
         )
         repaired: list[Repaired] = []
-        changes, descent = causes(entity, heads, own), Descent(self._rules, exact=False)
+        changes = causes(entity, heads, own)
+        descent = from_late_rows(self._rules, self._extent, self._rows_max, exact=False)
         for rule in rules:
             number = self._number(rule)
             # Whatever is an arrival came later than the fate: the key lives again.
             wanted = [key for key in late.get(rule.id, ()) if not self._state.arrivals_at(number, keys[key])]
             groups, settled, firsts = late_rows(rule.policy, heads, wanted, acted, changes)
+            if self._extent is Extent.PART:
+                groups = changing(groups)
             asks = descent.branch(rule, groups, settled, changes, None, firsts)
             rows = yield from self._enforcement.late(rule, asks)
             if over := descent.held(rule, ()):
