@@ -285,6 +285,29 @@ async def test_what_depends_on_orphans_goes_with_them(harness: Harness) -> None:
     assert await references(harness, "items", "order_id") == {3: 2}
 
 
+async def test_orphans_of_rows_that_went_with_their_parent_go_as_late_ones(harness: Harness) -> None:
+    """In PostgreSQL nothing but a hash is kept of such rows."""
+    of, below = order_rows(), items()
+    store = await harness.open(rules_of(of, below), orders(1, 2) | {"items": [{"id": 1, "order_id": 1}]})
+    events = Events()
+    change = events.deleted((1,), 10)
+    await apply(store, events.batch())
+    await harness.write("items", {"id": 4, "order_id": 1}, {"id": 5, "order_id": 1}, {"id": 6, "order_id": 2})
+    own = rule(Ignore(), Ignore(), name="orders", columns=("id",), entity="order")
+    scanner = harness.scanner()
+    scanner._rules[own.id] = replace(own, dependent=replace(own.dependent, target=_target(scanner, of)))  # type: ignore[attr-defined]
+    found = await found_in(subject(scanner, below, own))
+    assert keys_of(found) == {(1,): 2}
+    assert (await mend(store, found)).rows == {"order.items": 2}
+    found.orphans.close()
+    assert await references(harness, "items", "order_id") == {6: 2}
+    history = await store.history("order", (1,), Deadline.after(30))  # type: ignore[attr-defined]
+    name = f"{change.origin.event_id}/customer.orders/[1]"
+    assert [(each.fate.event_id, each.done) for each in history.enforced] == [(name, {"order.items": ("cascade", 1)})]
+    assert history.repairs == (Repair("order.items", "cascade", 2, name, AT_MS),)
+    assert await harness.head("order", (1,)) is not None, "recorded in one way"
+
+
 def _target(scanner: Any, of: StoreRule) -> Any:
     return scanner._rules[of.id].dependent.target
 

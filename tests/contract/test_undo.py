@@ -165,13 +165,17 @@ async def test_row_that_was_written_anew_is_left_as_it_is(harness: Harness) -> N
     assert await references(harness) == {1: 7, 2: 1}
 
 
-async def test_every_level_of_a_graph_comes_back_by_the_event_behind_it(harness: Harness) -> None:
-    store = await harness.open(keeping(order_rows(), items(rows="item"), parts()), ROWS)
+@pytest.mark.parametrize("rows_max", [None, 2])
+async def test_every_level_of_a_graph_comes_back_by_the_event_behind_it(harness: Harness, rows_max: int | None) -> None:
+    rules = keeping(order_rows(), items(rows="item"), parts())
+    store = await harness.open(rules, ROWS, rows_max=rows_max)
     before = [await harness.rows(name) for name in ROWS]
     events = Events()
     events.deleted((1,), 10)
+    _, tries = await in_parts(store, events.batch())
+    assert (tries > 1) is (rows_max == 2)
     events.deleted((2,), 11)
-    await apply(store, events.batch())
+    await in_parts(store, events.batch())
     assert await undo(store, event(0), rows_max=3) == {
         (ORDERS, BACK): 2,
         ("order.items", BACK): 3,

@@ -456,6 +456,10 @@ class Ledger:
             " from unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::int8[], $6::text[])"
             " u(key_hash, fate, moved_to, event, occurred_ms, rows)"
         )
+        self._went_sql = (
+            f"select d.key_hash, r.behind[d.behind], r.occurred_ms[d.behind] from {at}.removed d"
+            f" join {at}.removals r on r.id = d.removal where d.key_hash = any($1::bytea[]) order by d.removal"
+        )
         self._removed_sql = (
             f"with r as (insert into {at}.removals (entity, behind, occurred_ms, done, enforced_ms, trace_id)"
             " values ($4, $5, $6, $7, $8, $9) returning id)"
@@ -664,6 +668,17 @@ class Ledger:
         for key, fates in older.items():
             head = into.heads[key]
             into.heads[key] = head._replace(fates=(*fates, *head.fates))
+
+    async def read_removed(self, connection: Connection, keys: Collection[Key], into: Heads) -> None:
+        """Put what `write_went` has recorded of these keys, which have been asked for, in place of heads."""
+        key_of = {into.hashes[key]: key for key in keys}
+        fates: dict[Key, list[Fate]] = {}
+        for hashed, behind, occurred_ms in await connection.fetch(self._went_sql, list(key_of)):
+            key = key_of[hashed]
+            of_key = fates.setdefault(key, [])
+            version = Version(0, (len(of_key) + 1,))
+            of_key.append(Fate(version, None, f"{behind}/{into.written[key]}", occurred_ms))
+        into.heads |= {key: Head(of_key[-1].version, tuple(of_key), None) for key, of_key in fates.items()}
 
     async def read_arrivals(
         self, connection: Connection, keys: Collection[Key], hashes: Mapping[Key, bytes], dependents: Sequence[str]

@@ -468,6 +468,8 @@ class PostgresStore:
         rules = self._rules[share.entity]
         own = {change.key for change in share.changes}
         read, keys = await self._read(connection, share, rules, own)
+        if share.only and share.entity in self._only_go:
+            await self._ledger.read_removed(connection, own - read.heads.keys(), read)
         settled = settle(share.changes, read.heads, done=aside(share, read.heads), keep_alive=rules[0].keeps_alive)
         asked = keys_in_question(share, settled)
         pending = await self._ledger.read_pending(connection, asked, read.hashes) if asked else {}
