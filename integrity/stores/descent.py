@@ -271,7 +271,8 @@ class Descent:
 
     def _is_divisible(self, rule: StoreRule, stages: Sequence[Sequence[Stage]] | None, are_approved: bool) -> bool:
         """Whether the rows of a branch can go in parts. They can't where keys of rows change, since what depends on one
-        row has to change with it; nor where rows further down are to be counted before the first of them goes."""
+        row has to change with it; nor where rows depend on rows of their own kind; nor where rows further down are to
+        be counted before the first of them goes."""
         if rule.rows is None or stages is None:
             return self._divides(rule)
         if rule.rows.shared and any(stage.values is not None for of_group in stages for stage in of_group):
@@ -300,11 +301,9 @@ class Descent:
         return list(found.values())
 
     def _only_goes(self, rule: StoreRule) -> bool:
-        """Whether no key of a row changes when rows of a dependent are removed, and (where rows without a key of their
-        own are told from others by what was chosen before) no row is met from below that is being removed."""
-        if not self._exact and self._has_cycles():
-            return False
-        return not any(
+        """Whether no key of a row changes when rows of a dependent are removed, and no row that is being removed is met
+        again from below: it could go neither before nor after the row that it refers to."""
+        return not self._has_cycles() and not any(
             each.rows is not None and what_follows(each.rows, each.policy.on_delete) is False
             for each in self._go_along(rule)
         )
@@ -685,19 +684,13 @@ class Descent:
         chosen: Sequence[tuple[int, Key]] = ()
         while ending and self.left > 0:
             before, size = chosen, min(self._chunk, PIECE, self.left)
-            is_open = sum(entity == rows.entity for entity, _ in self._open)
-            found: Sequence[tuple[int, Key]] = yield Choose(rule, removed, size + is_open)
-            # Rows that are met from below go when everything else below them is gone.
-            chosen = [(group, key) for group, key in found if (rows.entity, key) not in self._open][:size]
+            chosen = yield Choose(rule, removed, size)
             _see_that_they_went(rule, before, chosen)
             if not chosen:
                 break
             derived = derive(rows, of_removed, chosen, roots)
-            names = {(rows.entity, key) for _, key in chosen}
-            self._open |= names
             done: dict[int, dict[str, Done]] = {}
             is_cleared = yield self._clear(rows, derived, done)
-            self._open -= names
             happened = recorded(derived, done, rule.id, self._changes) if rows.recorded else ()
             if not is_cleared:
                 for each in happened:
