@@ -23,12 +23,15 @@ class Span(NamedTuple):
     """The offsets of one partition that a batch covers: from `start` up to, not including, `next`.
 
     The store's progress must not be behind `start`; what lies below the progress is done already and is left out.
-    `reset` makes the batch overwrite a progress that no longer means anything (the topic was made anew).
+    `reset` makes the batch overwrite a progress that no longer means anything (the topic was made anew). `again` says
+    that nobody knows whether it does: what lies below it is not left out for that alone, but where the ledger has heard
+    as much of its key.
     """
 
     start: int
     next: int
     reset: bool = False
+    again: bool = False
 
 
 class DeadLetterMark(NamedTuple):
@@ -55,11 +58,13 @@ class Redrive(NamedTuple):
 
 
 class Discard(NamedTuple):
-    """A dead letter that somebody has given up: the effect that it stands for is never to happen."""
+    """A dead letter that somebody has given up: the effect that it stands for is never to happen. `tenant` is whose the
+    event is, where that is known."""
 
     letter: str
     dependent: str
     event: str
+    tenant: str = ""
 
 
 class NoteWrite(NamedTuple):
@@ -121,6 +126,8 @@ class Share:
     redrives: Mapping[int, Redrive] = field(default_factory=dict)
     only: str = ""
     page: Page | None = None
+    again: frozenset[int] = frozenset()
+    """The changes below a progress that may be of a former life of their topic."""
 
     @property
     def approved(self) -> frozenset[int]:
@@ -145,7 +152,8 @@ class Share:
 
 
 def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Collection[str]) -> list[Share]:
-    """The batch by entity (only those named), with the changes that lie below the progress marked as done."""
+    """The batch by entity (only those named), with the changes that lie below the progress marked as done,
+    or as `again`."""
     # Nearly always nothing is done yet: the batch begins where the store is.
     repeats = any(next > batch.spans[partition].start for partition, next in progress.items())
     found: list[Share] = []
@@ -157,6 +165,7 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
         if len(of_batch) > 1:
             chosen = [index for index in chosen if batch.changes[index].entity == entity]
         done: set[int] = set()
+        again: set[int] = set()
         if repeats:
             for local, index in enumerate(chosen):
                 origin = batch.changes[index].origin
@@ -166,7 +175,10 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
                 else:
                     at, offset = TopicPartition(origin.topic, origin.partition), origin.offset
                 if offset < progress.get(at, 0):
-                    done.add(local)
+                    if not batch.spans[at].again:
+                        done.add(local)
+                    elif redrive is None:  # a redrive acts once by itself
+                        again.add(local)
         local_of = {index: local for local, index in enumerate(chosen)} if batch.exceptions or batch.redrives else {}
         found.append(
             Share(
@@ -178,6 +190,7 @@ def shares(batch: Batch, progress: Mapping[TopicPartition, int], entities: Colle
                 {local_of[i]: redrive for i, redrive in batch.redrives.items() if i in local_of},
                 batch.only,
                 batch.page,
+                frozenset(again),
             )
         )
     return found

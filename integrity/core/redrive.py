@@ -12,7 +12,7 @@ key change would remove rows that had left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,11 +30,12 @@ _HAPPENED = (Op.DELETED, Op.MOVED, Op.GONE)
 
 def aside(share: Share, heads: Mapping[Key, Head]) -> frozenset[int]:
     """The changes that `settle` must not look at: those done, redrives of one dependent, parents that are missing
-    and known to be gone (`admit` decides on both), and redrives that are no news of their key, which must not pass for
-    its last record."""
-    if not share.redrives and not share.only:
+    and known to be gone (`admit` decides on both), and redrives and repeated records that are no news of their key,
+    which must not pass for its last record."""
+    if not share.redrives and not share.only and not share.again:
         return share.done
     found = set(share.done)
+    found.update(_no_news(share, heads))
     found.update(index for index, change in enumerate(share.changes) if _is_known(change, heads.get(change.key)))
     for index, redrive in share.redrives.items():
         change = share.changes[index]
@@ -49,6 +50,29 @@ def aside(share: Share, heads: Mapping[Key, Head]) -> frozenset[int]:
             if (topic, partition) == (change.origin.topic, change.origin.partition) and change.origin.offset <= offset:
                 found.add(index)
     return frozenset(found)
+
+
+def _no_news(share: Share, heads: Mapping[Key, Head]) -> Iterator[int]:
+    """The changes of `share.again` that the ledger knows as much of as they say.
+
+    A key without a head was never acted on. Of one with a head the version tells; where either has none, the place: a
+    record is news behind the last one of its key, in the same partition, and when it follows news here."""
+    news: set[Key] = set()
+    for index in sorted(share.again):
+        change = share.changes[index]
+        head = heads.get(change.key)
+        if head is None or head.last is None or change.key in news:
+            continue
+        topic, partition, offset, _ = head.last
+        origin = change.origin
+        if change.version is not None and head.seen is not None and head.seen.position:
+            is_news = change.version > head.seen
+        else:
+            is_news = (topic, partition) == (origin.topic, origin.partition) and origin.offset > offset
+        if is_news:
+            news.add(change.key)
+        else:
+            yield index
 
 
 def _is_known(change: ParentChange, head: Head | None) -> bool:
