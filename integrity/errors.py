@@ -125,9 +125,13 @@ class OperationError(IntegrityError):
 
 
 class UnreachableError(OperationError):
-    """A server does not answer."""
+    """A server does not answer. `unknown`: it does, and has no database of that name."""
 
     code = "unreachable"
+
+    def __init__(self, message: str, *, hint: str = "", unknown: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.unknown = unknown
 
 
 class PublishError(OperationError):

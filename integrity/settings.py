@@ -240,6 +240,8 @@ _KINDS: Mapping[str, StoreKind] = {
 }
 
 
+TENANT_CONNECTIONS = 16
+"""Connections to the databases of all tenants, unless a pool size is set: as many tenants are worked on at once."""
 TENANT_HERE = "{tenant}"
 """What the tenant's name is put in the place of, in the URL of a store."""
 _TENANT = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -269,7 +271,13 @@ class StoreSettings(_Section):
         default=2,
         ge=1,
         le=64,
-        description="Connections of one process to this store, and batches that it applies side by side.",
+        description="Connections of one process to this store, and batches that it applies side by side. With {tenant} "
+        "in the URL: to the databases of all tenants together, and 16 unless it is set.",
+    )
+    tenant_wait: DurationS = Field(
+        default=10.0,
+        description="With {tenant} in the URL: how long events wait for a database that can't be used before they are "
+        "parked as dead letters.",
     )
     timeout: DurationS = Field(default=30.0, description="How long one statement may take.")
     schema_: str = Field(
@@ -297,6 +305,11 @@ class StoreSettings(_Section):
         return _KINDS[self.url.get_secret_value().partition(":")[0]]
 
     _tenant: str = PrivateAttr(default="")
+
+    @property
+    def connections_max(self) -> int:
+        """Connections of one process to this store, the databases of all its tenants included."""
+        return TENANT_CONNECTIONS if self.has_tenants and "pool_size" not in self.model_fields_set else self.pool_size
 
     @property
     def has_tenants(self) -> bool:

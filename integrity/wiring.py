@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never, cast
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 import integrity
+from integrity.core.batch import TopicPartition
 from integrity.core.change import ParentChange
 from integrity.core.condition import null_test
 from integrity.core.decode import decoder_for
@@ -33,7 +34,7 @@ from integrity.core.rules.patterns import has_patterns, with_topics
 from integrity.core.scan import parents_as_dependent
 from integrity.core.tenants import tenant_faults
 from integrity.core.undo import Choice
-from integrity.errors import Finding, OperationError, RulesError, UnreachableError, UsageError
+from integrity.errors import Finding, OperationError, RulesError, UnfitStoreError, UnreachableError, UsageError
 from integrity.kafka.acls import Need, Operation, Resource, command, lacking
 from integrity.kafka.assignor import SingleOwnerAssignor
 from integrity.kafka.audit import AuditTrail
@@ -42,7 +43,7 @@ from integrity.kafka.dead_letters import DeadLetters, status_topic
 from integrity.kafka.derived import DerivedEvents, ensure_derived
 from integrity.kafka.letters import LetterIndex, LetterReader, open_letters
 from integrity.kafka.looking import acls, look_at
-from integrity.kafka.open_letters import OpenLetters
+from integrity.kafka.open_letters import OpenLetters, Waiting
 from integrity.kafka.producer import BATCH_BYTES_MAX, Producer, WantedTopic, ensure_topics
 from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.kafka.scans import ScanResult, ScanResults, publish, scans_topic
@@ -60,7 +61,7 @@ from integrity.ports import (
     Undoable,
 )
 from integrity.service.doctor import Examination, examine
-from integrity.service.enforce import Enforcer
+from integrity.service.enforce import Enforcer, Patience, Watch
 from integrity.service.expiry import Expiry
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
@@ -69,8 +70,10 @@ from integrity.service.redrive import Person, Redriver
 from integrity.service.report import CopyReport, Report
 from integrity.service.scan import ParentRows, Subject
 from integrity.service.scan_repair import Repairer
-from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor
+from integrity.service.supervisor import FIRST_CHECK_TIMEOUT_S, Member, Supervisor, fit
 from integrity.service.sweep import Sweeper
+from integrity.service.tenant_redrive import BY_ITSELF, TenantRedriver
+from integrity.service.tenants import Dispatcher, TenantCare, TenantDatabase, TenantWatch
 from integrity.service.topics import Follower, TopicWatch
 from integrity.service.truncate import Counting, Truncator
 from integrity.service.undo import Undoer
@@ -78,6 +81,7 @@ from integrity.service.waiting import cancelled
 from integrity.service.work import Returning
 from integrity.settings import Settings, StoreKind, StoreSettings
 from integrity.stores.rule import StoreRule, copied_rows, copy_rule, store_rules
+from integrity.stores.tenants import Database, TenantStores
 from integrity.telemetry import Metrics, open_telemetry
 
 if TYPE_CHECKING:
@@ -614,8 +618,15 @@ async def service(
         letters = DeadLetters(client, topic=settings.dlq.topic, group=settings.group)
         stack.push_async_callback(lambda: letters.close(Deadline.after(CLOSE_TIMEOUT_S)))
         audit = _audit(stack, settings, rules, metrics.count_audit_dropped, close_s=CLOSE_TIMEOUT_S)
+        parked: dict[str, int] = {}
+
+        def tell_waiting(now: Waiting) -> None:
+            metrics.set_waiting(now.open, now.held, now.oldest_ms)
+            parked.clear()
+            parked.update(now.parked)
+
         following = asyncio.create_task(
-            OpenLetters(client, settings.dlq.topic, lambda now: metrics.set_waiting(*now)).run(), name="open letters"
+            OpenLetters(client, settings.dlq.topic, tell_waiting).run(), name="open letters"
         )
         stack.push_async_callback(lambda: cancelled(following))
         ids = {dependent.id for parent in rules.parents for dependent in parent.dependents}
@@ -633,6 +644,13 @@ async def service(
         compacted = await _compacted(settings, rules, chosen)
         schemas = _schemas(stack, settings)
         for name, store_settings in chosen.items():
+            if store_settings.has_tenants:
+                member, stores[name] = _tenant_member(
+                    stack, name, store_settings, settings, rules, letters, report, schemas, lambda: parked, migrate
+                )
+                members.append(member)
+                followers.append((member.lane, partial(_lane_decoders, store=name, schemas=schemas)))
+                continue
             stores[name] = store = open_store(name, store_settings, settings, rules)
             stack.push_async_callback(store.close)
             for parent, copy in rules.copies_of(name):
@@ -663,7 +681,12 @@ async def service(
             expiry = Expiry(store, timeout_s=2 * store_settings.timeout)
             members.append(Member(store, lane, sweeper, outbox=outbox, expiry=expiry))
         for name in rules.stores:
-            if name not in stores:  # another process works on it; who asks about a parent asks about all stores
+            if name in stores:
+                continue
+            # Another process works on it; who asks about a parent asks about all stores.
+            if settings.stores[name].has_tenants:
+                stores[name] = _databases(name, settings.stores[name], settings, rules, migrate=False)
+            else:
                 stores[name] = store = open_store(name, settings.stores[name], settings, rules)
                 stack.push_async_callback(store.close)
         watch = TopicWatch(lambda: _look_at_topics(settings, rules), followers)
@@ -719,6 +742,7 @@ async def redriver(
             decoders=_decoders(rules.parents, schemas),
             person=person,
             learn=None if schemas is None else schemas.learn_of,
+            of_tenants={name for name, store in settings.stores.items() if store.has_tenants},
         )
 
 
@@ -1011,3 +1035,105 @@ def _lane(
         truncator=truncator,
         schemas=schemas,
     )
+
+
+def _databases(name: str, store: StoreSettings, settings: Settings, rules: RuleSet, *, migrate: bool) -> TenantStores:
+    """The databases of a store that has one for each tenant, none open yet."""
+
+    async def prepare(database: Database) -> None:
+        if findings := await fit(database, min(store.timeout, CONNECT_TIMEOUT_S), migrate=migrate):
+            raise UnfitStoreError(findings)
+
+    def open_tenant(tenant: str) -> Database:
+        alone = store.of_tenant(tenant).model_copy(update={"pool_size": 1})
+        return open_store(name, alone, settings, rules)
+
+    return TenantStores(name, open_tenant, prepare, connections_max=store.connections_max, timeout_s=2 * store.timeout)
+
+
+def _tenant_member(
+    stack: AsyncExitStack,
+    name: str,
+    store: StoreSettings,
+    settings: Settings,
+    rules: RuleSet,
+    letters: DeadLetters,
+    report: Report,
+    schemas: SchemaCache | None,
+    parked: Callable[[], Mapping[str, int]],
+    migrate: bool,
+) -> tuple[Member, TenantStores]:
+    """The lane of a store with a database for each tenant, and what runs beside it; and those databases."""
+    timeout_s = 2 * store.timeout
+    databases = _databases(name, store, settings, rules, migrate=migrate)
+    stack.push_async_callback(databases.close)
+    places = {
+        rule.id: [each.place for each in rules.branch(rule)]
+        for of_entity in rules.of_store(name).values()
+        for rule in of_entity
+    }
+    watch = TenantWatch(report)
+
+    def enforcer_of(database: TenantDatabase, watch: Watch, patience: Patience | None) -> Enforcer:
+        return Enforcer(
+            database,
+            letters,
+            watch,
+            system=store.kind.value,
+            rules_hash=rules.hash,
+            timeout_s=timeout_s,
+            halts=Halts(database, watch, places, tenant=database.tenant),
+            backoff=Backoff(cap_s=max(0.2, store.tenant_wait / 4)),
+            tenant=database.tenant,
+            patience=patience,
+        )
+
+    general = enforcer_of(databases.of(""), watch.of(""), None)
+    dispatcher = Dispatcher(
+        databases,
+        general,
+        enforcer_of,
+        watch,
+        report,
+        store.tenant_fault,
+        batch_size=store.batch_size,
+        wait_s=store.tenant_wait,
+    )
+    redrives = redrive_topic(settings.group)
+    lane = Lane(
+        store=databases,
+        open_source=lambda: Consumer(
+            settings.kafka.client,
+            group=settings.lane(name),
+            assignor=StickyPartitionAssignor,
+            made=[wanted(redrives)],
+        ),
+        enforcers=[general],
+        watch=report,
+        decoders=_lane_decoders(rules, name, schemas),
+        batch_size=store.batch_size,
+        returning=Returning(redrives, name, set(places)),
+        schemas=schemas,
+        dispatch=dispatcher,
+    )
+
+    @asynccontextmanager
+    async def letters_now() -> AsyncIterator[tuple[LetterIndex, Redriver]]:
+        async with (
+            dead_letters(settings) as (reader, index),
+            redriver(settings, rules, reader, index, BY_ITSELF) as by_itself,
+        ):
+            yield index, by_itself
+
+    own = TopicPartition(redrives, 0)
+    care = TenantCare(
+        databases,
+        dispatcher,
+        report,
+        rules.sweeps_of(name),
+        lane.caught_up,
+        timeout_s=timeout_s,
+        keeps=any(rule.undo_ms for of_entity in rules.of_store(name).values() for rule in of_entity),
+    )
+    back = TenantRedriver(databases, dispatcher, letters_now, is_mine=lambda: lane.has(own), parked=parked)
+    return Member(databases, lane, None, more=(dispatcher, back, care)), databases

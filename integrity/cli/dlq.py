@@ -324,6 +324,7 @@ def _described(letter: Letter) -> dict[str, Any]:
         "status_at": letter.status_at,
         "actor": letter.actor,
         "note": letter.note,
+        "parked": letter.parked,
         "reason": letter.reason,
         "message": letter.message,
         "entity": letter.entity,

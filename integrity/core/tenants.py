@@ -33,6 +33,12 @@ def _faults(
                 f"{rows!r} to {store!r}, tell no tenant",
                 f"keep both in one store, or give {parent.entity} events of its own that tell the tenant",
             )
+    elif is_apart and any(dependent.id == copy.id for copy in parent.copies):
+        yield (
+            "tenant_copy",
+            f"store {store!r} has a database for each tenant, and copies of parents into such a store are not kept yet",
+            "name a store for the copy that is one database, with the tenant in the key",
+        )
     elif is_apart and not events.gives_tenant:
         yield (
             "no_tenant",

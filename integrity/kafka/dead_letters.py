@@ -66,6 +66,8 @@ class StatusChange(NamedTuple):
     reason: str = ""
     actor: str = ""
     note: str = ""
+    parked: str = ""
+    """As that of a DeadLetter."""
 
 
 class Stage(StrEnum):
@@ -108,7 +110,8 @@ class DeadLetter:
     """One event on one dependent (`*`: on all of the store) that is not enforced, and why.
 
     `failed_at_ms` is in milliseconds since the epoch. `traceparent` None leaves the record's own header as it came.
-    `retries` counts redrives of this dead letter, `attempts` how often it was applied.
+    `retries` counts redrives of this dead letter, `attempts` how often it was applied. `parked` is the tenant whose
+    database could not be used: it comes back by itself.
     """
 
     record: Record
@@ -124,6 +127,7 @@ class DeadLetter:
     traceparent: str | None = None
     retries: int = 0
     status: Status = Status.OPEN
+    parked: str = ""
 
     @property
     def id(self) -> str:
@@ -269,7 +273,8 @@ class DeadLetters:
             key=record.key,
             value=record.value,
             timestamp_ms=record.timestamp_ms,
-            headers=merged(record.headers, self._headers(letter)),
+            # Only a letter that is parked may say so: it would come back by itself.
+            headers=merged([h for h in record.headers if h[0] != Header.PARKED], self._headers(letter)),
         )
 
     def _envelope(self, letter: DeadLetter) -> OutgoingRecord:
@@ -313,6 +318,8 @@ class DeadLetters:
             Header.FAILED_AT: rfc3339(letter.failed_at_ms),
             Header.RULES: letter.rules,
         }
+        if letter.parked:
+            ours[Header.PARKED] = letter.parked
         if letter.traceparent is not None:
             ours[Header.TRACEPARENT] = letter.traceparent
         return ours | {
@@ -328,14 +335,22 @@ class DeadLetters:
     def _status_of(self, letter: DeadLetter) -> OutgoingRecord:
         return self._status(
             StatusChange(
-                letter.id, letter.status, letter.failed_at_ms, letter.dependent, letter.store, letter.reason.value
+                letter.id,
+                letter.status,
+                letter.failed_at_ms,
+                letter.dependent,
+                letter.store,
+                letter.reason.value,
+                parked=letter.parked,
             )
         )
 
     def _status(self, change: StatusChange) -> OutgoingRecord:
         value = {"status": change.status, "at": rfc3339(change.at_ms)}
         told = {
-            name: text for name in ("reason", "dependent", "store", "actor", "note") if (text := getattr(change, name))
+            name: text
+            for name in ("reason", "dependent", "store", "actor", "note", "parked")
+            if (text := getattr(change, name))
         }
         return OutgoingRecord(self._status_topic, change.id.encode(), msgspec.json.encode(value | told))
 

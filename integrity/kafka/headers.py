@@ -25,6 +25,8 @@ class Header(StrEnum):
     RETRIES = "integrity.retries"
     FAILED_AT = "integrity.failed_at"
     RULES = "integrity.rules"
+    PARKED = "integrity.parked"
+    """The tenant whose database could not be used: the letter comes back by itself."""
     TRACEPARENT = "traceparent"
     # What tools for Kafka Connect's dead letters read (KIP-298).
     CONNECT_TOPIC = "__connect.errors.topic"

@@ -40,7 +40,7 @@ _SCHEMA: Final = """
 CREATE TABLE letter (
     id TEXT PRIMARY KEY, reason TEXT, message TEXT, entity TEXT, dependent TEXT, store TEXT, topic TEXT,
     partition INTEGER, offset INTEGER, attempts INTEGER, retries INTEGER, failed_at TEXT, rules TEXT,
-    truncated INTEGER, bytes INTEGER, at_partition INTEGER, at_offset INTEGER) WITHOUT ROWID;
+    truncated INTEGER, bytes INTEGER, at_partition INTEGER, at_offset INTEGER, parked TEXT) WITHOUT ROWID;
 CREATE TABLE status (
     id TEXT PRIMARY KEY, status TEXT, at TEXT, actor TEXT, note TEXT) WITHOUT ROWID;
 CREATE TABLE living (place TEXT, name BLOB, offset INTEGER NOT NULL, PRIMARY KEY (place, name)) WITHOUT ROWID;
@@ -49,13 +49,13 @@ CREATE TEMP TABLE wanted (id TEXT PRIMARY KEY) WITHOUT ROWID;
 _COLUMNS: Final = (
     "l.id, coalesce(s.status, 'open'), l.reason, l.message, l.entity, l.dependent, l.store, l.topic, l.partition,"
     " l.offset, l.attempts, l.retries, l.failed_at, coalesce(s.at, l.failed_at), l.rules, l.truncated, l.bytes,"
-    " l.at_partition, l.at_offset, coalesce(s.actor, ''), coalesce(s.note, '')"
+    " l.at_partition, l.at_offset, coalesce(s.actor, ''), coalesce(s.note, ''), l.parked"
 )
 
 
 class Letter(NamedTuple):
     """A dead letter without its payload. `at_partition` and `at_offset` are its place in the topic of dead letters;
-    `topic`, `partition` and `offset` that of its event."""
+    `topic`, `partition` and `offset` that of its event. `parked` is the tenant whose database could not be used."""
 
     id: str
     status: Status
@@ -78,6 +78,7 @@ class Letter(NamedTuple):
     at_offset: int
     actor: str
     note: str
+    parked: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Filter:
     dependent: str = ""
     store: str = ""
     since: str = ""
+    parked: bool = False
 
 
 class LetterIndex:
@@ -109,7 +111,7 @@ class LetterIndex:
     def take_letter(self, record: Any) -> None:
         """Note a record of the topic of dead letters."""
         headers = record.headers
-        text = {name: last_text(headers, name) or "" for name in (*_TEXTS, *_NUMBERS, TRUNCATED)}
+        text = {name: last_text(headers, name) or "" for name in (*_TEXTS, *_NUMBERS, Header.PARKED, TRUNCATED)}
         try:
             numbers = [int(text[name]) for name in _NUMBERS]
         except ValueError:
@@ -118,11 +120,12 @@ class LetterIndex:
         partition, offset, attempts, retries = numbers
         size = len(record.key or b"") + len(record.value or b"")
         self._db.execute(
-            f"INSERT INTO letter VALUES ({', '.join('?' * 17)}) ON CONFLICT (id) DO UPDATE SET"
+            f"INSERT INTO letter VALUES ({', '.join('?' * 18)}) ON CONFLICT (id) DO UPDATE SET"
             " reason = excluded.reason, message = excluded.message, attempts = excluded.attempts,"
             " retries = excluded.retries, failed_at = excluded.failed_at, rules = excluded.rules,"
             " truncated = excluded.truncated, bytes = excluded.bytes, at_partition = excluded.at_partition,"
-            " at_offset = excluded.at_offset WHERE (excluded.failed_at, excluded.at_offset) >= (failed_at, at_offset)",
+            " at_offset = excluded.at_offset, parked = excluded.parked"
+            " WHERE (excluded.failed_at, excluded.at_offset) >= (failed_at, at_offset)",
             (
                 *(text[name] for name in _TEXTS[:7]),
                 partition,
@@ -135,6 +138,7 @@ class LetterIndex:
                 size,
                 record.partition,
                 record.offset,
+                text[Header.PARKED],
             ),
         )
 
@@ -199,6 +203,8 @@ class LetterIndex:
             if value:
                 parts.append(f"l.{column} = ?")
                 values.append(value)
+        if chosen.parked:
+            parts.append("l.parked <> ''")
         if chosen.since:
             parts.append("l.failed_at >= ?")
             values.append(chosen.since)

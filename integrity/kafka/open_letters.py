@@ -10,6 +10,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,11 +21,13 @@ from integrity.kafka.follow import follow
 
 class Waiting(NamedTuple):
     """`open` counts by (reason, dependent), `held` by dependent. `oldest_ms` is when the oldest of the open ones failed
-    (the last time), in milliseconds since the epoch; None when none is open."""
+    (the last time), in milliseconds since the epoch; None when none is open. `parked` counts, by store, the open ones
+    that wait for the database of a tenant."""
 
     open: Mapping[tuple[str, str], int]
     held: Mapping[str, int]
     oldest_ms: int | None
+    parked: Mapping[str, int] = MappingProxyType({})
 
 
 class OpenLetters:
@@ -38,11 +41,11 @@ class OpenLetters:
         # A private file of SQLite's own, removed with the connection.
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute(
-            "CREATE TABLE waiting (id BLOB PRIMARY KEY, status TEXT, reason TEXT, dependent TEXT, at_ms INTEGER)"
-            " WITHOUT ROWID"
+            "CREATE TABLE waiting (id BLOB PRIMARY KEY, status TEXT, reason TEXT, dependent TEXT, parked TEXT,"
+            " at_ms INTEGER) WITHOUT ROWID"
         )
         self._db.execute("CREATE INDEX waiting_at ON waiting (status, at_ms)")
-        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._counts: Counter[tuple[str, str, str, str]] = Counter()
 
     async def run(self) -> None:
         """Follow the topic; ends only when it is cancelled."""
@@ -55,7 +58,9 @@ class OpenLetters:
         """Note a record of the topic."""
         if key is None:
             return
-        before = self._db.execute("SELECT status, reason, dependent FROM waiting WHERE id = ?", (key,)).fetchone()
+        before = self._db.execute(
+            "SELECT status, reason, dependent, parked FROM waiting WHERE id = ?", (key,)
+        ).fetchone()
         if before is not None:
             self._counts[before] -= 1
             self._db.execute("DELETE FROM waiting WHERE id = ?", (key,))
@@ -65,22 +70,27 @@ class OpenLetters:
         except (msgspec.DecodeError, ValueError):
             return
         if said.status in (Status.OPEN, Status.HELD):
-            self._counts[said.status, said.reason, said.dependent] += 1
+            where = said.store if said.parked else ""
+            self._counts[said.status, said.reason, said.dependent, where] += 1
             self._db.execute(
-                "INSERT INTO waiting VALUES (?, ?, ?, ?, ?)", (key, said.status, said.reason, said.dependent, at_ms)
+                "INSERT INTO waiting VALUES (?, ?, ?, ?, ?, ?)",
+                (key, said.status, said.reason, said.dependent, where, at_ms),
             )
 
     def waiting(self) -> Waiting:
         """What waits now."""
         open_: Counter[tuple[str, str]] = Counter()
         held: Counter[str] = Counter()
-        for (status, reason, dependent), count in self._counts.items():
+        parked: Counter[str] = Counter()
+        for (status, reason, dependent, where), count in self._counts.items():
             if status == Status.OPEN:
                 open_[reason, dependent] += count
+                if where:
+                    parked[where] += count
             else:
                 held[dependent] += count
         (oldest_ms,) = self._db.execute("SELECT min(at_ms) FROM waiting WHERE status = 'open'").fetchone()
-        return Waiting(open_, held, oldest_ms)
+        return Waiting(open_, held, oldest_ms, parked)
 
 
 class _Said(msgspec.Struct, frozen=True):
@@ -88,6 +98,8 @@ class _Said(msgspec.Struct, frozen=True):
     at: str
     reason: str = ""
     dependent: str = ""
+    store: str = ""
+    parked: str = ""
 
 
 _decode = msgspec.json.Decoder(_Said).decode

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
-from integrity.core.batch import ANY_DEPENDENT, Batch, DeadLetterMark
+from integrity.core.batch import ANY_DEPENDENT, Batch, DeadLetterMark, Redrive
 from integrity.core.change import Op
 from integrity.core.decode.record import Record
 from integrity.core.outcome import (
@@ -38,12 +38,15 @@ from integrity.errors import OperationError, Reason
 from integrity.kafka.dead_letters import DeadLetter, Stage, Status, StatusChange
 from integrity.ports import Deadline, Store
 from integrity.service.halts import ATTEMPTS_MAX, REASONS, Halts
+from integrity.service.waiting import sleep_or
 from integrity.service.work import Piece, Refused, halves
 from integrity.telemetry import BatchSpan
 
 log = logging.getLogger(__name__)
 
 PUBLISH_TIMEOUT_S = 15.0
+LETTERS_MAX = 500
+"""Dead letters that are published at once."""
 
 Exceptions = dict[tuple[int, str], DeadLetterMark]
 """(index of the change, dependent id) -> why that effect is left out."""
@@ -77,6 +80,39 @@ class Watch(Protocol):
     def halted(self, dependent: str, halted: bool) -> None: ...
 
 
+class GaveUpError(Exception):
+    """A store did not get well in the time that it is given: nothing of the piece is known to be durable."""
+
+    def __init__(self, cause: Retry | Broken) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
+
+
+class Patience:
+    """How long a store that fails is waited for, from its first failure on; no longer once `over` is set."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.over = asyncio.Event()
+        self._seconds = seconds
+        self._clock = clock
+        self._since: float | None = None
+
+    async def wait(self, seconds: float, cause: Retry | Broken) -> None:
+        """Wait before the next attempt. Raises GaveUpError."""
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        if not self.over.is_set():
+            await sleep_or(self.over, min(seconds, max(0.0, self._seconds - (now - self._since))))
+        if self.over.is_set() or self._clock() - self._since >= self._seconds:
+            self.end()
+            raise GaveUpError(cause)
+
+    def end(self) -> None:
+        """It is well again, or given up."""
+        self._since = None
+        self.over.clear()
+
+
 class DivergedError(Exception):
     """The store's progress is not where this batch begins: read it again."""
 
@@ -103,10 +139,15 @@ class Enforcer:
         halts: Halts,
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         unread: str = ANY_DEPENDENT,
+        tenant: str = "",
+        patience: Patience | None = None,
     ) -> None:
         """`system` is what the store is in traces: postgresql, mongodb or kafka. `timeout_s` bounds one attempt.
-        `unread` is the dependent of the dead letter of a record that can't be decoded."""
+        `unread` is the dependent of the dead letter of a record that can't be decoded. `tenant` is whose the store is,
+        for the log. With `patience` a failing store is given up, else it never is."""
         self._store = store
+        self._named = {"store": store.name, "tenant": tenant} if tenant else {"store": store.name}
+        self._patience = patience
         self._dead_letters = dead_letters
         self._watch = watch
         self._system = system
@@ -123,10 +164,38 @@ class Enforcer:
         """An event is being worked off in parts, which takes its time: stopping loses the open part alone."""
 
     async def enforce(self, piece: Piece, exceptions: Exceptions | None = None) -> None:
-        """Returns when everything in the piece is durable. Raises DivergedError; never gives up otherwise."""
+        """Returns when everything in the piece is durable. Raises DivergedError; never gives up otherwise, but with
+        patience: GaveUpError."""
         if piece.refused:
-            await self._publish([self._refused(refused) for refused in piece.refused])
+            await self.refuse(piece.refused)
         await self._enforce(piece, dict(exceptions or {}))
+
+    async def refuse(self, refused: Sequence[Refused]) -> None:
+        """Dead-letter what can't be enforced at all."""
+        await self._publish([self._refused(each) for each in refused])
+
+    async def park(self, piece: Piece, reason: Reason, message: str, tenant: str) -> None:
+        """Dead-letter all changes of a piece until the database of their tenant can be used; what dead letters ask for
+        beside changes is told to have failed."""
+        letters: list[DeadLetter] = []
+        for index, (change, record) in enumerate(zip(piece.changes, piece.records, strict=True)):
+            redrive = piece.redrives.get(index)
+            dependent, retries = (ANY_DEPENDENT, 0) if redrive is None else (redrive.dependent, redrive.retries)
+            letter = self._letter(record, change.entity, dependent, reason, message, Stage.STORE, 1)
+            letters.append(replace(letter, retries=retries, parked=tenant))
+        for at in range(0, len(letters), LETTERS_MAX):
+            await self._publish(letters[at : at + LETTERS_MAX])
+        if piece.discards:
+            now_ms, note = int(time.time() * 1000), "The tenant's database can't be used: discard it again."
+            again = [
+                StatusChange(each.letter, Status.OPEN, now_ms, each.dependent, self._store.name, note=note)
+                for each in piece.discards
+            ]
+            await self._acknowledged(lambda deadline: self._dead_letters.mark(again, deadline))
+
+    async def resolve(self, settled: Sequence[Redrive]) -> None:
+        """Tell that what these dead letters asked for is nothing."""
+        await self._resolve(Piece(settled=list(settled)), {})
 
     async def hold(self, record: Record, entity: str, dependent: str, message: str, retries: int = 0) -> str:
         """Dead-letter an event for one dependent until somebody approves it; the id of its dead letter."""
@@ -176,7 +245,7 @@ class Enforcer:
                     self._well()
                     if not self.in_parts:
                         self.in_parts = True
-                        log.info("an event has many rows and is worked off in parts", extra={"store": self._store.name})
+                        log.info("an event has many rows and is worked off in parts", extra=self._named)
                     attempt = contended = broken = 0
                 case TooLarge():
                     return await self._halve(piece, exceptions, result.message)
@@ -251,7 +320,7 @@ class Enforcer:
     async def _halve(self, piece: Piece, exceptions: Exceptions, cause: str) -> None:
         log.info(
             "a batch can't be applied as it is and is halved",
-            extra={"store": self._store.name, "events": len(piece.changes), "error": cause},
+            extra={**self._named, "events": len(piece.changes), "error": cause},
         )
         first, second = halves(piece)
         middle = len(first.changes)
@@ -288,13 +357,16 @@ class Enforcer:
             log.log(
                 level,
                 "a batch waits for its store and is tried again",
-                extra={"store": self._store.name, "attempt": attempt, "error": cause.message},
+                extra={**self._named, "attempt": attempt, "error": cause.message},
             )
-        await asyncio.sleep(self._backoff.delay_s(attempt, random.random()))
+        delay_s = self._backoff.delay_s(attempt, random.random())
+        await (asyncio.sleep(delay_s) if self._patience is None else self._patience.wait(delay_s, cause))
 
     def _well(self) -> None:
         if self.trouble.message:
-            log.info("the store applies batches again", extra={"store": self._store.name})
+            log.info("the store applies batches again", extra=self._named)
+            if self._patience is not None:
+                self._patience.end()
         self._watch.store_up(self._store.name, True)
         for dependent in self._waiting_for:
             self._watch.halted(dependent, False)
@@ -307,7 +379,7 @@ class Enforcer:
             self._watch.halted(dependent, True)
             log.error(
                 "a store does not fit its rules or ledger any more: mend it, and the lane goes on by itself",
-                extra={"store": self._store.name, "dependent": dependent, "error": message},
+                extra={**self._named, "dependent": dependent, "error": message},
             )
 
     async def _resolve(self, piece: Piece, exceptions: Mapping[tuple[int, str], DeadLetterMark]) -> None:
@@ -320,9 +392,7 @@ class Enforcer:
         ]
         await self._acknowledged(lambda deadline: self._dead_letters.mark(changes, deadline))
         for change in changes:
-            log.info(
-                "a dead letter is resolved", extra={"store": store, "id": change.id, "dependent": change.dependent}
-            )
+            log.info("a dead letter is resolved", extra={**self._named, "id": change.id, "dependent": change.dependent})
 
     async def _acknowledged(self, send: Callable[[Deadline], Awaitable[None]]) -> None:
         attempt = 0
@@ -334,7 +404,7 @@ class Enforcer:
                 self.trouble.message = f"dead letters can't be written: {exc.message}"
                 log.warning(
                     "dead letters could not be written and are sent again",
-                    extra={"store": self._store.name, "attempt": attempt, "error": exc.message},
+                    extra={**self._named, "attempt": attempt, "error": exc.message},
                 )
                 await asyncio.sleep(self._backoff.delay_s(attempt, random.random()))
 
@@ -347,7 +417,7 @@ class Enforcer:
             log.warning(
                 "an event became a dead letter",
                 extra={
-                    "store": self._store.name,
+                    **self._named,
                     "id": letter.id,
                     "reason": letter.reason.value,
                     "dependent": letter.dependent,

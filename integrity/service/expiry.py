@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from integrity.errors import OperationError
-from integrity.ports import Deadline, Undoable
+from integrity.ports import Deadline
 from integrity.service.waiting import sleep_or
 
 log = logging.getLogger(__name__)
@@ -19,10 +19,20 @@ ROWS_MAX: Final = 2_000
 """What one transaction removes."""
 
 
+class Forgets(Protocol):
+    """A store, as far as what has expired is removed from it."""
+
+    name: str
+
+    async def forget_kept(self, at_ms: int, rows_max: int, deadline: Deadline) -> int:
+        """See `Undoable.forget_kept`."""
+        ...
+
+
 class Expiry:
     """What has expired in one store."""
 
-    def __init__(self, store: Undoable, *, timeout_s: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Forgets, *, timeout_s: float, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._timeout_s = timeout_s
         self._clock = clock

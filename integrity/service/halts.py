@@ -39,11 +39,18 @@ class Halts:
     """The halted dependents of one lane, shared by its sessions."""
 
     def __init__(
-        self, store: Store, watch: HaltWatch, places: Mapping[str, Sequence[Place]], *, recheck_s: float = RECHECK_S
+        self,
+        store: Store,
+        watch: HaltWatch,
+        places: Mapping[str, Sequence[Place]],
+        *,
+        recheck_s: float = RECHECK_S,
+        tenant: str = "",
     ) -> None:
         """`places` says where each dependent's rule is written, and those of what depends on its rows in this store,
         which tells whose finding a finding is: a dependent is halted for its whole branch."""
         self._store = store
+        self._named = {"store": store.name, "tenant": tenant} if tenant else {"store": store.name}
         self._watch = watch
         self._places = places
         self._recheck_s = recheck_s
@@ -67,7 +74,7 @@ class Halts:
             self._watch.halted(dependent, True)
             log.error(
                 "a rule does not fit its store any more: its dependent is halted, its events become dead letters",
-                extra={"store": self._store.name, "dependent": dependent, "reason": reason.value, "error": message},
+                extra={**self._named, "dependent": dependent, "reason": reason.value, "error": message},
             )
 
     def _resume(self, dependent: str) -> None:
@@ -75,7 +82,7 @@ class Halts:
         self._watch.halted(dependent, False)
         log.warning(
             "a rule fits its store again: its dependent goes on; retry the dead letters of the meantime",
-            extra={"store": self._store.name, "dependent": dependent},
+            extra={**self._named, "dependent": dependent},
         )
 
     async def watch(self) -> None:
@@ -92,7 +99,7 @@ class Halts:
         try:
             findings = await self._store.check(Deadline.after(CHECK_TIMEOUT_S))
         except OperationError as exc:
-            log.info("a store could not be checked", extra={"store": self._store.name, "error": exc.message})
+            log.info("a store could not be checked", extra={**self._named, "error": exc.message})
             return
         for dependent in tuple(self._halted):
             if not self._is_broken(dependent, findings):

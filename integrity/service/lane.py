@@ -21,7 +21,7 @@ from integrity.core.decode.record import Decoder, Record
 from integrity.core.decode.wire import SchemaRef
 from integrity.core.retry import Backoff
 from integrity.errors import OperationError, UnreachableError
-from integrity.ports import Bounds, Deadline, Fetch, SchemaSource, Source, Store
+from integrity.ports import Bounds, Deadline, Fetch, SchemaSource, Source
 from integrity.service.enforce import DivergedError, Enforcer
 from integrity.service.truncate import Truncator
 from integrity.service.waiting import sleep_or, within
@@ -47,6 +47,16 @@ LOOKUP_TIMEOUT_S = 30.0
 PAIR_WAIT_S = 10.0
 """How long a deletion waits at the end of a partition for the other half of a key change, where the source marks none:
 a connector sends both at once."""
+
+
+class HasProgress(Protocol):
+    """A store, as far as the loop itself asks it."""
+
+    name: str
+
+    async def progress(self, partitions: Sequence[TopicPartition], deadline: Deadline) -> Mapping[TopicPartition, int]:
+        """See `Store.progress`."""
+        ...
 
 
 class LaneWatch(Protocol):
@@ -131,6 +141,19 @@ class Session:
         self.room.set()
 
 
+class Dispatch(Protocol):
+    """What takes the pieces of a session to their end in place of the lane."""
+
+    @property
+    def trouble(self) -> str:
+        """As that of the lane."""
+        ...
+
+    async def work(self, session: Session) -> None:
+        """Until the session ends. Tells it what is durable."""
+        ...
+
+
 class Lane:
     """One store's lane. `run` returns when it was asked to stop, or everything up to the end seen at start is
     enforced."""
@@ -138,7 +161,7 @@ class Lane:
     def __init__(
         self,
         *,
-        store: Store,
+        store: HasProgress,
         open_source: Callable[[], Source],
         enforcers: Sequence[Enforcer],
         watch: LaneWatch,
@@ -148,13 +171,14 @@ class Lane:
         complete: Collection[str] | None = None,
         truncator: Truncator | None = None,
         schemas: SchemaSource | None = None,
+        dispatch: Dispatch | None = None,
     ) -> None:
         """As many sessions work side by side as there are enforcers, which share their halts.
 
         With `complete`, a partition of which the store has no progress is read from its first record, whatever the
         group has committed; it names the topics that are compacted, so that nothing of their keys is missed. The
         `truncator` carries out truncates, where a rule says that they delete. What decoding a record needs to know is
-        asked of `schemas`."""
+        asked of `schemas`. With `dispatch`, that takes what was read to the store, or to many."""
         self._store = store
         self._open_source = open_source
         self._source: Source | None = None
@@ -167,6 +191,7 @@ class Lane:
         self._complete = complete
         self._truncator = truncator
         self._schemas = schemas
+        self._dispatch = dispatch
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -184,6 +209,7 @@ class Lane:
             return "has not joined its consumer group yet"
         found = next((session.trouble for session in self._sessions if session.trouble), "")
         found = found or ("" if self._truncator is None else self._truncator.trouble)
+        found = found or ("" if self._dispatch is None else self._dispatch.trouble)
         return found or self._enforcers[0].halts.trouble
 
     def follow(self, decoders: Mapping[str, tuple[str, Decoder]]) -> None:
@@ -468,6 +494,8 @@ class Lane:
 
     async def _work(self, session: Session) -> None:
         await self._begin(session)
+        if self._dispatch is not None:
+            return await self._dispatch.work(session)
         while (piece := await session.take()) is not None:
             try:
                 await self._until(session, piece)

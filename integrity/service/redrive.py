@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -91,9 +91,11 @@ class Redriver:
         decoders: Mapping[str, tuple[str, Decoder]],
         person: Person,
         learn: Learn | None = None,
+        of_tenants: Collection[str] = (),
     ) -> None:
         """`topic` is that of redrives, `bytes_max` what a record there may have. `decoders` maps a parents' topic to
-        its entity and how its records are read now; `learn` finds out what that needs."""
+        its entity and how its records are read now; `learn` finds out what that needs. The stores `of_tenants` have a
+        database for each tenant: what is given up there is sent with its record, which tells the tenant."""
         self._reader = reader
         self._index = index
         self._marks = marks
@@ -111,6 +113,7 @@ class Redriver:
         self._looked_at: dict[str, bool] = {}
         self._person = person
         self._learn = learn
+        self._of_tenants = of_tenants
 
     async def retry(self, chosen: Filter, limit: int | None, told: Callable[[int], None] = lambda _: None) -> Done:
         """Send the letters back. Raises OperationError when Kafka fails; what was sent until then stays sent."""
@@ -138,7 +141,14 @@ class Redriver:
         """Give the letters up: what they stand for is never to happen. Raises as `retry` does."""
         done = Done()
         for run in chunks(self._chosen(chosen, limit, done, _why_not_discard)):
-            await self._send([(letter, self._given_up(letter)) for letter in run], Status.DISCARDED, done)
+            records = await self._reader.payloads([letter for letter in run if self._tells_tenant(letter)])
+            ready: list[tuple[Letter, OutgoingRecord | None]] = []
+            for letter in run:
+                if self._tells_tenant(letter) and letter.id not in records:
+                    done.refuse(letter.id, "its record is not in the topic of dead letters any more (retention)")
+                else:
+                    ready.append((letter, self._given_up(letter, records.get(letter.id))))
+            await self._send(ready, Status.DISCARDED, done)
             told(done.done)
         return done
 
@@ -178,7 +188,10 @@ class Redriver:
             )
         if not self._looked_at[place]:
             return "its topic has not kept what came after it, so that nobody knows whether its key is in use again"
-        if self._index.lives_after(place, _names(entity, change.key, record.key), letter.offset):
+        names = _names(entity, change.key, record.key)
+        if change.tenant:  # what is of nobody may be of this tenant
+            names += _names(entity, change.key, record.key, change.tenant)
+        if self._index.lives_after(place, names, letter.offset):
             return "its key was in use again after it: mend by hand what it asked for, and discard it"
         return ""
 
@@ -195,8 +208,8 @@ class Redriver:
             found = found.change
         if later.value is None or (isinstance(found, ParentChange) and found.op in _HAPPENED):
             return
-        key = found.key if isinstance(found, ParentChange) else None
-        for name in _names(entity, key, later.key):
+        key, tenant = (found.key, found.tenant) if isinstance(found, ParentChange) else (None, "")
+        for name in _names(entity, key, later.key, tenant):
             self._index.note_living(place, name, later.offset)
 
     def _chosen(
@@ -291,11 +304,14 @@ class Redriver:
             ]
         )
 
-    def _given_up(self, letter: Letter) -> OutgoingRecord | None:
+    def _tells_tenant(self, letter: Letter) -> bool:
+        return letter.store in self._of_tenants and letter.dependent != ANY_DEPENDENT
+
+    def _given_up(self, letter: Letter, known: Record | None) -> OutgoingRecord | None:
         """What tells the lane that nothing of the key has to wait for this letter any more."""
         if letter.dependent == ANY_DEPENDENT:
             return None
-        record = Record(letter.topic, letter.partition, letter.offset, 0, None, None, ())
+        record = known or Record(letter.topic, letter.partition, letter.offset, 0, None, None, ())
         returned = Returned(
             Ask.DISCARD, letter.id, letter.entity, letter.dependent, letter.store, letter.retries, record
         )
@@ -309,9 +325,12 @@ def _returned(letter: Letter, record: Record, chosen: Filter) -> Returned:
     return Returned(ask, letter.id, letter.entity, letter.dependent, letter.store, letter.retries + 1, record)
 
 
-def _names(entity: str, key: Key | None, raw: bytes | None) -> list[bytes]:
-    """What a key goes by in a partition: as it was read, and as its bytes are."""
-    return ([] if key is None else [b"=" + key_hash(entity, key)]) + ([] if raw is None else [b"~" + raw])
+def _names(entity: str, key: Key | None, raw: bytes | None, tenant: str = "") -> list[bytes]:
+    """What a key goes by in a partition: as it was read, and as its bytes are; where its tenant is known, of that."""
+    whose = tenant.encode("utf-8", "surrogatepass") + b"\0" if tenant else b""
+    return ([] if key is None else [whose + b"=" + key_hash(entity, key)]) + (
+        [] if raw is None else [whose + b"~" + raw]
+    )
 
 
 def _why_not_discard(letter: Letter) -> str:

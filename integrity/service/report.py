@@ -95,7 +95,7 @@ class Report:
     def dead_lettered(self, store: str, letter: DeadLetter) -> None:
         self._metrics.count_dead_letter(letter.reason, letter.dependent)
         # That of an effect is audited with its batch. A record that can't be read has none yet, hence no trace.
-        unread = letter.dependent == ANY_DEPENDENT or letter.stage is not Stage.STORE
+        unread = letter.dependent == ANY_DEPENDENT or letter.stage is not Stage.STORE or letter.parked
         if self._audit is not None and unread:
             self._audit.write_dead_letters([letter])
 
@@ -104,6 +104,9 @@ class Report:
 
     def halted(self, dependent: str, halted: bool) -> None:
         self._metrics.set_dependent_halted(dependent, halted=halted)
+
+    def parked(self, store: str, tenants: int) -> None:
+        self._metrics.set_tenants_parked(store, tenants)
 
     def registry_up(self, up: bool) -> None:
         self._metrics.set_registry_up(up=up)

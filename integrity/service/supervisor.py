@@ -7,10 +7,11 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from integrity.core.retry import Backoff
 from integrity.errors import Finding, LedgerError, OperationError, UnfitStoreError, UnreachableError
-from integrity.ports import Deadline, Store
+from integrity.ports import Deadline
 from integrity.service.collector import collect_rarely
 from integrity.service.expiry import Expiry
 from integrity.service.lane import Lane
@@ -27,7 +28,29 @@ FIRST_CHECK_TIMEOUT_S = 10.0
 """The first look is at all stores at once: one that hangs must not keep the lanes of the others waiting for long."""
 
 
-async def fit(store: Store, timeout_s: float, *, migrate: bool) -> Sequence[Finding]:
+class Fittable(Protocol):
+    """A store, as far as it is looked at before its lane begins."""
+
+    name: str
+
+    async def check(self, deadline: Deadline) -> Sequence[Finding]:
+        """See `Store.check`."""
+        ...
+
+    async def migrate(self, deadline: Deadline) -> None:
+        """See `Store.migrate`."""
+        ...
+
+
+class Beside(Protocol):
+    """What runs beside a lane."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`."""
+        ...
+
+
+async def fit(store: Fittable, timeout_s: float, *, migrate: bool) -> Sequence[Finding]:
     """What keeps the store from being used, after migrating it when asked. Warnings are logged.
 
     Raises UnreachableError, and LedgerError when the ledger is missing or of another version.
@@ -49,7 +72,7 @@ class Member:
     """One lane of this process, and whether its store was looked at yet. `copy` is what the lane of a copy is called
     beside that of its store."""
 
-    store: Store
+    store: Fittable
     lane: Lane
     sweeper: Sweeper | None
     fit: bool = False
@@ -57,6 +80,7 @@ class Member:
     outbox: OutboxPublisher | None = None
     expiry: Expiry | None = None
     copy: str = ""
+    more: Sequence[Beside] = ()
 
     @property
     def name(self) -> str:
@@ -171,6 +195,8 @@ class Supervisor:
                 beside.append(tasks.create_task(member.expiry.run(stop), name=f"{member.store.name}: expiry"))
             if member.outbox is not None:
                 beside.append(tasks.create_task(member.outbox.run(), name=f"{member.store.name}: outbox"))
+            for each in member.more:
+                beside.append(tasks.create_task(each.run(stop), name=f"{member.store.name}: {type(each).__name__}"))
             await member.lane.run(stop, to_end=to_end)
             for task in beside:
                 task.cancel()

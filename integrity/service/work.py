@@ -197,7 +197,7 @@ class Reader:
             piece.counts[entity, "redrive"] += 1
             if ask is Ask.DISCARD:
                 event = f"{original.topic}/{original.partition}/{original.offset}"
-                piece.discards.append(Discard(letter, dependent, event))
+                piece.discards.append(Discard(letter, dependent, event, self._tenant_of(original)))
                 continue
             redrive = Redrive(letter, dependent, partition, record.offset, retries, ask is Ask.APPROVE)
             of_topic = self._decoders.get(original.topic)
@@ -222,6 +222,13 @@ class Reader:
                 piece.settled.append(redrive)
             else:
                 piece.refused.append(Refused(original, decoded, entity, redrive))
+
+    def _tenant_of(self, record: Record) -> str:
+        """Whose an event is, where it was sent with its content."""
+        of_topic = self._decoders.get(record.topic)
+        found = None if of_topic is None or (record.key is None and record.value is None) else of_topic[1](record)
+        found = found.change if isinstance(found, Half) else found
+        return found.tenant if isinstance(found, ParentChange) else ""
 
 
 class Buffer:
@@ -299,5 +306,5 @@ def halves(piece: Piece) -> tuple[Piece, Piece]:
             first.spans[partition] = span
         else:
             first.spans[partition] = span._replace(next=cut)
-            second.spans[partition] = Span(cut, span.next)
+            second.spans[partition] = Span(cut, span.next, again=span.again)
     return first, second

@@ -75,6 +75,12 @@ class Metrics:
             "integrity_oldest_unenforced_seconds", "Age of the oldest event not enforced.", ["store"], registry=registry
         )
         self._store_up = Gauge("integrity_store_up", "1 when the store answers.", ["store"], registry=registry)
+        self._parked = Gauge(
+            "integrity_tenants_parked",
+            "Tenants whose database can't be used: their events become dead letters that come back.",
+            ["store"],
+            registry=registry,
+        )
         # Of one registry, and shown once it has been asked.
         self._registry_up = Gauge("integrity_schema_registry_up", "1 when the schema registry answers.", registry=None)
         self._registry_up_shown = False
@@ -155,6 +161,10 @@ class Metrics:
     def set_store_up(self, store: str, *, up: bool) -> None:
         """Whether the store answered the last time it was asked."""
         self._store_up.labels(store).set(up)
+
+    def set_tenants_parked(self, store: str, tenants: int) -> None:
+        """Of a store with a database for each tenant, and of this process."""
+        self._parked.labels(store).set(tenants)
 
     def set_registry_up(self, *, up: bool) -> None:
         """Whether the schema registry answered the last time it was asked."""

@@ -45,6 +45,7 @@ def used_metrics() -> Metrics:
     metrics.set_lag("orders_db", "customers", 0, 12)
     metrics.set_oldest_unenforced("orders_db", 1.5)
     metrics.set_store_up("orders_db", up=True)
+    metrics.set_tenants_parked("shop_db", 3)
     metrics.set_registry_up(up=True)
     metrics.set_dependent_halted("customer.orders", halted=True)
     metrics.set_orphans("customer.orders", 3)
@@ -69,6 +70,7 @@ def test_every_value_is_shown_under_the_names_of_the_contract() -> None:
         'integrity_lag{partition="0",store="orders_db",topic="customers"} 12.0',
         'integrity_oldest_unenforced_seconds{store="orders_db"} 1.5',
         'integrity_store_up{store="orders_db"} 1.0',
+        'integrity_tenants_parked{store="shop_db"} 3.0',
         "integrity_schema_registry_up 1.0",
         'integrity_dependent_halted{dependent="customer.orders"} 1.0',
         'integrity_orphans{dependent="customer.orders"} 3.0',

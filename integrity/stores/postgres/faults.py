@@ -36,11 +36,12 @@ class Kind(Enum):
 
 
 class Fault(NamedTuple):
-    """What went wrong, as one sentence without row values."""
+    """What went wrong, as one sentence without row values. `unknown`: there is no database of that name."""
 
     kind: Kind
     reason: Reason
     message: str
+    unknown: bool = False
 
 
 _STATES: dict[str, tuple[Kind, Reason]] = {
@@ -88,6 +89,7 @@ _RAISE = "exec_stmt_raise"
 """The server's routine behind RAISE: a trigger refuses a row, with whatever code it likes, in its own words."""
 _IDENTITY = "CheckCmdReplicaIdentity"
 """The one that refuses every statement on a published table without a replica identity."""
+_NO_DATABASE = "3D000"
 _NAMES_ONLY = frozenset({"28", "3D", "3F", "42"})
 """Classes whose own message names objects, never values."""
 
@@ -106,7 +108,7 @@ def fault_of(exc: BaseException, *, closed: bool = False) -> Fault:
             elif routine == _IDENTITY:
                 kind, reason = Kind.RULE, Reason.SCHEMA_MISMATCH
             told = routine == _IDENTITY or (routine != _RAISE and state[:2] in _NAMES_ONLY)
-            return Fault(kind, reason, _sentence(exc, state, told=told))
+            return Fault(kind, reason, _sentence(exc, state, told=told), state == _NO_DATABASE)
         case asyncpg.exceptions.TargetServerAttributeNotMatched():
             return Fault(Kind.SERVER, Reason.UNCLASSIFIED, "No server of the address is of the kind it asks for.")
         case TimeoutError():

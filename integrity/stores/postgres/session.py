@@ -99,6 +99,7 @@ class Sessions:
         return UnreachableError(
             f"Store {self._name}: PostgreSQL at {self.server} can't be used. {fault.message}",
             hint="Check that it runs, its address, and the role's password.",
+            unknown=fault.unknown,
         )
 
     @asynccontextmanager

@@ -397,9 +397,13 @@ OWN_EVENTS = ORDER.replace(
         ((file("tenant: {header: X}", WITH_TENANT),), set(), []),
         ((file("tenant: {header: X}", WITH_TENANT),), {"db"}, []),
         ((file("tenant: {key: id}"),), set(), []),
-        ((GRAPH, ORDER), {"db", "third"}, [("shared_store", "0.yaml", 10), ("derived_tenant", "1.yaml", 5)]),
-        ((GRAPH, ORDER), {"db", "other", "third"}, [("derived_tenant", "1.yaml", 5)]),
-        ((GRAPH, OWN_EVENTS), {"db", "other", "third"}, []),
+        (
+            (GRAPH, ORDER),
+            {"db"},
+            [("shared_store", "0.yaml", 10), ("shared_store", "0.yaml", 12), ("derived_tenant", "1.yaml", 5)],
+        ),
+        ((GRAPH, ORDER), {"db", "other", "third"}, [("tenant_copy", "0.yaml", 12), ("derived_tenant", "1.yaml", 5)]),
+        ((GRAPH, OWN_EVENTS), {"db", "other", "third"}, [("tenant_copy", "0.yaml", 12)]),
         ((GRAPH, OWN_EVENTS), {"db", "other"}, [("shared_store", "0.yaml", 12)]),
     ],
 )

@@ -27,3 +27,15 @@ def test_open_and_held_letters_are_counted_until_something_is_done_about_them() 
     letters.take(b"4", b"{")
     letters.take(None, said("open"))
     assert letters.waiting() == Waiting({("bad_json", "*"): 0}, {"customer.orders": 0}, None)
+
+
+def test_parked_letters_are_counted_by_store_while_they_are_open() -> None:
+    letters = OpenLetters({}, "dlq", lambda _: None)
+    parked = said("open", reason="store_rejected").replace(b"}", b',"store":"shop_db","parked":"acme"}')
+    letters.take(b"1", parked)
+    letters.take(b"2", parked)
+    letters.take(b"3", said("open").replace(b"}", b',"store":"shop_db"}'))
+    assert letters.waiting().parked == {"shop_db": 2}
+    letters.take(b"1", said("retried"))
+    assert letters.waiting().parked == {"shop_db": 1}
+    assert letters.waiting().open == {("store_rejected", "*"): 1, ("bad_json", "*"): 1}

@@ -244,6 +244,45 @@ async def test_half_of_a_key_change_that_could_not_be_read_is_not_sent_back(depe
     assert (("sent", "half") in order, done.refused) == (sent, int(not sent))
 
 
+@pytest.mark.parametrize(
+    ("tenants", "sent"),
+    [(("a", "a"), False), (("a", "b"), True), (("a", ""), False), (("", "b"), True)],
+)
+async def test_a_key_that_is_in_use_again_at_another_tenant_is_another_key(
+    tenants: tuple[str, str], sent: bool
+) -> None:
+    mine, others = tenants
+
+    def of_tenant(record: Record) -> Decoded:
+        said = decode(record)
+        assert isinstance(said, ParentChange)
+        return said._replace(tenant=mine if record.offset == 5 else others)
+
+    order: list[Any] = []
+    one = redriver([letter("parked", dependent="*")], order, later=[deleted(1, 6)._replace(value=b"c9")])
+    one._decoders = {TOPIC: ("customer", of_tenant)}
+    await one.retry(Filter(), None)
+    assert (("sent", "parked") in order) == sent
+
+
+async def test_what_a_tenant_gives_up_is_sent_with_the_record_that_tells_whose_it_is() -> None:
+    sent: list[Any] = []
+    one = redriver([letter("a", entity="customer"), letter("gone", note="gone"), letter("unread", dependent="*")], [])
+    one._of_tenants = {"memory"}
+    one._sends = _Keeps(sent)  # type: ignore[assignment]
+    done = await one.discard(Filter(), None)
+    assert (done.done, [refusal.id for refusal in done.refusals]) == (2, ["gone"])
+    back = [Record(REDRIVES, 0, 3, 0, each.key, each.value, each.headers) for each in sent]
+    piece = Piece(spans={AT: Span(3, 4)})
+
+    def of_tenant(record: Record) -> Decoded:
+        said = decode(record)
+        return said._replace(tenant="acme") if isinstance(said, ParentChange) else said
+
+    Reader({TOPIC: ("customer", of_tenant)}, Returning(REDRIVES, "memory", {ORDERS})).read(AT, back, piece)
+    assert [(each.letter, each.tenant) for each in piece.discards] == [("a", "acme")]
+
+
 async def test_a_held_letter_is_approved_by_its_id_alone() -> None:
     held = letter("held", status=Status.HELD, reason="too_many_rows")
     sent: list[Any] = []
