@@ -22,6 +22,7 @@ from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.positions import PLACES
 from integrity.core.decode.qlik import message_of
 from integrity.core.decode.record import Decoded, Decoder, Half, Ignored, Limits, Record, Undecodable
+from integrity.core.duration import duration_text
 from integrity.core.fold import Replace
 from integrity.core.keys import Key, KeyType
 from integrity.core.policy import policy_of
@@ -31,8 +32,9 @@ from integrity.errors import Finding
 CLOCK_MS_MAX: Final = 2_000
 """A clock further away from ours is told: `as_of` compares times of two machines."""
 FUTURE_MS_MAX: Final = 60_000
-RETENTION_MS_MIN: Final = 24 * 60 * 60 * 1000
-"""How long a record should be there: a store may be away for a night."""
+RETENTION_MS_MIN: Final = 7 * 24 * 60 * 60 * 1000
+"""How long a deletion should be there: a store may be away for some days. Kafka keeps records that long by default, but
+not null records of compacted topics (24 h)."""
 _COLLATING: Final = frozenset({"mysql", "mariadb", "sqlserver"})
 """Sources whose text compares without regard to case, or to trailing spaces, unless told otherwise."""
 _UNSIGNED: Final = frozenset({"mysql", "mariadb"})
@@ -89,14 +91,35 @@ def _kept(parent: Parent, look: TopicLook) -> Iterator[Finding]:
         if parent.events.tombstones is Tombstones.IGNORE:
             message = f"topic {look.name!r} is compacted: of a deletion its null record may be all that is left"
             yield _at(parent.place, "deletions_compacted", message, "write tombstones: delete, which is the default")
-        if _is_short(look.config.get("delete.retention.ms")):
-            message = f"topic {look.name!r} keeps null records for less than a day: who is down for longer misses them"
-            hint = f"kafka-configs.sh --alter --topic {look.name} --add-config delete.retention.ms=604800000"
+        yield from _gone_after(parent, look, "delete.retention.ms")
+    if "delete" in policies:
+        yield from _gone_after(parent, look, "retention.ms")
+        size = _number(look, "retention.bytes")
+        if size is not None and size >= 0:
+            message = (
+                f"topic {look.name!r} keeps {size} bytes of each partition, however young its records are: deletions"
+                " before that are gone"
+            )
+            hint = f"{_FORGOTTEN}: kafka-configs.sh --alter --topic {look.name} --add-config retention.bytes=-1"
             yield _at(parent.place, "retention_short", message, hint, "warning")
-    if "delete" in policies and _is_short(look.config.get("retention.ms")):
-        message = f"topic {look.name!r} keeps records for less than a day: who is down for longer misses them"
-        hint = f"kafka-configs.sh --alter --topic {look.name} --add-config retention.ms=604800000"
-        yield _at(parent.place, "retention_short", message, hint, "warning")
+
+
+_FORGOTTEN: Final = "a new rule, or a store that was away for longer, misses them: run integrity scan. To keep them"
+
+
+def _gone_after(parent: Parent, look: TopicLook, setting: str) -> Iterator[Finding]:
+    """Deletions that this setting lets the topic forget before a store that is away may have read them."""
+    kept_ms = _number(look, setting)
+    if kept_ms is None or not 0 <= kept_ms < RETENTION_MS_MIN:
+        return
+    message = f"deletions older than {duration_text(kept_ms)} are gone from topic {look.name!r} ({setting})"
+    hint = f"{_FORGOTTEN}: kafka-configs.sh --alter --topic {look.name} --add-config {setting}={RETENTION_MS_MIN}"
+    yield _at(parent.place, "retention_short", message, hint, "warning")
+
+
+def _number(look: TopicLook, setting: str) -> int | None:
+    text = look.config.get(setting)
+    return None if text is None else int(text)
 
 
 def _of_domain(parent: Parent, look: TopicLook) -> Iterator[Finding]:
@@ -120,10 +143,6 @@ def _of_domain(parent: Parent, look: TopicLook) -> Iterator[Finding]:
         message = f"the events of topic {look.name!r} are placed by their Kafka offset"
         hint = "name a field of the payload that grows (version): the offset knows no event that is emitted again"
         yield _at(parent.place, "kafka_position_only", message, hint, "warning")
-
-
-def _is_short(milliseconds: str | None) -> bool:
-    return milliseconds is not None and 0 <= int(milliseconds) < RETENTION_MS_MIN
 
 
 class Event(NamedTuple):

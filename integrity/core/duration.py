@@ -13,3 +13,11 @@ def duration_s(text: str) -> float | None:
     """Seconds of `500ms`, `30s`, `10m`, `1h`, `2d`; None for any other text."""
     match = _WRITTEN.fullmatch(text.strip())
     return None if match is None else float(match[1]) * _UNITS_S[match[2]]
+
+
+def duration_text(milliseconds: int) -> str:
+    """It in words, exactly, in the largest unit that it is a whole number of: `90 min`, `24 h`, `7 d`."""
+    for unit, size, least in (("d", 86_400_000, 2), ("h", 3_600_000, 1), ("min", 60_000, 1), ("s", 1000, 1)):
+        if milliseconds % size == 0 and milliseconds >= least * size:
+            return f"{milliseconds // size} {unit}"
+    return f"{milliseconds} ms"

@@ -80,6 +80,8 @@ async def test_findings_name_place_and_mend(
     document = json.loads(capsys.readouterr().out)
     assert (document["unanswered"], code, document["ok"]) == ([], 1, False)
     told = {each["code"]: (each["severity"], each["line"], each["hint"]) for each in document["findings"]}
+    [forgets] = [each["message"] for each in document["findings"] if each["code"] == "retention_short"]
+    assert forgets == f"deletions older than 1 min are gone from topic '{topic}' (retention.ms)"
     assert told.keys() == {
         "ledger_missing",
         "missing_topic",
@@ -104,7 +106,7 @@ async def test_run_does_not_start_where_deletions_name_another_row(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    topic = await create_topic()
+    topic = await create_topic(config={"cleanup.policy": "compact"})
     await run_sql(
         pg_database,
         "create table customers(id bigint primary key, email text not null unique)",
@@ -129,8 +131,11 @@ async def test_run_does_not_start_where_deletions_name_another_row(
     assert "REPLICA IDENTITY USING INDEX" in said.decode() and mend in said.decode()
     assert b'"enforcing"' not in said
     assert await asyncio.to_thread(main, ["doctor", "--json"]) == 1
-    told = {each["code"]: each["hint"] for each in json.loads(capsys.readouterr().out)["findings"]}
-    assert told["key_made_up"] == mend
+    told = {each["code"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    assert told["key_made_up"]["hint"] == mend
+    assert told["retention_short"]["message"] == (
+        f"deletions older than 24 h are gone from topic '{topic}' (delete.retention.ms)"  # Kafka's default
+    )
 
     async def required() -> None:
         settings, loaded = read_settings(None, None).settings, load_rules(rules)

@@ -70,18 +70,37 @@ def test_topic_that_does_not_exist_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "more", "finding"),
+    ("config", "more", "told"),
     [
-        ({"cleanup_policy": "delete", "retention_ms": "3600000"}, "", ("retention_short", "warning")),
-        ({"cleanup_policy": "delete", "retention_ms": "-1"}, "", None),
-        ({"cleanup_policy": "compact", "retention_ms": "3600000"}, "", None),
-        ({"cleanup_policy": "compact", "delete_retention_ms": "1000"}, "", ("retention_short", "warning")),
-        ({"cleanup_policy": "compact,delete", "retention_ms": "1000"}, "", ("retention_short", "warning")),
-        ({"cleanup_policy": "compact"}, ", tombstones: ignore", ("deletions_compacted", "error")),
+        (
+            {"cleanup_policy": "delete", "retention_ms": "5400000"},
+            "",
+            "90 min are gone from topic 'customers' (retention.ms)",
+        ),
+        ({"cleanup_policy": "delete", "retention_ms": "604799999"}, "", "604799999 ms"),
+        ({"cleanup_policy": "delete", "retention_ms": "604800000"}, "", None),
+        ({"cleanup_policy": "delete", "retention_ms": "-1", "delete_retention_ms": "1"}, "", None),
+        ({"cleanup_policy": "delete", "retention_ms": "-1", "retention_bytes": "5000"}, "", "keeps 5000 bytes"),
+        ({"cleanup_policy": "compact", "retention_ms": "3600000", "retention_bytes": "5"}, "", None),
+        (
+            {"cleanup_policy": "compact", "delete_retention_ms": "86400000"},
+            "",
+            "24 h are gone from topic 'customers' (delete.retention.ms)",
+        ),
+        ({"cleanup_policy": "compact,delete", "retention_ms": "172800000"}, "", "2 d are gone"),
     ],
 )
-def test_records_that_do_not_stay_are_told(config: dict[str, str], more: str, finding: tuple[str, str] | None) -> None:
-    assert found(look(record("c"), **config), EU, more=more) == ([] if finding is None else [finding])
+def test_how_long_deletions_are_kept_is_told(config: dict[str, str], more: str, told: str | None) -> None:
+    parent = rules_of(more).by_entity["customer"]
+    looks = {each.name: each for each in (look(record("c"), **config), EU)}
+    of = of_topics(parent, looks, decoder_for(parent), NOW_MS)
+    assert [(each.code, each.severity) for each in of] == ([("retention_short", "warning")] if told else [])
+    assert told is None or (told in of[0].message and "run integrity scan" in of[0].hint)
+
+
+def test_null_records_of_a_compacted_topic_are_not_to_be_ignored() -> None:
+    compacted = look(record("c"), cleanup_policy="compact")
+    assert found(compacted, EU, more=", tombstones: ignore") == [("deletions_compacted", "error")]
 
 
 DOMAIN = """\
