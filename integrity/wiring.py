@@ -401,7 +401,8 @@ def _sources(
     sources: dict[str, ReplicaIdentities] = {}
     for name, parents in found.items():
         store = settings.stores.get(name)
-        if store is None or store.kind is not StoreKind.POSTGRES:
+        # Of a database for each tenant, `doctor --tenant` looks at one.
+        if store is None or store.kind is not StoreKind.POSTGRES or store.has_tenants:
             continue
         url = store.url.get_secret_value()
         sources[name] = ReplicaIdentities(name, url, parents, schema=store.schema_, timeout_s=store.timeout)
