@@ -716,14 +716,11 @@ class Descent:
 
     def _some(self, rule: StoreRule, groups: Sequence[Group]) -> Way:
         """As many rows of these groups as there is room for."""
-        counts, are_left = [0] * len(groups), True
-        while are_left:
-            limit = self.left
-            found: Sequence[int] = yield CarryOut(rule, groups, limit, part=True)
-            counts = [one + other for one, other in zip(counts, found, strict=True)]
-            self.left -= sum(found)
-            are_left = self.left > 0 and sum(found) >= limit * FULL_SHARE
-        return counts
+        limit = self.left
+        counts: Sequence[int] = yield CarryOut(rule, groups, limit, part=True)
+        # A store may stop short of it: then there may be more.
+        self.left = 0 if sum(counts) >= limit * FULL_SHARE else limit - sum(counts)
+        return list(counts)
 
     def _clear(self, rows: Rows, derived: Derived, done: dict[int, dict[str, Done]]) -> Way:
         """Carry out what depends on rows that are to go, as far as there is room; whether that was all of it. Rows that
