@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from integrity.core.change import Op, ParentChange
 from integrity.core.decode import decoder_for
-from integrity.core.decode.record import Decoder, Ignored, Record, Undecodable
-from integrity.core.keys import KeySpec, canonical
+from integrity.core.decode.document_key import DocumentKeys
+from integrity.core.decode.record import Decoder, Ignored, Limits, Record, Refused, Undecodable
+from integrity.core.keys import Key, KeySpec, KeyType, canonical
 from integrity.core.rules.model import Events, Parent, Place, Tombstones
 from tests.golden.document_histories import FILES, FLAT_FILES, TYPES
 from tests.golden.records import load
@@ -92,3 +94,30 @@ def test_a_record_of_a_document_cut_short_says_nothing(record: Record, at: int, 
     assert record.value
     cut = record._replace(value=record.value[: at % len(record.value)])
     assert isinstance(reader[1](cut), Undecodable)
+
+
+def test_keys_of_documents_that_are_told_at_sight_are_read_alike() -> None:
+    """Each byte of each captured key is left out, doubled, or is another: both ways say the same of it."""
+    taken = 0
+    for kind in (KeyType.OBJECTID, KeyType.INT64):
+        quick = DocumentKeys(KeySpec((("_id", kind),)), Limits())
+        careful = DocumentKeys(KeySpec((("_id", kind),)), Limits())
+        careful._debezium_plain = careful._connector_plain = None
+        for key in sorted({record.key for record in DOCUMENTS if record.key and len(record.key) < 80}):
+            for at in range(len(key)):
+                for piece in (b"", b"0", b"F", key[at : at + 1] * 2):
+                    record = DOCUMENTS[0]._replace(key=key[:at] + piece + key[at + 1 :])
+                    for read in (DocumentKeys.of_debezium, DocumentKeys.of_connector):
+                        says = said(read, quick, record)
+                        assert says == said(read, careful, record)
+                        taken += isinstance(says, tuple)
+    assert taken > 500
+
+
+def said(
+    read: Callable[[DocumentKeys, Record], Key | str], keys: DocumentKeys, record: Record
+) -> Key | str | Undecodable:
+    try:
+        return read(keys, record)
+    except Refused as refused:
+        return refused.undecodable

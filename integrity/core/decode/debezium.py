@@ -25,8 +25,8 @@ from integrity.core.decode.connectors import (
     folds_of,
     refuse_folded,
 )
-from integrity.core.decode.debezium_documents import MONGODB, Documents
-from integrity.core.decode.deletion import parse_deletion
+from integrity.core.decode.debezium_documents import DOCUMENT_PLACE, MONGODB, Documents
+from integrity.core.decode.deletion import Deletions
 from integrity.core.decode.halves import half_of, other_key, told_version
 from integrity.core.decode.json import (
     Envelope,
@@ -74,10 +74,10 @@ OLD_KEY = "__debezium.oldkey"
 """The header of a key change's `c`: the key that the row had. Only that it is there is of interest."""
 _PLACES = {name: each.of_change for name, each in PLACES.items() if name != SQLSERVER}
 """How a change is placed, of the connectors that say it and mark key changes."""
+WANTED = frozenset({"ts_ms", *DOCUMENT_PLACE}.union(*[each.fields for each in PLACES.values()]))
+"""The fields of `source` that a deletion is read for."""
 _OPS: Mapping[bytes, str] = {f'"{op}"'.encode(): op for op in "crudtm"}
 _SCHEMA = b'{"schema":'
-_DELETION, _TAIL = b'"op":"d"', 160
-"""Where a deletion says so, as the JsonConverter writes it: a hint of what to read it as, no more."""
 
 _HEARTBEAT = Ignored("heartbeat", "A heartbeat says nothing about a key.")
 _TRANSACTION = Ignored("transaction", "A transaction marker says nothing about a key.")
@@ -111,6 +111,7 @@ class Debezium(ParentReader):
     """Reads the envelopes of one parent."""
 
     __slots__ = (
+        "_deletions",
         "_documents",
         "_folds",
         "_keys",
@@ -126,6 +127,7 @@ class Debezium(ParentReader):
         super().__init__(parent, limits, copied)
         assert parent.events is not None
         self._keys = KeyReader(parent.key, limits, parent.events.key_format)
+        self._deletions = Deletions(limits, WANTED)
         self._folds = folds_of(parent.key)
         self._truncates = parent.events.truncate is Truncates.DELETE_ALL
         self._pairs = parent.events.pair_by is not None
@@ -142,11 +144,12 @@ class Debezium(ParentReader):
             if value is None:
                 return self._tombstone(record)
             try:
-                if value.find(_DELETION, -_TAIL) >= 0:
-                    text = self._unwrapped(value) if value.startswith(_SCHEMA) else value
-                    found = None if text is None else parse_deletion(text, self._limits)
-                    if found is not None and found.get("connector") in self._quick:
-                        return self._gone(record, found)
+                told = self._deletions.source(value)
+                if told is None and value.startswith(_SCHEMA) and (known := self._unwrapped(value)) is not None:
+                    told = self._deletions.source(known)
+                if told is not None:
+                    is_of_table = told["connector"] != MONGODB
+                    return self._gone(record, told) if is_of_table else self._documents.ended(record, told, None)
                 envelope, text, schema = self._envelope(value)
                 op = self._op_of(record, envelope)
                 if op == "u" and self._condition is None and self._copied is None:
@@ -157,6 +160,8 @@ class Debezium(ParentReader):
                 if op != "d" and op != "c" and op != "r" and op != "u":
                     return op if isinstance(op, Ignored) else WITHOUT_KEY[op]
                 source = self._source(envelope)
+                if op == "d" and self._is_plain(source):
+                    self._deletions.learn(text, bytes(envelope.before))
                 if source["connector"] == MONGODB:
                     return self._documents.said(record, op, envelope, source)
                 if op == "d":
@@ -202,6 +207,12 @@ class Debezium(ParentReader):
         version = self._placed(record, source) if position is None else _tuple(Version, (self._epoch, position))
         op, occurred_ms = _MOVED if moved else _DELETED, source.get("ts_ms")
         return change_of(record, self._entity, op, key, to, version, occurred_ms, traceparent)
+
+    def _is_plain(self, source: Source) -> bool:
+        """Whether a deletion is read for nothing but its source: no half of a key change, nor of a transaction of
+        documents."""
+        connector = source["connector"]
+        return connector in self._quick or (connector == MONGODB and source.get("txnNumber") is None)
 
     def _half(self, record: Record, op: str, source: Source, said: Decoded) -> Decoded:
         """What is said, which may be half of a key change where nothing marks one; or is, when it comes back."""

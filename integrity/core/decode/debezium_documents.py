@@ -27,6 +27,8 @@ from integrity.errors import Reason
 
 MONGODB = "mongodb"
 """The connector, in `source.connector`."""
+DOCUMENT_PLACE = ("ts_ms", "ord", "txnNumber")
+"""The fields of the source that place a change."""
 _INT64_MAX = 2**63 - 1
 _LAST = 2**62
 """After every place within a transaction."""
@@ -48,8 +50,7 @@ class Documents(ParentReader):
     def said(self, record: Record, op: str, envelope: Envelope, source: Mapping[str, object]) -> Decoded:
         """What an envelope with this op (c, r, u or d) says."""
         if op == "d":
-            key, at = self._keys.of_debezium(record), self._version(op, envelope, source)
-            return self._change(record, Op.DELETED, key, at, source, None)
+            return self.ended(record, source, envelope)
         said: Op = Op.ALIVE
         row: Row | None = None
         is_judged = self._condition is not None and op != "r"
@@ -70,6 +71,11 @@ class Documents(ParentReader):
             return SNAPSHOT
         return self._change(record, said, self._keys.of_debezium(record), version, source, row)
 
+    def ended(self, record: Record, source: Mapping[str, object], envelope: Envelope | None) -> Decoded:
+        """What a deletion says. The envelope is not asked for outside of a transaction."""
+        key, at = self._keys.of_debezium(record), self._version("d", envelope, source)
+        return self._change(record, Op.DELETED, key, at, source, None)
+
     def holds(self, record: Record) -> bool:
         """Whether a null record whose headers tell no connector has a document's key."""
         return self._keys.is_debezium(record)
@@ -89,7 +95,7 @@ class Documents(ParentReader):
         text = bytes(envelope.after if name == "after" else envelope.before)
         return document_of(parse(text, self._limits) if text else None, self._limits)
 
-    def _version(self, op: str, envelope: Envelope, source: Mapping[str, object]) -> Version:
+    def _version(self, op: str, envelope: Envelope | None, source: Mapping[str, object]) -> Version:
         at_ms, order = source.get("ts_ms"), source.get("ord")
         if (
             type(at_ms) is not int
@@ -99,6 +105,7 @@ class Documents(ParentReader):
             raise Refused(Reason.BAD_VERSION, "source.ts_ms and source.ord are no place in MongoDB's log.", "value")
         index = 0
         if source.get("txnNumber") is not None:
+            assert envelope is not None, "only a deletion of no transaction is read without"
             index = self._index(op, envelope)
         return Version(self._epoch, (at_ms, order, index))
 

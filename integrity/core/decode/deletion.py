@@ -1,77 +1,59 @@
-"""The short way to read a deletion, which is what most records of a busy day are.
+"""The short way to read a deletion, which is what most records of a busy day are: as one like it was read before.
 
-It takes only what is beyond doubt, and what the careful way (`json`) reads alike. Everything else, be it broken or only
-unusual, it leaves to that.
+A row, then the rest of an envelope that is like one before (`shape`): that is what the careful way (`json`) reads
+alike. Everything else, be it broken or only unusual, is left to that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import compress
-from typing import Literal
+from collections.abc import Collection
 
 import msgspec
-from msgspec import Raw, Struct
 
 from integrity.core.decode.record import Limits
+from integrity.core.decode.shape import Shapes
 
-_ABSENT = Raw()
-
-
-class _Deletion(Struct, gc=False):
-    """What nearly every deletion is: an envelope without a schema. Its row, and the rest, stay unread."""
-
-    op: Literal["d"]
-    source: Raw
-    before: Raw = _ABSENT
-    after: Raw = _ABSENT
-    transaction: Raw = _ABSENT
-    ts_ms: Raw = _ABSENT
-    ts_us: Raw = _ABSENT
-    ts_ns: Raw = _ABSENT
-
-
-# What a field costs beside its value when there is no white space: its name, two quotes, a colon, a comma. Braces
-# around all of them, and one comma less, make one more.
-_COSTS = tuple(len(name) + 4 for name in _Deletion.__struct_fields__[1:])
-_OP_COST = len('"op":"d",') + 1
-_ALL_COST = _OP_COST + sum(_COSTS)
-
-_decode = msgspec.json.Decoder(_Deletion).decode
-_decode_flat = msgspec.json.Decoder(dict[str, str | int | float | bool | None]).decode
-
+_ROW, _REST = b'{"before":', b',"after":null,'
+_ROW_AT = len(_ROW)
 _BRACKETS = b"[]{}"
 _NO_BRACKETS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
 
+_decode = msgspec.json.Decoder(msgspec.Raw).decode
 
-def parse_deletion(data: bytes, limits: Limits) -> Mapping[str, object] | None:
-    """The source of an envelope that is a deletion beyond doubt: what `check_text`, `parse_envelope`, `check_depth` and
-    `parse_object` make of it. None: it is none, or it is left to them."""
-    if len(data) > limits.record_bytes_max:
-        return None
-    try:
-        if not data.isascii():
-            data.decode()
-        found = _decode(data)
-        text = bytes(found.source)
-        source = _decode_flat(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    # The parts and their names fill the text: there is no room for a second field of one name, nor for another field.
-    before, after, transaction = found.before, found.after, found.transaction
-    ms, us, ns = found.ts_ms, found.ts_us, found.ts_ns
-    room = len(data) - len(text) - len(before) - len(after) - len(transaction) - len(ms) - len(us) - len(ns)
-    if room != _ALL_COST or not (before and after and transaction and ms and us and ns):
-        parts = (text, before, after, transaction, ms, us, ns)
-        if room != _OP_COST + sum(compress(_COSTS, parts)):
+
+class Deletions:
+    """Reads the envelopes of deletions, of which it tells the connector, and the wanted fields of the source."""
+
+    __slots__ = ("_brackets_max", "_bytes_max", "_rests")
+
+    def __init__(self, limits: Limits, wanted: Collection[str]) -> None:
+        self._bytes_max, self._brackets_max = limits.record_bytes_max, 2 * limits.depth_max - 2
+        self._rests = Shapes([("source", name) for name in ("connector", *wanted)], inside=1)
+
+    def source(self, text: bytes) -> dict[str, object] | None:
+        """What the source of an envelope tells that is a deletion beyond doubt; None when it is none, or is left to the
+        careful way."""
+        if text[:_ROW_AT] != _ROW or len(text) > self._bytes_max:
             return None
-    # Every field has a colon, and an escape could hide one of a text.
-    colons = text.count(b":") - len(source)
-    if colons and (b"\\" in text or colons != sum([part.count(":") for part in source.values() if type(part) is str])):
-        return None
-    # Nearly every row is flat, which is told by looking for what is not there; and a level takes two brackets.
-    row = bytes(before)
-    is_flat = row.find(b"{", 1) < 0 and row.find(b"[", 1) < 0
-    if is_flat and len(after) + len(transaction) < 2 * limits.depth_max - 2:
-        return source
-    return source if len(data.translate(None, _NO_BRACKETS)) <= 2 * limits.depth_max else None
+        before, _, rest = text.rpartition(_REST)
+        told = self._rests.told(rest)
+        if told is None:
+            return None
+        row = before[_ROW_AT:]
+        try:
+            if not row.isascii():
+                row.decode()
+            _decode(row)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return None
+        # Nearly every row is flat, which is told by looking for what is not there; and a level takes two brackets.
+        inner = row[1:]
+        if b"{" not in inner and b"[" not in inner:
+            return told
+        return told if len(row.translate(None, _NO_BRACKETS)) <= self._brackets_max else None
+
+    def learn(self, text: bytes, before: bytes) -> None:
+        """Remember an envelope that is a deletion and was read with all care; `before` is its row."""
+        at = _ROW_AT + len(before)
+        if text.startswith(_REST, at) and text[:at] == _ROW + before:
+            self._rests.learn(text[at + len(_REST) :])

@@ -11,6 +11,7 @@ names no document. How the `_id` stands in a record key is the connector's:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from integrity.core.decode.extended_json import scalar_of
@@ -30,16 +31,22 @@ _NO_FIELDS: Mapping[str, object] = {}
 class DocumentKeys:
     """Reads the keys of one parent out of the record keys of both connectors."""
 
-    __slots__ = ("_bounds", "_fields", "_limits", "_names")
+    __slots__ = ("_bounds", "_connector_plain", "_debezium_plain", "_fields", "_limits", "_names")
 
     def __init__(self, spec: KeySpec, limits: Limits) -> None:
         self._fields = spec.fields
         self._names = frozenset(spec.names)
         self._limits = limits
         self._bounds = Bounds(limits.key_text_max, limits.digits_max)
+        # Most keys are an ObjectId or a whole number, and their texts can be told at sight: nothing is left to doubt.
+        is_id = spec.names == (ID,)
+        self._debezium_plain = _PLAIN_DEBEZIUM.get(spec.fields[0][1]) if is_id else None
+        self._connector_plain = _PLAIN_CONNECTOR.get(spec.fields[0][1]) if is_id else None
 
     def of_debezium(self, record: Record) -> Key:
         """The key in a record key of Debezium's connector. Refused when there is none."""
+        if (plain := _plain(self._debezium_plain, record.key)) is not None:
+            return plain
         document = self._record_key(record)
         try:
             if type(document) is not dict or type(document.get(DEBEZIUM_ID)) is not str:
@@ -77,6 +84,8 @@ class DocumentKeys:
 
     def of_connector(self, record: Record) -> Key | str:
         """The key in a record key of MongoDB's own connector, or the resume token that stands in its place."""
+        if (plain := _plain(self._connector_plain, record.key)) is not None:
+            return plain
         document = self._record_key(record)
         try:
             if type(document) is str:  # a JSON text once more, as the JsonConverter writes it
@@ -141,6 +150,29 @@ class DocumentKeys:
                 raise KeyRefused(Reason.TYPE_MISMATCH, message)
         return self._key(value, _NO_FIELDS, is_simplified=False)
 
+
+_OBJECTID, _WHOLE = b"([0-9a-fA-F]{24})", b"(-?[1-9][0-9]{0,17}|0)"
+_PLAIN_DEBEZIUM = {
+    KeyType.OBJECTID: re.compile(rb'\{"id":"\{\\"\$oid\\": \\"%b\\"\}"\}' % _OBJECTID),
+    KeyType.INT64: re.compile(rb'\{"id":"(?:%b|\{\\"\$numberLong\\": \\"%b\\"\})"\}' % (_WHOLE, _WHOLE)),
+}
+_PLAIN_CONNECTOR = {
+    KeyType.OBJECTID: re.compile(rb'\{"_id": (?:"%b"|\{"\$oid": "%b"\})\}' % (_OBJECTID, _OBJECTID)),
+    KeyType.INT64: re.compile(rb'\{"_id": (?:%b|\{"\$numberLong": "%b"\})\}' % (_WHOLE, _WHOLE)),
+}
+"""Record keys as the connectors write them, of one field that is an ObjectId or a whole number."""
+
+
+def _plain(pattern: re.Pattern[bytes] | None, text: bytes | None) -> Key | None:
+    """The key in such a record key; None: it is left to the careful way."""
+    found = None if pattern is None or text is None else pattern.fullmatch(text)
+    if found is None:
+        return None
+    part: bytes = found[found.lastindex or 0]
+    return (int(part),) if pattern in _OF_WHOLE else (part.decode().lower(),)
+
+
+_OF_WHOLE = (_PLAIN_DEBEZIUM[KeyType.INT64], _PLAIN_CONNECTOR[KeyType.INT64])
 
 _LENGTH = 4
 

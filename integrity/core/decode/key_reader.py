@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import assert_never
 
+import msgspec
+
 from integrity.core.decode.json import JsonFault, parse, parse_envelope, wrapping_of
 from integrity.core.decode.record import Limits, Record, Refused
 from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, WHOLE, Hints, hints_of
@@ -21,6 +23,7 @@ _PLAIN_NAME = re.compile("[A-Za-z0-9_]+", re.ASCII)
 _HEX = re.compile("(?:[0-9a-f]{4})+|(?:[0-9A-F]{4})+")
 """Text that is hexadecimal and base64 alike, of other bytes."""
 _BITS = "io.debezium.data.Bits"
+_whole = msgspec.json.Decoder(int).decode
 _WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
 _STRUCT = "Struct{"
 """How the StringConverter begins a key of several fields, or of one that was not extracted: nothing in it is quoted."""
@@ -63,14 +66,15 @@ class KeyReader:
                 "The record has no key: does the table have a primary key, or message.key.columns?",
                 "key",
             )
-        if self._plain_key is not None:
-            if (plain := self._plain_key(text)) is not None:
-                return (int(plain[1]),), None
+        plain_key = self._plain_key
+        if plain_key is not None:
+            if (plain := plain_key(text)) is not None:
+                return (_whole(plain[1]),), None
             wrapping, hints = self._wrapping
             if text.startswith(wrapping) and text.endswith(b"}"):
-                plain = self._plain_key(text[len(wrapping) : -1])
+                plain = plain_key(text[len(wrapping) : -1])
                 if plain is not None:
-                    return (int(plain[1]),), hints
+                    return (_whole(plain[1]),), hints
         try:
             match self._format:
                 case KeyFormat.JSON:

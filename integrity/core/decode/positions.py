@@ -28,7 +28,7 @@ _MAX = 0x7FFF_FFFF_FFFF_FFFF
 _LAST = 0x1_0000_0000
 """After every number of 32 bits."""
 _WHOLE = re.compile("[0-9]{1,19}")
-_BINLOG = re.compile(r".*\.([0-9]{1,18})", re.DOTALL)
+_BINLOG_DIGITS_MAX = 18
 _LSN = re.compile("[0-9a-f]{8}:[0-9a-f]{8}:(?:[0-9a-f]{4}|[0-9a-f]{16})", re.IGNORECASE)
 _RS_ID = re.compile(r" *(?:0x)?([0-9a-f]{1,8})\.([0-9a-f]{1,8})\.([0-9a-f]{1,8}) *", re.IGNORECASE)
 _LCR = re.compile("[0-9a-f]{1,128}", re.IGNORECASE)
@@ -41,6 +41,8 @@ class Places(NamedTuple):
     of_read: Callable[[Source], Position | None]
     fault: str
     """What is wrong when there is none."""
+    fields: tuple[str, ...]
+    """All fields of the source that the two ask for."""
 
 
 def _whole(value: object) -> int | None:
@@ -59,10 +61,12 @@ def _postgresql(source: Source) -> Position | None:
 
 def _mysql(source: Source) -> Position | None:
     file, pos, row = source.get("file"), source.get("pos"), source.get("row")
-    found = _BINLOG.fullmatch(file) if type(file) is str else None
-    if found is None or type(pos) is not int or type(row) is not int or not (0 <= pos <= _MAX and 0 <= row <= _MAX):
+    if type(file) is not str or type(pos) is not int or type(row) is not int:
         return None
-    return int(found[1]), pos, row
+    _, point, number = file.rpartition(".")
+    if not point or len(number) > _BINLOG_DIGITS_MAX or not (number.isascii() and number.isdigit()):
+        return None
+    return (int(number), pos, row) if 0 <= pos <= _MAX and 0 <= row <= _MAX else None
 
 
 def _lsn(value: object) -> Position | None:
@@ -116,17 +120,30 @@ def _within_scn(source: Source) -> Position | None:
 
 
 _BINLOG_FAULT = "source.file, source.pos and source.row are no place in a binary log"
-_MYSQL = Places(_mysql, _mysql, _BINLOG_FAULT)
+_MYSQL = Places(_mysql, _mysql, _BINLOG_FAULT, ("file", "pos", "row"))
 
 PLACES: Mapping[str, Places] = {
-    "postgresql": Places(_postgresql, _postgresql, "source.lsn is no whole number from 0 to 2^63-1"),
+    "postgresql": Places(_postgresql, _postgresql, "source.lsn is no whole number from 0 to 2^63-1", ("lsn",)),
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
     "sqlserver": Places(
-        _sqlserver, _committed_read, "source.commit_lsn, change_lsn and event_serial_no are no place in a log"
+        _sqlserver,
+        _committed_read,
+        "source.commit_lsn, change_lsn and event_serial_no are no place in a log",
+        ("commit_lsn", "change_lsn", "event_serial_no"),
     ),
-    "oracle": Places(_oracle, _oracle_read, "source.scn and what orders the changes of one SCN are no place in a log"),
-    "db2": Places(_committed, _committed_read, "source.commit_lsn and source.change_lsn are no place in a log"),
+    "oracle": Places(
+        _oracle,
+        _oracle_read,
+        "source.scn and what orders the changes of one SCN are no place in a log",
+        ("scn", "rs_id", "ssn", "lcr_position", "scn_idx"),
+    ),
+    "db2": Places(
+        _committed,
+        _committed_read,
+        "source.commit_lsn and source.change_lsn are no place in a log",
+        ("commit_lsn", "change_lsn"),
+    ),
 }
 """By connector. Changes of any other are placed by the Kafka offset."""
 

@@ -119,10 +119,9 @@ def change_of(
 ) -> ParentChange:
     """What a record says of a key. `occurred_ms` is what the source says, whatever it is: no time that a store can
     keep, and the record's timestamp stands in for it."""
-    topic, partition, offset, timestamp_ms, _, _, _ = record
+    origin = _tuple(Origin, record[:4])
     if type(occurred_ms) is not int or not _OCCURRED_MIN <= occurred_ms <= _OCCURRED_MAX:
-        occurred_ms = min(max(timestamp_ms, _OCCURRED_MIN), _OCCURRED_MAX)
-    origin = _tuple(Origin, (topic, partition, offset, timestamp_ms))
+        occurred_ms = min(max(origin.timestamp_ms, _OCCURRED_MIN), _OCCURRED_MAX)
     return _tuple(ParentChange, (entity, op, key, to, version, origin, occurred_ms, traceparent, row, ""))
 
 

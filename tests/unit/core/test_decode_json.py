@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from integrity.core.decode.deletion import parse_deletion
+from integrity.core.decode.deletion import Deletions
 from integrity.core.decode.json import (
     JsonFault,
     check_depth,
@@ -15,6 +15,7 @@ from integrity.core.decode.json import (
     parse_object,
 )
 from integrity.core.decode.record import Limits
+from integrity.core.decode.shape import Shapes
 from integrity.core.keys import Exponential
 from integrity.errors import Reason
 
@@ -229,50 +230,85 @@ def test_a_source_names_no_field_twice() -> None:
         assert fault.value.reason is Reason.DUPLICATE_FIELD
 
 
-DELETION = compact(FIELDS | LATER_FIELDS | {"op": "d", "after": None, "before": {"a": {"b": [1]}, "c": "x:y"}})
+SOURCE = {"connector": "postgresql", "name": "a1:b", "lsn": 20, "ts_ms": 15, "file": "f.1", "snapshot": None}
+DELETION = compact(FIELDS | LATER_FIELDS | {"op": "d", "after": None, "before": {"a": {"b": [1]}}, "source": SOURCE})
+ROW = b'{"a":{"b":[1]}}'
+
+
+def told(text: bytes, limits: Limits = LIMITS) -> dict[str, object] | None:
+    """What a deletion tells to what has read another one."""
+    deletions = Deletions(limits, ("lsn", "ts_ms", "file", "pos"))
+    deletions.learn(DELETION, ROW)
+    return deletions.source(text)
 
 
 @pytest.mark.parametrize(
     "text",
     [
         DELETION,
-        DELETION.replace(b'"transaction":null', b'"transaction":{"id":"0-1-2:3","total_order":1}'),
-        DELETION.replace(b'"x:y"', '"é😀"'.encode()),
-        DELETION.replace(b'{"b":2}', b'{"b":"1:2","c":"3:4:5"}'),
-        DELETION.replace(b"[1]", b"[" * 90 + b"]" * 90),
-        compact({"op": "d", "source": {"b": 2}}),
-        compact({"before": None, "op": "d", "source": {}, "ts_ms": 1}),
+        DELETION.replace(b'"lsn":20', b'"lsn":90').replace(b"f.1", b"f.7").replace(b'"ts_ms":1,', b'"ts_ms":0,'),
+        DELETION.replace(b"a1:b", b"a9:b"),
+        DELETION.replace(ROW, b"null"),
+        DELETION.replace(ROW, '{"a":"é😀","a":1}'.encode()),
+        DELETION.replace(ROW, b' {"a": ",\\"after\\":null,"} '),
+        DELETION.replace(ROW, b"[" * 99 + b"]" * 99),
     ],
 )
-def test_a_plain_deletion_is_read_as_the_careful_way_reads_it(text: bytes) -> None:
-    assert parse_deletion(text, LIMITS) == parse_object(bytes(parse_envelope(text).source), LIMITS)
+def test_a_deletion_like_one_before_is_read_as_the_careful_way_reads_it(text: bytes) -> None:
+    source = parse_object(bytes(parse_envelope(text).source), LIMITS)
+    assert told(text) == {name: source[name] for name in ("connector", "lsn", "ts_ms", "file")}
 
 
 @pytest.mark.parametrize(
     "text",
     [
         DELETION.replace(b'"op":"d"', b'"op":"c"'),
-        DELETION.replace(b'{"b":2}', b'{"b":2,"b":2}'),
-        DELETION.replace(b'{"b":2}', b'{"b":2,"\\u0062":2}'),
-        DELETION.replace(b'{"b":2}', b'{"b":[]}'),
-        DELETION.replace(b'{"b":2}', b'{"b":"1:2","c":"\\u003a","c":"\\u003a"}'),
-        DELETION.replace(b'{"b":2}', b'{"b":"1:2","c":"\\t"}'),
-        DELETION.replace(b'{"b":2}', b'{"b":"\xff"}'),
-        DELETION.replace(b'"ts_us":2', b'"op":"d"'),
-        DELETION.replace(b'"ts_us":2', b'"unknown":2'),
-        DELETION.replace(b'"transaction":null', b'"transaction":null,"transaction":{"id":"1"}'),
-        DELETION.replace(b'"transaction":null', b'"transaction":' + b"[" * 101 + b"]" * 101),
-        DELETION.replace(b'"op":"d"', b'"op" :"d"'),
-        DELETION.replace(b'"x:y"', b'"\xff"'),
-        DELETION.replace(b"[1]", b"[" * 101 + b"]" * 101),
-        compact({"schema": {}, "payload": {"op": "d", "source": {}}}),
+        DELETION.replace(b'"lsn":20', b'"lsn":02'),
+        DELETION.replace(b'"lsn":20', b'"lsn":2.0'),
+        DELETION.replace(b'"lsn":20', b'"lsn":120'),
+        DELETION.replace(b'"lsn":20', b'"lsn":20,"lsn":20'),
+        DELETION.replace(b'"lsn":20', b'"lsn": 20'),
+        DELETION.replace(b"a1:b", b"a1:c"),
+        DELETION.replace(b"a1:b", b"\xff1:b"),
+        DELETION.replace(ROW, ROW + b',"before":' + ROW),
+        DELETION.replace(ROW, b'{"a":"\xff"}'),
+        DELETION.replace(ROW, b'{"a":01}'),
+        DELETION.replace(ROW, b'{"a":1'),
+        DELETION.replace(ROW, b"[" * 101 + b"]" * 101),
+        DELETION.replace(ROW, b"[" * 100_000),
+        DELETION.replace(b'"after":null', b'"after":{}'),
         DELETION[:-1],
-        b"[" * 100_000,
+        DELETION + b" ",
+        b"",
     ],
 )
-def test_what_is_no_plain_deletion_beyond_doubt_is_left_to_the_careful_way(text: bytes) -> None:
-    assert parse_deletion(text, LIMITS) is None
+def test_what_is_not_beyond_doubt_like_the_one_before_is_left_to_the_careful_way(text: bytes) -> None:
+    assert told(text) is None
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"source":{"lsn":1.5},"op":"d"}',
+        b'"source":{"lsn":{"a":1}},"op":"d"}',
+        b'"source":{"l1":1},"op":"d"}',
+        b'"source":{"name":"\\u0041"},"op":"d"}',
+    ],
+)
+def test_what_digits_could_make_another_is_not_remembered(rest: bytes) -> None:
+    text = b'{"before":null,"after":null,' + rest
+    deletions = Deletions(LIMITS, ("lsn",))
+    deletions.learn(text, b"null")
+    assert deletions.source(text) is None
 
 
 def test_a_deletion_beyond_the_limit_is_left_to_the_careful_way() -> None:
-    assert parse_deletion(DELETION, Limits(record_bytes_max=len(DELETION) - 1)) is None
+    assert told(DELETION, Limits(record_bytes_max=len(DELETION) - 1)) is None
+
+
+def test_ever_new_texts_are_remembered_ever_less_often() -> None:
+    shapes = Shapes([("a",)], inside=0, shapes_max=2)
+    texts = [b'{"a":%s}' % (b"1" * digits) for digits in range(1, 9)]
+    for text in texts:
+        shapes.learn(text)
+    assert [shapes.told(text) is not None for text in texts] == [False, False, False, True, False, True, False, False]
