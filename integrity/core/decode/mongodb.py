@@ -245,11 +245,13 @@ def _is_copied(fields: Mapping[str, object]) -> bool:
 
 
 def _timestamp(found: Mapping[str, object] | None) -> tuple[int, int] | None:
-    match found:
-        case {"$timestamp": {"t": int(seconds), "i": int(number)}} if seconds in _UINT32 and number in _UINT32:
-            return int(seconds), int(number)
-        case _:
-            return None
+    at = None if found is None else found.get("$timestamp")
+    if type(at) is not dict:
+        return None
+    seconds, number = at.get("t"), at.get("i")
+    if type(seconds) is not int or type(number) is not int or seconds not in _UINT32 or number not in _UINT32:
+        return None
+    return seconds, number
 
 
 def _hints_at(schema: Mapping[str, object], at: str) -> Hints:
