@@ -12,22 +12,24 @@ import hashlib
 import hmac
 import logging
 import random
+from binascii import hexlify
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple, assert_never
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from integrity.core.batch import Batch
-from integrity.core.change import Version
+from integrity.core.change import Op, Version
 from integrity.core.keys import Key
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.rules.model import RuleSet
 from integrity.errors import OperationError, RecordRefusedError
-from integrity.kafka.dead_letters import DeadLetter, begun_id, continued_id, rfc3339
+from integrity.kafka.dead_letters import DeadLetter, begun_id, rfc3339
 from integrity.kafka.producer import (
     BATCH_BYTES_MAX,
     OutgoingRecord,
@@ -43,6 +45,7 @@ QUEUE_RECORDS_MAX: Final = 30_000
 """What may wait, in audit records. One takes about 0.7 kB of memory while it waits."""
 
 _SEND_RECORDS_MAX: Final = 2_000
+"""Some more go with them: a slice is sent whole."""
 _SLICE_RECORDS: Final = 200
 _SEND_TIMEOUT_S: Final = 15.0
 _RETRY_FIRST_S: Final = 0.5
@@ -202,13 +205,13 @@ class AuditTrail:
         while True:
             if self._queue and not await self._connected():
                 return
-            for record in self._encoded():
-                outgoing.append(record)
-                if len(outgoing) % _SLICE_RECORDS == 0:
+            for records in self._encoded():
+                while part := list(islice(records, _SLICE_RECORDS)):
+                    outgoing += part
                     await asyncio.sleep(0)
-                if len(outgoing) == _SEND_RECORDS_MAX:
-                    await self._send(outgoing)
-                    outgoing = []
+                    if len(outgoing) >= _SEND_RECORDS_MAX:
+                        await self._send(outgoing)
+                        outgoing = []
             if outgoing:
                 await self._send(outgoing)
                 outgoing = []
@@ -218,16 +221,17 @@ class AuditTrail:
                 self._wakeup.clear()
                 await self._wakeup.wait()
 
-    def _encoded(self) -> Iterator[OutgoingRecord]:
+    def _encoded(self) -> Iterator[Iterator[OutgoingRecord]]:
+        """The records of each entry that waits, made as they are asked for."""
         while self._queue:
             entry = self._queue.popleft()
             match entry:
                 case _Enforced(batch, effects, took_ms, actor):
-                    yield from self._encoder.enforced(batch, effects, took_ms, self._partitions, actor)
+                    yield self._encoder.enforced(batch, effects, took_ms, self._partitions, actor)
                 case _Undecoded(letters, trace_id):
-                    yield from self._encoder.undecoded(letters, trace_id, self._partitions)
+                    yield self._encoder.undecoded(letters, trace_id, self._partitions)
                 case _ByHand(done):
-                    yield from self._encoder.by_hand(done, self._partitions)
+                    yield self._encoder.by_hand(done, self._partitions)
                 case _:
                     assert_never(entry)
 
@@ -279,7 +283,7 @@ class AuditTrail:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
 
-_Kind = tuple[str, str, str, int, str, str, Outcome]
+_Kind = tuple[str, Op, str, int, str, str, Outcome]
 """Entity, op, topic, partition, dependent, action and outcome: what many records of a batch have in common."""
 
 
@@ -306,35 +310,56 @@ class AuditEncoder:
     ) -> Iterator[OutgoingRecord]:
         """One record for each effect, in their order."""
         at, took_ms, by = rfc3339(batch.at_ms), round(took_ms, 3), actor or UNSET
-        to_topic, at_ms, new_tuple = self._topic, batch.at_ms, tuple.__new__
-        kinds: dict[_Kind, tuple[hashlib.blake2b, str, str]] = {}
-        of_changes: dict[int, tuple[str, bytes, int]] = {}
+        to_topic, at_ms, new_tuple, changes = self._topic, batch.at_ms, tuple.__new__, batch.changes
+        hashed = self._hmac_key is not None
+        shared: dict[_Kind, tuple[hashlib.blake2b, str, str]] = {}
+        known: tuple[hashlib.blake2b, str, str] | None = None
+        last: _Kind = ("", Op.ALIVE, "", -1, "", "", Outcome.APPLIED)
+        # What a change has in common on all dependents is made once, where there is more than one.
+        of_changes: dict[int, tuple[str, bytes, int]] | None = None
+        if effects and effects[0][1] != effects[-1][1]:
+            of_changes = {}
         for index, dependent, action, outcome, rows in effects:
-            entity, op, key, _, version, origin, _, _, _, _ = batch.changes[index]
+            entity, op, key, _, version, origin, _, _, _, _ = changes[index]
             topic, partition, offset, _ = origin
-            # What op.value reads, in a tenth of the time.
-            kind = (entity, op._value_, topic, partition, dependent, action, outcome)
-            known = kinds.get(kind)
-            if known is None:
-                store = self._stores[dependent]
-                shared = AuditRecord(
-                    UNSET, at, entity, op._value_, UNSET, UNSET, UNSET, topic, partition, UNSET, dependent, store,
-                    action, outcome, UNSET, took_ms, batch.trace_id, self._rules, by,
-                )  # fmt: skip
-                # Without its opening brace: it follows what is the record's own.
-                text = self._encode(shared).decode()[1:]
-                known = kinds[kind] = begun_id(topic, partition), store, text
-            begun, store, text = known
-            of_change = of_changes.get(index)
+            # Nearly always it is the very same as of the effect before; a hash of so much costs more than a look.
+            at_entity, at_op, at_topic, at_partition, at_dependent, at_action, at_outcome = last
+            if (
+                partition != at_partition
+                or outcome is not at_outcome
+                or op is not at_op
+                or action is not at_action
+                or dependent is not at_dependent
+                or topic is not at_topic
+                or entity is not at_entity
+                or known is None
+            ):
+                last = entity, op, topic, partition, dependent, action, outcome
+                known = shared.get(last)
+                if known is None:
+                    store = self._stores[dependent]
+                    record = AuditRecord(
+                        UNSET, at, entity, op.value, UNSET, UNSET, UNSET, topic, partition, UNSET, dependent, store,
+                        action, outcome, UNSET, took_ms, batch.trace_id, self._rules, by,
+                    )  # fmt: skip
+                    # Without its opening brace: it follows what is the record's own.
+                    said = self._encode(record).decode()[1:]
+                    known = shared[last] = begun_id(topic, partition), f"\n{dependent}\n{store}", said
+            begun, id_ends, text = known
+            of_change = None if of_changes is None else of_changes.get(index)
             if of_change is None:
                 key_text, digest = self._keyed(entity, key)
-                named = f'"key":{key_text}' if self._hmac_key is None else f'"key_hmac":"{digest.hex()}"'
+                named = f'"key_hmac":"{digest.hex()}"' if hashed else f'"key":{key_text}'
                 told = "null" if version is None else f'"{version.text}"'
                 own = f'{named},"version":{told},"offset":{offset},'
-                of_change = of_changes[index] = own, digest.hex().encode(), _partition(digest, partitions)
+                of_change = own, hexlify(digest), int.from_bytes(digest[:4]) % partitions
+                if of_changes is not None:
+                    of_changes[index] = of_change
             own, name, to_partition = of_change
-            id = continued_id(begun, offset, dependent, store)
-            value = f'{{"id":"{id}",{own}"rows":{rows},{text}'.encode()
+            # As `continued_id` has it.
+            id = begun.copy()
+            id.update(f"{offset}{id_ends}".encode())
+            value = f'{{"id":"{id.hexdigest()}",{own}"rows":{rows},{text}'.encode()
             yield new_tuple(OutgoingRecord, (to_topic, name, value, at_ms, (), to_partition))
 
     def undecoded(self, letters: Sequence[DeadLetter], trace_id: str, partitions: int) -> Iterator[OutgoingRecord]:
