@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 from aiokafka import errors
+from aiokafka.codec import zstd_encode
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from integrity.errors import OperationError, PublishError, RecordRefusedError, UnreachableError
-from integrity.kafka.producer import OutgoingRecord, Producer, in_turn, told
+from integrity.kafka.producer import OutgoingRecord, Producer, compress_quickly, in_turn, told
 from integrity.ports import Deadline
 
 _HEADERS = st.lists(st.tuples(st.text(max_size=40), st.none() | st.binary(max_size=400)), max_size=30)
@@ -51,6 +53,20 @@ async def test_a_record_above_the_limit_is_refused_before_anything_is_sent() -> 
     producer = Producer({"bootstrap_servers": "nowhere.invalid:1"}, client_id="test", record_bytes_max=1000)
     with pytest.raises(RecordRefusedError, match="above the limit of 1000 bytes"):
         await producer.send_all([OutgoingRecord("t", b"k", b"v" * 1000)], Deadline.after(1))
+
+
+def test_batches_are_compressed_at_the_quick_level() -> None:
+    compress_quickly()
+    values = [b"a value like the others, number %d" % number for number in range(1000)]
+    plain, compressed = BatchBuilder(131_072, 0), BatchBuilder(131_072, 4)
+    for value in values:
+        for builder in (plain, compressed):
+            builder.append(timestamp=1_700_000_000_000, key=None, value=value, headers=[])
+    records = bytes(plain._build())[61:]
+    sent = bytes(compressed._build())
+    assert sent[61:] == zstd_encode(records, level=1)
+    assert sent[61:] != zstd_encode(records)
+    assert [record.value for record in DefaultRecordBatch(bytearray(sent))] == values
 
 
 async def test_nothing_to_send_needs_no_broker() -> None:
