@@ -69,9 +69,16 @@ def settle(
         if done and index in done:
             outcomes[index] = None if op is alive_op or op is arrived or op is gone else Outcome.DUPLICATE
             continue
+        topic, partition, offset, _ = origin
+        if version is not None and op is not alive_op and op is not arrived and key not in seen_now:
+            # What nearly all events of a backlog are: the first that is heard of a key is that it is gone.
+            mine: tuple[Fate, ...] = (new_tuple(Fate, (version, to, origin, occurred_ms, index)),)
+            record = new_tuple(LastRecord, (topic, partition, offset, False))
+            seen_now[key], fates[key] = version, mine
+            updates[key] = new_tuple(HeadUpdate, (version, record, mine))
+            continue
         seen = seen_now.get(key)
         before = updates.get(key)
-        topic, partition, offset, _ = origin
         if op is alive_op or op is arrived:
             assert version is not None
             outcomes[index] = None
@@ -99,7 +106,7 @@ def settle(
             updates[key] = HeadUpdate(seen, record, () if before is None else before.fates)
             continue
         seen_now[key] = version
-        mine: tuple[Fate, ...] = (new_tuple(Fate, (version, to, origin, occurred_ms, index)),)
+        mine = (new_tuple(Fate, (version, to, origin, occurred_ms, index)),)
         fates[key] = fates[key] + mine if key in fates else mine
         updates[key] = new_tuple(HeadUpdate, (version, record, mine if before is None else before.fates + mine))
     return Settled(outcomes, updates, fates, heads, seen_now)
@@ -313,15 +320,15 @@ def lookups(
         for step in (policy.on_delete, policy.on_update)
         if isinstance(step, Replace) and step.refers
     ]
-    wanted = {change.key for change in changes}
-    wanted.update([change.to for change in changes if change.to is not None])
+    wanted = {change[2] for change in changes}
+    wanted.update([change[3] for change in changes if change[3] is not None])
     if defaults:
         acting = {change.key for change in changes if change.op is not Op.ALIVE}
         wanted.update(step.key_of(key) for key in acting for step in defaults)
     for key, ledgered in fates.items():
         wanted.update(fate.to for fate in ledgered if fate.to is not None)
         wanted.update(step.key_of(key) for step in defaults)
-    return wanted.difference(heads)
+    return wanted.difference(heads) if heads else wanted
 
 
 def trace(
@@ -343,7 +350,7 @@ def trace(
     for key, (_, _, fates) in settled.updates.items():
         if not fates:
             continue
-        head = heads.get(key)
+        head = heads.get(key) if heads else None
         if plainly_removed and head is None and fates[0].to is None:
             # What `_follow` finds: the key's first fate is all that the ledger and the batch have of its rows.
             groups.append(new_tuple(Group, (key, None, (fates[0].change,), _REMOVED, None, (), ())))
@@ -492,10 +499,10 @@ def credit(
     counted = [0] * len(changes)
     for change, count in already.items():
         counted[change] = count
-    for group, count in zip(groups, rows, strict=True):
-        for change in group.path:
+    for (_, _, path, _, _, counting, _), count in zip(groups, rows, strict=True):
+        for change in path:
             counted[change] += count
-        for change in group.counting:
+        for change in counting:
             counted[change] += count
     new_tuple = tuple.__new__
     applied, dependent = Outcome.APPLIED, policy.dependent

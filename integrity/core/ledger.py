@@ -86,9 +86,11 @@ def done_by_fate(effects: Sequence[Effect]) -> dict[int, dict[str, Done]]:
 
 def heads_to_write(
     read: Collection[Key], own: Collection[Key], heads: Mapping[Key, Head], updates: Mapping[Key, HeadUpdate]
-) -> dict[Key, HeadUpdate]:
+) -> Mapping[Key, HeadUpdate]:
     """Every head to write: the updates, and an empty one for each key that was read since a key change may lead there
     (not since it is an event's own, which being alive is not worth a row) and that the ledger does not have. Its row
     is what a later event of that key waits for and collides with."""
+    if len(read) == len(own):
+        return updates  # every event's own key was read, and no other
     empty = HeadUpdate(None, None, ())
     return {key: empty for key in read if key not in heads and key not in own} | dict(updates)

@@ -70,9 +70,10 @@ class Report:
         outcomes = self._metrics.count_effects(effects)
         self._stale_alarm.take(store, outcomes)
         now_ms = time.time() * 1000
-        # A change is taken apart by place: by name it would cost three times as much.
-        ages_ms = [now_ms - occurred_ms for _, op, _, _, _, _, occurred_ms, _, _, _ in batch.changes if op in _HAPPENED]
-        self._metrics.observe_enforcement(store, [age_ms / 1000 if age_ms > 0 else 0.0 for age_ms in ages_ms])
+        # By place: to take each change apart, or to ask by name, would cost three times as much. 6: when it occurred.
+        happened_ms = [change[6] for change in batch.changes if change[1] in _HAPPENED]
+        ages_s = [(now_ms - at_ms) / 1000 if at_ms < now_ms else 0.0 for at_ms in happened_ms]
+        self._metrics.observe_enforcement(store, ages_s)
         audited = effects if audited is None else audited
         if self._audit is not None and audited:
             self._audit.write(batch, audited, took_s * 1000)

@@ -257,8 +257,8 @@ class Effects:
         removed: list[int] = []
         marked: list[int] = []
         referencing: list[int] = []
-        for index, group in enumerate(groups):
-            match group.end:
+        for index, (_, _, _, end, _, _, _) in enumerate(groups):
+            match end:
                 case Removed():
                     removed.append(index)
                 case Marked():
@@ -268,17 +268,19 @@ class Effects:
                 case Counted():
                     counted.append(index)
                 case _:
-                    assert_never(group.end)
+                    assert_never(end)
         bound = Bound.NOT if rows_max is None else Bound.SOME if part else Bound.WHOLE
         runs = (counted, self._count), (removed, self._remove), (marked, self._mark), (referencing, self._refer)
         for indexes, run in runs:
             limit = None if rows_max is None else rows_max - sum(rows) if part else rows_max + 1
             if indexes and (limit is None or limit > 0):
                 # A key that no row of these columns can hold has no rows.
-                places, columns = self._chosen([groups[index] for index in indexes], hashes, split)
+                asked = groups if len(indexes) == len(groups) else [groups[index] for index in indexes]
+                places, columns = self._chosen(asked, hashes, split)
                 if places:
-                    found = [indexes[place] for place in places]
-                    chosen = [groups[index] for index in found]
+                    every = len(places) == len(asked)
+                    found = indexes if every else [indexes[place] for place in places]
+                    chosen = asked if every else [asked[place] for place in places]
                     for place, count in await run(connection, chosen, columns, at_ms, split, bound, limit):
                         rows[found[place - 1]] = count
         return rows
@@ -455,7 +457,7 @@ class Effects:
         self, groups: Sequence[Group], hashes: Mapping[Key, bytes], split: bool
     ) -> tuple[Sequence[int], list[list[object]]]:
         """The places of the groups that may have rows, and what chooses these rows, column by column."""
-        places, columns = self._bound([group.key for group in groups])
+        places, columns = self._bound([group[0] for group in groups])
         chosen = groups if len(places) == len(groups) else [groups[place] for place in places]
         if split:
             columns.append([hashes[group.key] for group in chosen])

@@ -21,7 +21,7 @@ import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from integrity.core.batch import Batch, NoteWrite, TopicPartition
-from integrity.core.change import EARLIEST, Version, parse_version
+from integrity.core.change import EARLIEST, Origin, Version, parse_version
 from integrity.core.copies import Known
 from integrity.core.derive import Happened, Went
 from integrity.core.key_text import key_of_ledger
@@ -344,12 +344,13 @@ def offsets(found: Mapping[TopicPartition, Progress]) -> dict[TopicPartition, in
 
 @dataclass(slots=True)
 class Heads:
-    """What was read of the keys of one entity. `older` counts fates that were not read; `hashes` and `written` are of
-    every key that was asked for."""
+    """What was read of the keys of one entity. `older` counts fates that were not read; `hashes`, `ordered` (the same,
+    one read after the other, each in order) and `written` are of every key that was asked for."""
 
     heads: dict[Key, Head] = field(default_factory=dict)
     older: dict[Key, int] = field(default_factory=dict)
     hashes: dict[Key, bytes] = field(default_factory=dict)
+    ordered: list[bytes] = field(default_factory=list)
     written: dict[Key, str] = field(default_factory=dict)
 
 
@@ -390,12 +391,17 @@ class Ledger:
             "select key_hash, key, seen, last, last_alive, fate, moved_to, event, occurred_ms"
             f" from {at}.keys where entity = $1 and key_hash > $2 order by key_hash limit $3"
         )
-        heads = (
-            "select key_hash, seen, last, last_alive, fate, moved_to, event, occurred_ms, older_fates"
-            f" from {at}.keys where key_hash = any($1::bytea[]) order by key_hash"
-        )
         # An event of a key excludes every other transaction from it. Transactions that only lead rows to the key
         # exclude such an event, but not one another.
+        # Hashes come in one piece: an array costs the driver four times as much, element by element.
+        in_one = (
+            f"array(select substring($1::bytea from n * {HASH_BYTES} + 1 for {HASH_BYTES})"
+            " from pg_catalog.generate_series(0, $2::int4 - 1) n)"
+        )
+        heads = (
+            "select key_hash, seen, last, last_alive, fate, moved_to, event, occurred_ms, older_fates"
+            f" from {at}.keys where key_hash = any({in_one}) order by key_hash"
+        )
         self._heads_own_sql = f"{heads} for update"
         self._heads_reached_sql = f"{heads} for key share"
         # Row by row in the order of the hashes: two transactions that lead rows to one another's keys would wait for
@@ -638,13 +644,16 @@ class Ledger:
             written = written_as[key] = canonical(key)
             key_of[hash_of(written)] = key
         hashes = sorted(key_of)
-        into.hashes |= {key_of[hashed]: hashed for hashed in hashes}
+        into.ordered += hashes
+        # In the order in which keys were given, which is how they lie in memory.
+        into.hashes.update({key: hashed for hashed, key in key_of.items()})
         if own and reached:
             of_events = set(own)
             is_own = [key_of[hashed] in of_events for hashed in hashes]
             found = await connection.fetch(self._heads_both_sql, hashes, is_own)
         else:
-            found = await connection.fetch(self._heads_own_sql if own else self._heads_reached_sql, hashes)
+            sql = self._heads_own_sql if own else self._heads_reached_sql
+            found = await connection.fetch(sql, b"".join(hashes), len(hashes))
         for row in found:
             hashed, seen, last, alive, fate, moved_to, event, occurred_ms, older = row
             key = key_of[hashed]
@@ -713,52 +722,66 @@ class Ledger:
         done = _rows_by_change(effects)
         at_ms, trace_id = batch.at_ms, batch.trace_id or None
         hashes, heads, texts = read.hashes, read.heads, read.written
+        plain: dict[bytes, _Row] = {}
         fresh: list[_Row] = []
         replaced: list[_Row] = []
         touched: list[_Row] = []
         older: list[tuple[bytes, Fate]] = []
-        # In the order of the hashes, in which they were read.
-        for key, hashed in hashes.items():
-            update = updates.get(key)
-            if update is None:
-                continue
-            seen, last, fates = update
-            is_known = key in heads
-            record = alive = fate = moved_to = event = occurred_ms = rows = enforced_ms = trace = None
-            older_fates = 0
-            if last is not None:
+        # In the order in which the changes lie in memory; they are written in the order of their hashes.
+        for key, (seen, last, fates) in updates.items():
+            hashed, is_known = hashes[key], bool(heads) and key in heads
+            if last is not None and len(fates) == 1 and not is_known:
+                # What nearly all are: the first that is heard of a key is that it is gone.
+                version, to, told, occurred_ms, change = fates[0]
                 topic, partition, offset, alive = last
-                record = f"{topic}/{partition}/{offset}"
-            if fates:
-                enforced_ms, trace = at_ms, trace_id
-                version, to, told, occurred_ms, change = fates[-1]
-                fate = version.text
-                if to is not None:
-                    moved_to = canonical(to)
-                if last is None or told[:3] != last[:3]:
-                    event = fates[-1].event_id
-                rows = done.get(change)
-                if len(fates) > 1:
-                    older_fates = len(fates) - 1
-                    older += [(hashed, each) for each in fates[:-1]]
-                if version == seen:
-                    seen = None
-            seen_text = None if seen is None else seen.text
-            if is_known and not fates:
-                touched.append((hashed, seen_text, record, alive))
-                continue
+                if to is None and version is seen and type(told) is Origin and told[:3] == (topic, partition, offset):
+                    plain[hashed] = (
+                        hashed, entity, texts[key][:_KEY_TEXT_MAX], f"{topic}/{partition}/{offset}", alive,
+                        version.text, occurred_ms, done.get(change), at_ms, trace_id, 0,
+                    )  # fmt: skip
+                    continue
             written = texts[key][:_KEY_TEXT_MAX]
+            record = None if last is None else f"{last.topic}/{last.partition}/{last.offset}"
+            at_last = None if last is None else last.alive
+            if not fates:
+                seen_text = None if seen is None else seen.text
+                if is_known:
+                    touched.append((hashed, seen_text, record, at_last))
+                else:
+                    fresh.append((hashed, entity, written, seen_text, record, at_last, *_NO_FATE, 0))
+                continue
+            newest = fates[-1]
+            older += [(hashed, each) for each in fates[:-1]]
             (replaced if is_known else fresh).append(
-                (hashed, entity, written, seen_text, record, alive, fate, moved_to, event, occurred_ms, rows,
-                 enforced_ms, trace, older_fates)
-            )  # fmt: skip
-        assert len(fresh) + len(replaced) + len(touched) == len(updates), "the head of every key was asked for"
+                (
+                    hashed,
+                    entity,
+                    written,
+                    None if seen is None or seen == newest.version else seen.text,
+                    record,
+                    at_last,
+                    newest.version.text,
+                    None if newest.to is None else canonical(newest.to),
+                    newest.event_id if last is None or newest.event[:3] != last[:3] else None,
+                    newest.occurred_ms,
+                    done.get(newest.change),
+                    at_ms,
+                    trace_id,
+                    len(fates) - 1,
+                )
+            )
         if fresh:
-            await self._copy_heads(connection, fresh)
+            # In one statement, so that all come in the order of their hashes.
+            fresh += [(*row[:3], None, *row[3:6], None, None, *row[6:]) for row in plain.values()]
+            await self._copy_heads(connection, sorted(fresh), _HEAD_COLUMNS)
+        elif plain:
+            ordered = [row for hashed in sorted(read.ordered) if (row := plain.get(hashed)) is not None]
+            assert len(ordered) == len(plain), "the head of every key was asked for"
+            await self._copy_heads(connection, ordered, _PLAIN_COLUMNS)
         if replaced:
-            await connection.execute(self._replace_sql, *_columns(replaced))
+            await connection.execute(self._replace_sql, *_columns(sorted(replaced)))
         if touched:
-            await connection.execute(self._touch_sql, *_columns(touched))
+            await connection.execute(self._touch_sql, *_columns(sorted(touched)))
         if older:
             await connection.execute(
                 self._fates_sql,
@@ -829,12 +852,11 @@ class Ledger:
             batch.trace_id or None,
         )
 
-    async def _copy_heads(self, connection: Connection, rows: list[_Row]) -> None:
-        # In the order of their hashes, as everybody locks them. A key that another transaction is just writing is
-        # waited for; then it is there twice.
-        rows.sort()
+    async def _copy_heads(self, connection: Connection, rows: list[_Row], columns: Sequence[str]) -> None:
+        # They come in the order of their hashes, as everybody locks them. A key that another transaction is just
+        # writing is waited for; then it is there twice.
         try:
-            await connection.copy_records_to_table("keys", schema_name=self.schema, columns=_HEAD_COLUMNS, records=rows)
+            await connection.copy_records_to_table("keys", schema_name=self.schema, columns=columns, records=rows)
         except asyncpg.UniqueViolationError as exc:
             raise Collision from exc
 
@@ -934,6 +956,10 @@ _HEAD_COLUMNS: Final = (
     "key_hash", "entity", "key", "seen", "last", "last_alive", "fate", "moved_to", "event", "occurred_ms", "rows",
     "enforced_ms", "trace_id", "older_fates",
 )  # fmt: skip
+_NO_FATE: Final = (None,) * 7
+_NEVER_PLAIN: Final = ("seen", "moved_to", "event")
+_PLAIN_COLUMNS: Final = tuple(column for column in _HEAD_COLUMNS if column not in _NEVER_PLAIN)
+"""Of a head whose only record is a deletion; the others are null."""
 
 
 def _columns(rows: Sequence[_Row]) -> list[list[Any]]:
@@ -947,14 +973,23 @@ def _json(rows: Mapping[str, Done]) -> str:
 def _rows_by_change(effects: Sequence[Effect]) -> dict[int, str]:
     """What was done at each change that was applied, as JSON: dependent id -> action and rows."""
     applied, restricted = Outcome.APPLIED, Outcome.RESTRICTED
-    done: dict[int, tuple[tuple[str, str, int], ...]] = {}
+    one: dict[int, tuple[str, str, int]] = {}
+    several: dict[int, tuple[tuple[str, str, int], ...]] = {}
     for change, dependent, action, outcome, rows in effects:
         if outcome is applied or outcome is restricted:
-            done[change] = (*done.get(change, ()), (dependent, action, rows))
-    texts = {
-        parts: _json({dependent: (action, rows) for dependent, action, rows in parts}) for parts in set(done.values())
-    }
-    return {change: texts[parts] for change, parts in done.items()}
+            if change in one:
+                several[change] = (*several.get(change, (one[change],)), (dependent, action, rows))
+            else:
+                one[change] = dependent, action, rows
+    texts = {part: _json({part[0]: part[1:]}) for part in set(one.values())}
+    done = {change: texts[part] for change, part in one.items()}
+    if several:
+        merged = {
+            parts: _json({dependent: (action, rows) for dependent, action, rows in parts})
+            for parts in set(several.values())
+        }
+        done |= {change: merged[parts] for change, parts in several.items()}
+    return done
 
 
 def _expect(status: str, count: int) -> None:

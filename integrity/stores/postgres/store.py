@@ -7,7 +7,7 @@ it, and what has no row yet collides when it is inserted.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -466,7 +466,7 @@ class PostgresStore:
     async def _decide(self, connection: Connection, share: Share) -> _Decided | Rejected:
         """What the events of a share come to."""
         rules = self._rules[share.entity]
-        own = {change.key for change in share.changes}
+        own = dict.fromkeys([change[2] for change in share.changes]).keys()
         read, keys = await self._read(connection, share, rules, own)
         if share.only and share.entity in self._only_go:
             await self._ledger.read_removed(connection, own - read.heads.keys(), read)
@@ -630,7 +630,7 @@ class PostgresStore:
         way.happened.clear()
 
     async def _read(
-        self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: set[Key]
+        self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: Set[Key]
     ) -> tuple[Heads, set[Key]]:
         """Lock and read the heads of every key that the fold may reach; also which keys those are."""
         read, keys = Heads(), set[Key]()
@@ -638,8 +638,11 @@ class PostgresStore:
         led_to: set[Key] = set()
         missing = lookups(share.changes, keys, {}, chosen)
         while missing:
-            mine = missing & own
-            await self._ledger.read_heads(connection, share.entity, spec, read, own=mine, reached=missing - mine)
+            # The first time, what events are about is missing, and seldom more.
+            all_own = not keys and len(missing) == len(own)
+            mine: Set[Key] = own if all_own else missing & own
+            reached: Collection[Key] = () if all_own else missing - mine
+            await self._ledger.read_heads(connection, share.entity, spec, read, own=mine, reached=reached)
             keys |= missing
             if not read.heads:
                 break  # nothing leads on
@@ -748,7 +751,7 @@ class _Decided:
     counts, what may still happen of what came back from dead letters, and what arrived, by dependent and key."""
 
     read: Heads
-    own: set[Key]
+    own: Set[Key]
     keys: set[Key]
     settled: Settled
     admitted: Admitted
