@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -14,7 +15,7 @@ import pytest
 from integrity.core.batch import Batch
 from integrity.core.change import Version
 from integrity.core.keys import Key, KeySpec, KeyType
-from integrity.core.outcome import Applied, Outcome, Rejected, Retry
+from integrity.core.outcome import Applied, Outcome, Rejected, Retry, TooLarge
 from integrity.core.rules.model import Cascade, EventValue, Nullify, SetDefault, Tombstone
 from integrity.errors import Reason
 from integrity.ports import Deadline
@@ -478,6 +479,59 @@ async def test_deletions_of_2000_new_keys_take_at_most_ten_round_trips(pg_databa
         # The first two prepare statements, too.
         assert turns[1] <= 10
         assert turns[2] == 8  # begin, progress, heads, delete, how many, heads, progress, commit
+
+
+async def test_deletions_of_new_keys_leave_what_the_long_way_leaves(pg_database: str) -> None:
+    """Keys without a head go straight (`straight`), all else goes the long way, which is made to take the same."""
+    chosen = rule(Cascade()), rule(Cascade(), name="notes")
+    ledger = ("select * from %s.keys order by key_hash", "select topic, partition, next_offset from %s.progress")
+    left: list[list[object]] = []
+    went: list[int] = []
+    for schema in ("straight", "long"):
+        await run(
+            pg_database,
+            "drop table if exists orders, notes",
+            ORDERS,
+            INDEX,
+            "insert into orders select n, n % 40 from generate_series(1, 100) n",
+            "create table notes (id bigint primary key, customer_id smallint)",
+            "create index on notes (customer_id)",
+            "insert into notes select n, n % 7 from generate_series(1, 50) n",
+        )
+        told: list[object] = []
+        async with store_of(pg_database, *chosen, schema=schema, rows_max=30) as store:
+            if schema == "long":
+                store._straight = frozenset()
+            taken = store._go_straight
+
+            async def counted(*arguments: Any, way: Any = taken) -> Any:
+                went.append(len(arguments[2]))
+                return await way(*arguments)
+
+            store._go_straight = counted  # type: ignore[method-assign, assignment]
+            assert await codes(store) == []
+            events = Events()
+            # 100000 is beyond what notes can hold.
+            for at, key in enumerate((3, 100_000, 39, 0, 77), 10):
+                events.deleted((key,), at, at % 2)
+            told.append(await store.apply(events.batch(), Deadline.after(30)))
+            for at, key in enumerate((4, 3, 5), 20):  # one of them is known
+                events.deleted((key,), at)
+            told.append(await store.apply(events.batch(), Deadline.after(30)))
+            for at, key in enumerate((6, 8, 6), 30):  # one of them twice
+                events.deleted((key,), at, 1)
+            told.append(await store.apply(events.batch(), Deadline.after(30)))
+            for key in range(9, 38):  # more rows than a transaction may have
+                events.deleted((key,), 40 + key)
+            told.append(await store.apply(events.batch(), Deadline.after(30)))
+        for sql in ("select * from orders order by id", "select * from notes order by id"):
+            told.append(await fetch(pg_database, sql))
+        for sql in ledger:
+            told.append(await fetch(pg_database, sql % schema))
+        left.append(told)
+    assert went == [5, 29], "the batches without a key that is known or named twice, of the first way alone"
+    assert left[0] == left[1]
+    assert [type(each) for each in left[0][:4]] == [Applied, Applied, Applied, TooLarge]
 
 
 async def test_batch_of_alive_records_reads_the_ledger_once_and_writes_only_the_progress(pg_database: str) -> None:

@@ -20,7 +20,7 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from integrity.core.batch import Batch, NoteWrite, TopicPartition
+from integrity.core.batch import Batch, NoteWrite, Share, TopicPartition
 from integrity.core.change import EARLIEST, Origin, Version, parse_version
 from integrity.core.copies import Known
 from integrity.core.derive import Happened, Went
@@ -794,6 +794,24 @@ class Ledger:
                 at_ms,
                 trace_id,
             )
+
+    async def write_gone_heads(
+        self, connection: Connection, share: Share, read: Heads, effects: Sequence[Effect], batch: Batch
+    ) -> None:
+        """As `write_heads`, of a share that only deletes keys without heads, read in the order of its changes; the
+        changes that `effects` name are the batch's."""
+        done, entity = _rows_by_change(effects), share.entity
+        at_ms, trace_id, key_max = batch.at_ms, batch.trace_id or None, _KEY_TEXT_MAX
+        rows: dict[bytes, _Row] = {}
+        of_keys = zip(share.changes, share.indexes, read.hashes.values(), read.written.values(), strict=True)
+        for change, index, hashed, written in of_keys:
+            version, (topic, partition, offset, _), occurred_ms = change[4], change[5], change[6]
+            assert version is not None
+            rows[hashed] = (
+                hashed, entity, written[:key_max], f"{topic}/{partition}/{offset}", False, version.text, occurred_ms,
+                done[index], at_ms, trace_id, 0,
+            )  # fmt: skip
+        await self._copy_heads(connection, [rows[hashed] for hashed in read.ordered], _PLAIN_COLUMNS)
 
     async def write_went(self, connection: Connection, entity: str, went: Went, batch: Batch) -> None:
         """Record rows that went with their parents, and of whose keys nothing else is ever recorded."""

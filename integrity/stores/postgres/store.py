@@ -31,6 +31,7 @@ from integrity.core.outcome import (
     Diverged,
     Effect,
     Held,
+    Outcome,
     Rejected,
     Retry,
     TooLarge,
@@ -87,6 +88,7 @@ from integrity.stores.postgres.keeping import Keeper
 from integrity.stores.postgres.ledger import Collision, Connection, Heads, Ledger, Progress, ddl, offsets
 from integrity.stores.postgres.names import quoted
 from integrity.stores.postgres.session import Sessions
+from integrity.stores.postgres.straight import may_go_straight, straight_keys
 from integrity.stores.postgres.sweep import Sweeper
 from integrity.stores.postgres.types import Unfit
 from integrity.stores.postgres.undo import Undoer
@@ -133,6 +135,7 @@ class PostgresStore:
         """Events of which the last part acted on as many rows as it may."""
         self._rules = rules
         self._only_go = _only_go(rules)
+        self._straight = frozenset(entity for entity, of_entity in rules.items() if may_go_straight(of_entity))
         self._looked_at = merged(rules, copies)
         self._lane = lane
         self._ledger = Ledger(schema, lane)
@@ -463,11 +466,11 @@ class PostgresStore:
                     return Rejected(rule.id, Reason.STORE_REJECTED, RowsStay(rule.id).message)
         return []
 
-    async def _decide(self, connection: Connection, share: Share) -> _Decided | Rejected:
-        """What the events of a share come to."""
+    async def _decide(self, connection: Connection, share: Share, begun: Heads | None = None) -> _Decided | Rejected:
+        """What the events of a share come to. `begun` are the heads of their keys, if they were read already."""
         rules = self._rules[share.entity]
         own = dict.fromkeys([change[2] for change in share.changes]).keys()
-        read, keys = await self._read(connection, share, rules, own)
+        read, keys = await self._read(connection, share, rules, own, begun)
         if share.only and share.entity in self._only_go:
             await self._ledger.read_removed(connection, own - read.heads.keys(), read)
         settled = settle(share.changes, read.heads, done=aside(share, read.heads), keep_alive=rules[0].keeps_alive)
@@ -486,7 +489,14 @@ class PostgresStore:
         self, connection: Connection, share: Share, parts: Parts, way: _Way, at: _Place
     ) -> list[Effect] | Rejected | Held:
         rules, batch = self._rules[share.entity], way.batch
-        decided = await self._decide(connection, share)
+        begun: Heads | None = None
+        keys = None if parts or way.is_part or self._constraints_at_once else self._straight_keys(share)
+        if keys is not None:
+            begun = Heads()
+            await self._ledger.read_heads(connection, share.entity, rules[0].spec, begun, own=keys)
+            if not begun.heads:
+                return await self._go_straight(connection, share, keys, begun, batch, at)
+        decided = await self._decide(connection, share, begun)
         if isinstance(decided, Rejected):
             return decided
         read, settled, admitted, arrivals = decided.read, decided.settled, decided.admitted, decided.arrivals
@@ -517,6 +527,33 @@ class PostgresStore:
         if len(share.changes) == len(batch.changes):
             return effects
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
+
+    def _straight_keys(self, share: Share) -> Sequence[Key] | None:
+        if share.entity not in self._straight:
+            return None
+        if not all(self._effects_of(rule).removes_plainly for rule in self._rules[share.entity]):
+            return None
+        return straight_keys(share)
+
+    async def _go_straight(
+        self, connection: Connection, share: Share, keys: Sequence[Key], read: Heads, batch: Batch, at: _Place
+    ) -> list[Effect]:
+        """What the long way comes to for `straight_keys` without heads: see `straight`."""
+        new_tuple, applied = tuple.__new__, Outcome.APPLIED
+        effects: list[Effect] = []
+        for rule in self._rules[share.entity]:
+            at.dependent = at.below = rule.id
+            effects_of = self._effects_of(rule)
+            rows_max = self._rows_max if effects_of.in_parts and batch.is_bound else None
+            rows = await effects_of.remove(connection, keys, rows_max)
+            at.dependent = at.below = None
+            id_, action = rule.id, rule.policy.on_delete_action
+            effects += [
+                new_tuple(Effect, (index, id_, action, applied, count))
+                for index, count in zip(share.indexes, rows, strict=True)
+            ]
+        await self._ledger.write_gone_heads(connection, share, read, effects, batch)
+        return effects
 
     async def _act(
         self,
@@ -630,10 +667,10 @@ class PostgresStore:
         way.happened.clear()
 
     async def _read(
-        self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: Set[Key]
+        self, connection: Connection, share: Share, rules: Sequence[StoreRule], own: Set[Key], begun: Heads | None
     ) -> tuple[Heads, set[Key]]:
         """Lock and read the heads of every key that the fold may reach; also which keys those are."""
-        read, keys = Heads(), set[Key]()
+        read, keys = begun or Heads(), set[Key]()
         spec, chosen = rules[0].spec, policies(rules)
         led_to: set[Key] = set()
         missing = lookups(share.changes, keys, {}, chosen)
@@ -642,7 +679,8 @@ class PostgresStore:
             all_own = not keys and len(missing) == len(own)
             mine: Set[Key] = own if all_own else missing & own
             reached: Collection[Key] = () if all_own else missing - mine
-            await self._ledger.read_heads(connection, share.entity, spec, read, own=mine, reached=reached)
+            if begun is None or keys:
+                await self._ledger.read_heads(connection, share.entity, spec, read, own=mine, reached=reached)
             keys |= missing
             if not read.heads:
                 break  # nothing leads on
