@@ -529,11 +529,11 @@ class PostgresStore:
         return [effect._replace(change=share.indexes[effect.change]) for effect in effects]
 
     def _straight_keys(self, share: Share) -> Sequence[Key] | None:
-        if share.entity not in self._straight:
+        keys = straight_keys(share) if share.entity in self._straight else None
+        # Not before it is known that no rule is left out: one that does not fit has no effects to look at.
+        if keys is None or not all(self._effects_of(rule).removes_plainly for rule in self._rules[share.entity]):
             return None
-        if not all(self._effects_of(rule).removes_plainly for rule in self._rules[share.entity]):
-            return None
-        return straight_keys(share)
+        return keys
 
     async def _go_straight(
         self, connection: Connection, share: Share, keys: Sequence[Key], read: Heads, batch: Batch, at: _Place
