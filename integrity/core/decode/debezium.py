@@ -469,7 +469,7 @@ def _headers(headers: Headers, limits: Limits) -> tuple[bool, bytes | None, str 
             moved, new_key = True, value
         elif name == TRACEPARENT:
             trace = value
-    return moved, new_key, traceparent_in(trace, headers, limits)
+    return moved, new_key, None if trace is None else traceparent_in(trace, headers, limits)
 
 
 def _flattened() -> Refused:

@@ -47,8 +47,7 @@ class Deletions:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return None
         # Nearly every row is flat, which is told by looking for what is not there; and a level takes two brackets.
-        inner = row[1:]
-        if b"{" not in inner and b"[" not in inner:
+        if row.find(b"{", 1) < 0 and row.find(b"[", 1) < 0:
             return told
         return told if len(row.translate(None, _NO_BRACKETS)) <= self._brackets_max else None
 
