@@ -166,7 +166,9 @@ async def test_all_that_depends_on_a_key_goes_in_parts_the_lowest_first_and_is_t
     batch, tries = events.batch(), 0
     while isinstance(result := await store.apply(batch, Deadline.after(30)), Unfinished):
         tries += 1
-        assert 0 < result.rows <= 4, "as many as there is room for, and the row above the last of them"
+        assert result.rows <= 4, "as many as there is room for, and the row above the last of them"
+        # After a part that was full a store may need one that finds nothing to know that it was the last.
+        assert result.rows > 0 or [len(await harness.rows(name)) for name in BELOW] == [1, 1, 1]
         assert await orphaned(harness) == []
         if tries == 3:
             store = await harness.another()
