@@ -20,12 +20,12 @@ import pytest
 from integrity.demo.servers import KafkaServer
 from integrity.demo.shop import HAPPENINGS
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(600)]
 
 MARK = "DEMO_TEST_MARK"
 """Servers inherit it, so that a process can be told to be of this run's."""
 
-START_TIMEOUT_S = 90
+START_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 60
 
 
