@@ -52,7 +52,7 @@ def tests() -> dict[str, Callable[[bytes], bytes | None]]:
         f"{module.__name__.rpartition('.')[2]}::{name}": function.hypothesis.fuzz_one_input
         for module in MODULES
         for name, function in vars(module).items()
-        if name.startswith("test_") and function.__module__ == module.__name__
+        if name.startswith("test_") and function.__module__ == module.__name__ and hasattr(function, "hypothesis")
     }
 
 
