@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Protocol
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange, Version
@@ -21,6 +22,7 @@ from integrity.kafka.dead_letters import DeadLetter, StatusChange
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
+from integrity.service.lane import Lane
 from integrity.service.work import Piece
 from integrity.stores.memory import ROWS_MAX, MemoryStore, Row
 from integrity.stores.rule import StoreRule
@@ -274,3 +276,29 @@ class ScriptedSource:
 
     async def stop(self) -> None:
         self.stopped = True
+
+
+class LaneRig(Protocol):
+    """A lane that a test runs, what it reads from, and what stops it."""
+
+    lane: Lane
+    source: ScriptedSource
+    stop: asyncio.Event
+
+
+@asynccontextmanager
+async def running(rig: LaneRig, *assigned: TopicPartition, to_end: bool = False) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(rig.lane.run(rig.stop, to_end=to_end))
+    await until(lambda: hasattr(rig.source, "on_assigned"))
+    await rig.source.assign(*assigned)
+    try:
+        yield task
+    finally:
+        rig.stop.set()
+        await asyncio.wait_for(task, 20)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)

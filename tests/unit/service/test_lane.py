@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import pytest
 
@@ -27,6 +26,8 @@ from tests.unit.service.doubles import (
     deleted,
     enforcers_of,
     memory_store,
+    running,
+    until,
 )
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
@@ -56,24 +57,6 @@ class Rig:
 
     def keys_left(self) -> set[object]:
         return {row["customer_id"] for row in self.store.store.targets["orders"]}
-
-
-@asynccontextmanager
-async def running(rig: Rig, *assigned: TopicPartition, to_end: bool = False) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(rig.lane.run(rig.stop, to_end=to_end))
-    await until(lambda: hasattr(rig.source, "on_assigned"))
-    await rig.source.assign(*assigned)
-    try:
-        yield task
-    finally:
-        rig.stop.set()
-        await asyncio.wait_for(task, 20)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def rows_applied(rig: Rig) -> int:

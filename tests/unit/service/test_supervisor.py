@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -26,6 +26,7 @@ from tests.unit.service.doubles import (
     deleted,
     enforcers_of,
     memory_store,
+    until,
 )
 
 P0 = TopicPartition(TOPIC, 0)
@@ -76,12 +77,6 @@ async def running(supervised: Supervisor, *, to_end: bool = False) -> AsyncItera
     finally:
         stop.set()
         await asyncio.wait_for(task, 20)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 # --- the look at the stores ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,6 +40,8 @@ from tests.unit.service.doubles import (
     decode,
     deleted,
     memory_store,
+    running,
+    until,
 )
 
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
@@ -162,24 +164,6 @@ class Rig:
     def up(self, tenant: str) -> None:
         self.stores[tenant].down = False
         self.stores[tenant].bend = lambda batch: None
-
-
-@asynccontextmanager
-async def running(rig: Rig, *assigned: TopicPartition, to_end: bool = False) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(rig.lane.run(rig.stop, to_end=to_end))
-    await until(lambda: hasattr(rig.source, "on_assigned"))
-    await rig.source.assign(*assigned)
-    try:
-        yield task
-    finally:
-        rig.stop.set()
-        await asyncio.wait_for(task, 20)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def records(keys: Sequence[int], partition: int = 0) -> list[Record]:
