@@ -29,7 +29,7 @@ from integrity.core.policy import policy_of
 from integrity.core.retry import Backoff
 from integrity.core.rules.graph import derived_topic
 from integrity.core.rules.meaning import copy_hash
-from integrity.core.rules.model import Copy, Dependent, KeyFormat, Parent, RuleSet, Source, TargetKind
+from integrity.core.rules.model import Copy, Dependent, KeyFormat, Parent, Place, RuleSet, Source, TargetKind
 from integrity.core.rules.patterns import has_patterns, with_topics
 from integrity.core.scan import parents_as_dependent
 from integrity.core.tenants import tenant_faults
@@ -930,6 +930,25 @@ def _copy_decoders(rules: RuleSet, copy: Copy, schemas: SchemaCache | None = Non
     return {topic: (parent.entity, _decoder(parent, schemas, fields)) for topic in topics}
 
 
+def _consumer(settings: Settings, group: str, *, exclusive: bool) -> Consumer:
+    """A member of the consumer group of a lane, which also reads what is sent back to it."""
+    return Consumer(
+        settings.kafka.client,
+        group=group,
+        assignor=SingleOwnerAssignor() if exclusive else StickyPartitionAssignor,
+        made=[wanted(redrive_topic(settings.group))],
+    )
+
+
+def _places(rules: RuleSet, store: str) -> dict[str, list[Place]]:
+    """Where the rules of each dependent of a store stand, and of what depends on it."""
+    return {
+        rule.id: [each.place for each in rules.branch(rule)]
+        for of_entity in rules.of_store(store).values()
+        for rule in of_entity
+    }
+
+
 def _copy_lane(
     store: CopyStore,
     store_settings: StoreSettings,
@@ -946,7 +965,6 @@ def _copy_lane(
     decoders = _copy_decoders(rules, copy, schemas)
     watch = CopyReport(report, copy_name(copy))
     redrives = redrive_topic(settings.group)
-    assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
     halts = Halts(store, watch, {})  # a copy waits until it is mended: nothing else is in its lane
     enforcers = [
         Enforcer(
@@ -964,12 +982,7 @@ def _copy_lane(
     aside = enforcers.pop()  # for truncates
     return Lane(
         store=store,
-        open_source=lambda: Consumer(
-            settings.kafka.client,
-            group=settings.lane(copy_name(copy)),
-            assignor=assignor(),
-            made=[wanted(redrives)],
-        ),
+        open_source=partial(_consumer, settings, settings.lane(copy_name(copy)), exclusive=store.exclusive),
         enforcers=enforcers,
         watch=watch,
         decoders=decoders,
@@ -993,16 +1006,7 @@ def _lane(
     decoders = _lane_decoders(rules, store.name, schemas)
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
-    assignor = SingleOwnerAssignor if store.exclusive else (lambda: StickyPartitionAssignor)
-    halts = Halts(
-        store,
-        report,
-        {
-            rule.id: [each.place for each in rules.branch(rule)]
-            for of_entity in rules.of_store(store.name).values()
-            for rule in of_entity
-        },
-    )
+    halts = Halts(store, report, _places(rules, store.name))
     enforcers = [
         Enforcer(
             store,
@@ -1022,12 +1026,7 @@ def _lane(
         truncator = Truncator(store, aside, timeout_s=2 * store_settings.timeout, counting=Counting(store, rules))
     return Lane(
         store=store,
-        open_source=lambda: Consumer(
-            settings.kafka.client,
-            group=settings.lane(store.name),
-            assignor=assignor(),
-            made=[wanted(redrives)],
-        ),
+        open_source=partial(_consumer, settings, settings.lane(store.name), exclusive=store.exclusive),
         enforcers=enforcers,
         watch=report,
         decoders=decoders,
@@ -1068,11 +1067,7 @@ def _tenant_member(
     timeout_s = 2 * store.timeout
     databases = _databases(name, store, settings, rules, migrate=migrate)
     stack.push_async_callback(databases.close)
-    places = {
-        rule.id: [each.place for each in rules.branch(rule)]
-        for of_entity in rules.of_store(name).values()
-        for rule in of_entity
-    }
+    places = _places(rules, name)
     watch = TenantWatch(report)
 
     def enforcer_of(database: TenantDatabase, watch: Watch, patience: Patience | None) -> Enforcer:
@@ -1103,12 +1098,7 @@ def _tenant_member(
     redrives = redrive_topic(settings.group)
     lane = Lane(
         store=databases,
-        open_source=lambda: Consumer(
-            settings.kafka.client,
-            group=settings.lane(name),
-            assignor=StickyPartitionAssignor,
-            made=[wanted(redrives)],
-        ),
+        open_source=partial(_consumer, settings, settings.lane(name), exclusive=False),
         enforcers=[general],
         watch=report,
         decoders=_lane_decoders(rules, name, schemas),
