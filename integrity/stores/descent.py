@@ -626,8 +626,9 @@ class Descent:
         stages: Sequence[Sequence[Stage]],
         roots: Sequence[int],
     ) -> Way:
-        """Own keys change: every row is chosen before any changes, so that swaps and chains need no order."""
-        acting = [index for index, group in enumerate(groups) if not isinstance(group.end, Counted)]
+        """Own keys change: every row is chosen before any changes, so that swaps and chains need no order. Rows that
+        end where they are may have been elsewhere on their way, which what depends on them meets."""
+        acting = [index for index, of_group in enumerate(stages) if of_group]
         found: list[tuple[int, Key]] = yield Choose(rule, [groups[index] for index in acting], None)
         chosen = [(acting[place], key) for place, key in found]
         fresh = [(group, key) for group, key in chosen if (rows.entity, key) not in self._open]

@@ -47,8 +47,9 @@ class World:
         self.tables.setdefault(rule.dependent.name, []).extend(found)
 
 
-def random_world(rng: random.Random, roots: Sequence[Key]) -> World:
-    """Up to four levels of tables with any actions; some keys hold their parent's (identifying), some do not."""
+def random_world(rng: random.Random, roots: Sequence[Key], *, nested: bool = False) -> World:
+    """Up to four levels of tables with any actions; some keys hold their parent's (identifying), some do not. `nested`:
+    all do that others depend on, and follow it, so that a key change of a root goes down to the last level."""
     world, ids, tables = World(), count(1), count(1)
     waiting: list[tuple[str, int, Sequence[Key]]] = [("customer", 1, roots)]
     while waiting:
@@ -56,9 +57,11 @@ def random_world(rng: random.Random, roots: Sequence[Key]) -> World:
         for _ in range(rng.choice((1, 1, 2)) if level > 1 else 2):
             name = f"t{next(tables)}"
             columns = tuple(f"c{i}" for i in range(len(parents[0]) if parents else 1))
-            own = (*columns, "id") if rng.random() < 0.5 and len(columns) < 3 else ("id",)
+            own = (*columns, "id") if nested or (rng.random() < 0.5 and len(columns) < 3) else ("id",)
             goes_on = level < LEVELS and rng.random() < 0.85
             rule = random_rule(rng, entity, name, columns, own if goes_on else None)
+            if nested and goes_on:
+                rule = replace(rule, policy=replace(rule.policy, on_delete=Remove(), on_update=Follow()))
             found: list[Row] = [
                 {
                     "id": next(ids),
@@ -211,6 +214,13 @@ def test_any_batching_of_a_graph_ends_where_one_event_at_a_time_ends(
 ) -> None:
     expected, store = run(seed, width=width, steps=steps, keys=keys)
     assert differences(expected.tables, store.targets) == []
+
+
+def test_a_key_change_and_the_change_back_in_one_batch_are_met_at_every_level() -> None:
+    for seed in range(150):
+        world = random_world(random.Random(seed), [(number,) for number in range(3)], nested=True)
+        expected, store = run(seed, width=1, steps=25, keys=3, world=world)
+        assert differences(expected.tables, store.targets) == [], f"seed {seed}"
 
 
 def test_a_graph_that_goes_in_parts_ends_there_too() -> None:
