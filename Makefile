@@ -9,9 +9,11 @@ LOCK := build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 
 # Most tests wait for a server now and then: three at once, each with servers of its own, keep two processors busy.
 WORKERS := 3
+# They start some hundred processes, each of which would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench oracle fuzz lock clean
+.PHONY: help install demo test check lint format bench oracle fuzz lock clean
 
 help: ## Show the targets.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -24,12 +26,14 @@ demo: $(VENV)/.demo ## Run the demo: a small shop on embedded servers.
 test: $(VENV)/.dev ## Run every test: unit, property, contract, integration, acceptance.
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/.dev ## Format check, lint, types, layers and the fast tests.
+check: lint ## What lint does, and the fast tests.
+	@$(BIN)/python -m pytest -q $(wildcard tests/unit tests/property tests/golden)
+
+lint: $(VENV)/.dev ## Format check, lint, types and layers.
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m pytest -q $(wildcard tests/unit tests/property tests/golden)
 
 format: $(VENV)/.dev ## Format the code and fix what the linter can.
 	@$(BIN)/ruff format .
