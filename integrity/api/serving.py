@@ -9,7 +9,7 @@ from integrity.api.http import HttpAddress, HttpServer, application
 from integrity.api.looks import Looks
 from integrity.ports import Deadline
 from integrity.settings import HttpSettings
-from integrity.wiring import Service
+from integrity.wiring.run import Service
 
 STOP_TIMEOUT_S = 2.0
 

@@ -97,7 +97,7 @@ async def _list(
 
     from integrity.kafka.dead_letters import Status
     from integrity.service.redrive import totals
-    from integrity.wiring import dead_letters
+    from integrity.wiring.dlq import dead_letters
 
     if not is_all and not chosen.ids:
         chosen = replace(chosen, statuses=[Status(name) for name in statuses or ("open", "held")])
@@ -134,7 +134,7 @@ def show_command(options: Options, letter_id: str, is_json: bool) -> int:
 
 async def _show(options: Options, letter_id: str, is_json: bool) -> int:
     from integrity.kafka.letters import Filter
-    from integrity.wiring import dead_letters
+    from integrity.wiring.dlq import dead_letters
 
     settings = start(options)
     async with dead_letters(settings) as (reader, index):
@@ -240,7 +240,7 @@ async def _act(
     from integrity.kafka.dead_letters import Status
     from integrity.rules_files import load_rules
     from integrity.service.redrive import Person
-    from integrity.wiring import dead_letters, redriver
+    from integrity.wiring.dlq import dead_letters, redriver
 
     is_retry = action == "retry"
     if not chosen.ids:

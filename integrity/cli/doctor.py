@@ -50,7 +50,7 @@ def command(options: Options, tenant: str | None, stores: tuple[str, ...], outpu
 async def _doctor(options: Options, tenant: str | None, stores: tuple[str, ...], output: str) -> int:
     settings = start(options, tenant)
     from integrity.rules_files import load_rules
-    from integrity.wiring import examined
+    from integrity.wiring.doctor import examined
 
     found = await examined(settings, load_rules(settings.rules), stores)
     findings = with_sources(found.findings)

@@ -41,7 +41,7 @@ async def _history(
     async with looking(options, entity, tenant=tenant, key=text) as found:
         from integrity.core.key_text import key_text
         from integrity.service.ask import ask, history_document
-        from integrity.wiring import open_copies_for_looking
+        from integrity.wiring.stores import open_copies_for_looking
 
         parent = parent_of(found.rules, entity)
         key = key_of(parent, text)

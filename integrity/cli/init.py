@@ -34,7 +34,7 @@ async def _init(options: Options, topic: str, is_json: bool) -> int:
     settings = start(options)
     from integrity.core.propose import as_yaml, propose
     from integrity.errors import UsageError
-    from integrity.wiring import look_for_rule
+    from integrity.wiring.doctor import look_for_rule
 
     look = await look_for_rule(settings, topic)
     if look is None:

@@ -58,7 +58,7 @@ async def looking(
     settings = start(options, tenant)
     from integrity.core.plan import reachable
     from integrity.rules_files import load_rules
-    from integrity.wiring import open_for_looking
+    from integrity.wiring.stores import open_for_looking
 
     rules = load_rules(settings.rules)
     if store is not None:

@@ -25,7 +25,7 @@ async def _migrate(options: Options, tenant: str | None, stores: tuple[str, ...]
     settings = start(options, tenant)
     from integrity.ports import Deadline
     from integrity.rules_files import load_rules
-    from integrity.wiring import chosen_stores, open_ledgers
+    from integrity.wiring.stores import chosen_stores, open_ledgers
 
     rules = load_rules(settings.rules)
     for name, store_settings in chosen_stores(settings, rules, stores).items():

@@ -32,7 +32,10 @@ async def _run(options: Options, stores: tuple[str, ...], migrate: bool, exit_at
     from integrity.rules_files import load_rules
     from integrity.service.signals import stop_on_signals
     from integrity.service.waiting import unless
-    from integrity.wiring import chosen_stores, require_identities, require_topics, service
+    from integrity.wiring.doctor import require_identities
+    from integrity.wiring.run import service
+    from integrity.wiring.stores import chosen_stores
+    from integrity.wiring.topics import require_topics
 
     rules = load_rules(settings.rules)
     chosen = chosen_stores(settings, rules, stores)

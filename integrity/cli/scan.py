@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from integrity.service.scan import Found
     from integrity.service.scan_repair import Mended
     from integrity.settings import Settings
-    from integrity.wiring import Scans
+    from integrity.wiring.scan import Scans
 
 EXIT_FOUND: Final = 1
 EXIT_SILENT: Final = 3
@@ -96,7 +96,7 @@ async def _run(options: Options, tenant: str | None, names: Sequence[str], asked
     from integrity.ports import Deadline
     from integrity.rules_files import load_rules
     from integrity.service.scan import scan
-    from integrity.wiring import scanning
+    from integrity.wiring.scan import scanning
 
     rules = load_rules(settings.rules)
     chosen = _chosen(rules, names)
@@ -154,7 +154,7 @@ def _chosen(rules: RuleSet, names: Sequence[str]) -> list[Dependent]:
 async def _publish(settings: Settings, found: Sequence[Found], mended: Mapping[str, Mended | str]) -> None:
     """Tell the services what orphans there are now, whose metric it is. Without Kafka the scan counts all the same."""
     from integrity.kafka.scans import ScanResult
-    from integrity.wiring import publish_scans
+    from integrity.wiring.scan import publish_scans
 
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     results: list[ScanResult] = []

@@ -80,7 +80,7 @@ async def _undo(
     from integrity.core.undo import Choice, root_event
     from integrity.rules_files import load_rules
     from integrity.service.redrive import Person
-    from integrity.wiring import undoer
+    from integrity.wiring.undo import undoer
 
     since_ms = int(since_of(since).timestamp() * 1000) if since else None
     settings = start(options, tenant)

@@ -28,7 +28,7 @@ from integrity.errors import OperationError, UsageError
 from integrity.kafka.headers import Header
 from integrity.rules_files import load_rules
 from integrity.settings import HttpSettings, KafkaSettings, Settings, StoreSettings
-from integrity.wiring import Service, service
+from integrity.wiring.run import Service, service
 
 RULES: Final = Path(__file__).with_name("rules") / "customer.yaml"
 

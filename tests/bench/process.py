@@ -12,13 +12,13 @@ import resource
 import time
 from collections.abc import Sequence
 
-import integrity.wiring
 from integrity.cli.base import Options, run_async, start
 from integrity.core.batch import Batch
 from integrity.core.outcome import Effect
 from integrity.rules_files import load_rules
 from integrity.service.report import Report
 from integrity.service.work import Piece
+from integrity.wiring import run
 
 times: list[float] = []
 cpu: list[float] = []
@@ -40,10 +40,10 @@ class TimedReport(Report):
 
 
 async def main() -> None:
-    integrity.wiring.Report = TimedReport  # type: ignore[misc]
+    run.Report = TimedReport  # type: ignore[misc]
     settings = start(Options())
     rules = load_rules(settings.rules)
-    async with integrity.wiring.service(settings, rules, migrate=True) as wired:
+    async with run.service(settings, rules, migrate=True) as wired:
         await wired.supervisor.check()
         await wired.supervisor.run(asyncio.Event(), to_end=True)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

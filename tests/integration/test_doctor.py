@@ -20,7 +20,8 @@ from integrity.kafka.looking import acls, look_at
 from integrity.ports import Deadline
 from integrity.rules_files import load_rules
 from integrity.settings import read_settings
-from integrity.wiring import chosen_stores, require_identities
+from integrity.wiring.doctor import require_identities
+from integrity.wiring.stores import chosen_stores
 from tests.conftest import CreateTopic
 from tests.integration.pg_shop import run as run_sql
 from tests.integration.test_derived_events import deleted, produce

@@ -17,7 +17,7 @@ from integrity.errors import UnreachableError
 from integrity.registry import cache as cache_module
 from integrity.registry.cache import UNKNOWN_S, SchemaCache
 from integrity.registry.client import FoundSchema, RegistryClient
-from integrity.wiring import _decoder
+from integrity.wiring.decoding import decoder_of
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], **more: Any) -> RegistryClient:
@@ -193,5 +193,5 @@ async def test_no_id_is_looked_for_in_keys_that_are_bare_by_the_rule() -> None:
     for key_format, expected in (("json", {3, 7}), ("long", {3}), ("string", {3})):
         [parent] = parse_rules({"a.yaml": RULE.format(key_format=key_format)}).parents
         cache = SchemaCache(Registry())
-        _decoder(parent, cache)
+        decoder_of(parent, cache)
         assert cache.missing([of_key]) == expected

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from integrity import wiring
 from integrity.cli import main
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import Finding, UnreachableError
 from integrity.kafka.acls import Operation, Resource
 from integrity.service.doctor import Examination
 from integrity.settings import Settings
+from integrity.wiring import doctor as wiring
 
 RULES = """\
 version: 1

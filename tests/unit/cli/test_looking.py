@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from integrity import wiring
 from integrity.cli import main
 from integrity.core.batch import DeadLetterMark
 from integrity.core.change import Cell
@@ -24,6 +23,7 @@ from integrity.settings import StoreSettings
 from integrity.stores.memory import MemoryStore
 from integrity.stores.memory_copy import MemoryCopy
 from integrity.stores.rule import copy_rule, store_rules
+from integrity.wiring import stores as wiring
 from tests.contract.world import Events, apply
 
 RULES = """\
@@ -155,7 +155,7 @@ def test_commands_that_look_open_the_database_of_the_tenant_or_say_that_they_nee
     urls: list[str] = []
 
     def open_store(name: str, store: StoreSettings, settings: Any, rules: Any) -> MemoryStore:
-        urls.append(wiring._url(name, store))
+        urls.append(wiring.url_of(name, store))
         return MemoryStore(name, store_rules(rules, name), {"orders": []})
 
     monkeypatch.setattr(wiring, "open_store", open_store)
