@@ -325,7 +325,11 @@ def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Ite
         yield _at(parent.place, "deletions_dropped", message, hint)
     if any(change.version is not None and change.version.position[:1] == (change.origin.offset,) for change in changes):
         message = f"the events of topic {topic!r} are placed by their Kafka offset"
-        how = "let add.fields and add.headers tell op and lsn" if is_flat else "name a field that grows: version"
+        how = "name a field that grows: version"
+        if is_flat:
+            how = (
+                "let add.fields and add.headers tell op and lsn, and the rule their prefix, where it is another than __"
+            )
         hint = f"that does not protect against a source that emits an old event again; {how} (docs/rules.md)"
         yield _at(parent.place, "kafka_position_only", message, hint, "warning")
     elif is_flat and Op.GONE in seen and not seen & {Op.DELETED, Op.MOVED}:

@@ -1,10 +1,13 @@
-"""Each fact of what the captured bytes say is a named test: `test_fact_N_...`."""
+"""Each fact of what the captured bytes say is a named test, `test_fact_N_...`; and each captured file is read."""
 
 from __future__ import annotations
 
 import ast
 import re
 
+from tests.golden import document_histories, flat_histories, histories, histories_relational, records
+from tests.golden import test_decode_captured_cloudevents as cloudevents
+from tests.golden import test_decode_captured_outbox as outbox
 from tests.golden.records import EVENTS
 
 TESTS = EVENTS.parent.parent
@@ -31,3 +34,16 @@ def named() -> set[int]:
 def test_every_fact_is_a_named_test_and_no_other() -> None:
     assert facts() == set(range(1, 38))
     assert named() == facts()
+
+
+def test_every_captured_file_is_read_record_by_record() -> None:
+    """By the statements that are noted of it, which these tables hold. Those of the last two stand in their tests."""
+    read = {
+        *[*records.FILES, *histories.HISTORIES, *histories_relational.HISTORIES],
+        *[*document_histories.FILES, *document_histories.FLAT_FILES],
+        *(topic.file for topic in flat_histories.TOPICS),
+        *(file for file, _ in [*cloudevents.HISTORIES, *outbox.TYPED]),
+        *outbox.UNTYPED,
+        *("mdb_outbox", "mks_bson"),
+    }
+    assert {file.stem for file in EVENTS.glob("*.jsonl")} == read

@@ -6,11 +6,11 @@ may be made up: its key is the record key's and nothing else of it is read. A de
 `__debezium.newkey` is a key change and never a deletion. Every row else says that its key lives, updates included:
 after compaction an update may be all that is left between two deletions.
 
-A change is placed by what `add.fields` or `add.headers` tells: PostgreSQL's `__lsn`, MySQL's and MariaDB's
-`__source_file`, `__source_pos` and `__source_row`, or the rule's `version`. A row that tells nothing is placed by its
-Kafka offset, and a null by what stands before it (`Op.GONE`). SQL Server marks no key changes, and is refused where
-it can be told. Documents (ExtractNewDocumentState) are rows like any other, but that a rule names their `_id`, or the
-fields of an `_id` that is a document, where the record key says `id`.
+A change is placed by what `add.fields` or `add.headers` tells of its source (`positions`), such as PostgreSQL's
+`__lsn`, or by the rule's `version`. A row that tells nothing is placed by its Kafka offset, and a null by what stands
+before it (`Op.GONE`). SQL Server marks no key changes: its deletions and creations are `halves`, and refused where they
+tell too little for that. Documents (ExtractNewDocumentState) are rows like any other, but that a rule names their
+`_id`, or the fields of an `_id` that is a document, where the record key says `id`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from integrity.core.decode.connectors import (
 from integrity.core.decode.debezium import NEW_KEY, OLD_KEY
 from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.document_key import DEBEZIUM_ID, DocumentKeys
+from integrity.core.decode.halves import half_of, other_key, told_version
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.key_reader import KeyReader
 from integrity.core.decode.parent_reader import ParentReader
-from integrity.core.decode.positions import PLACES
+from integrity.core.decode.positions import PLACES, PLACING
 from integrity.core.decode.record import (
     MESSAGE,
     SAME_KEY,
@@ -56,18 +57,24 @@ from integrity.core.keys import Key
 from integrity.core.rules.model import KeyFormat, Parent
 from integrity.errors import Reason
 
-OP = "__op"
+OP = "op"
+"""The field or header of the operation, behind the prefix that the rule names."""
 DELETED = "__deleted"
-_LSN = ("__lsn", "__source_lsn")
-_BINLOG = (("__source_file", "__source_pos", "__source_row"), ("__file", "__pos", "__row"))
-_TIME = "__source_ts_ms"
-_SQL_SERVER = ("__commit_lsn", "__source_commit_lsn", "__change_lsn", "__source_change_lsn")
-_CONNECTOR = ("__connector", "__source_connector")
-_UNSUPPORTED: Mapping[object, str] = {
-    SQLSERVER: "SQL Server sends key changes as deletions without a mark, which is not supported in flattened topics.",
+"""Always called so, whatever the prefix."""
+_TIME, _CONNECTOR = "source_ts_ms", "connector"
+_DB2, _ORACLE = "db2", "oracle"
+_TOLD_BY: Mapping[str, tuple[str, ...]] = {
+    POSTGRESQL: ("lsn",),
+    MYSQL: ("file", "pos", "row"),
+    _ORACLE: ("scn",),
 }
+"""The fields that tell a place, by whose they are."""
+_TOLD_TO: Mapping[object, tuple[str, ...]] = {
+    SQLSERVER: ("commit_lsn", "change_lsn", "event_serial_no"),
+    _DB2: ("commit_lsn", "change_lsn"),
+}
+"""The same where fields do not tell whose they are."""
 _JSON_BEGINS = frozenset(bytes([byte]) for byte in b'"{[-0123456789tfn \t\r\n')
-_HEADERS = frozenset((OP, *_LSN, *_BINLOG[0], *_BINLOG[1], _TIME, *_SQL_SERVER, *_CONNECTOR))
 
 
 def flat_decoder(parent: Parent, limits: Limits, copied: Collection[str] | None = None) -> Decoder:
@@ -93,6 +100,9 @@ class _Flat(ParentReader):
         "_headers",
         "_keys",
         "_may_be_documents",
+        "_names",
+        "_op_name",
+        "_time_name",
         "_values",
         "_version_field",
     )
@@ -109,7 +119,12 @@ class _Flat(ParentReader):
         self._values = ValueReader(limits)
         # The loader takes one name only, which a column of the row can't have.
         self._version_field = None if events.version is None else events.version[0]
-        self._headers = _HEADERS if self._version_field is None else _HEADERS | {self._version_field}
+        prefix = events.prefix
+        self._op_name, self._time_name = prefix + OP, prefix + _TIME
+        # Add.fields=lsn and add.fields=source.lsn are called differently.
+        self._names = {name: (prefix + name, f"{prefix}source_{name}") for name in (_CONNECTOR, *PLACING)}
+        wanted = {self._op_name, self._time_name}.union(*self._names.values())
+        self._headers = wanted if self._version_field is None else wanted | {self._version_field}
 
     def decode(self, record: Record) -> Decoded:
         """What a record says. Never raises."""
@@ -137,26 +152,43 @@ class _Flat(ParentReader):
         if self._ignores_tombstones:
             return TOMBSTONE
         told = self._told(record)
-        _check_connector(self._connector({}, told))
         op = self._op({}, told)
         if op is not None and op != "d":
-            raise Refused(Reason.BAD_ENVELOPE, f"The value is null, and the header {OP} is no d.", "header")
-        version = self._position({}, told)
-        return self._ended(record, told, version, Op.GONE if version is None else Op.DELETED, {})
+            message = f"The value is null, and the header {self._op_name} is no d."
+            raise Refused(Reason.BAD_ENVELOPE, message, "header")
+        connector = self._connector({}, told)
+        self._check_marks(connector, op, {}, told)
+        version = self._position({}, told, op, connector)
+        said = self._ended(record, told, version, Op.GONE if version is None else Op.DELETED, {})
+        return self._half(record, connector, "d", said)
 
     def _row(self, record: Record, fields: dict[str, object], hints: Hints | None) -> Decoded:
         told = self._told(record)
-        _check_connector(self._connector(fields, told))
         op = self._op(fields, told)
+        connector = self._connector(fields, told)
+        self._check_marks(connector, op, fields, told)
         deleted = _deleted_flag(fields)
         if op == "t" or op == "m":
             return TRUNCATED if op == "t" else MESSAGE
         if deleted is not None and op is not None and deleted != (op == "d"):
-            raise Refused(Reason.BAD_ENVELOPE, f"The row's {DELETED} and {OP} contradict each other.", "value")
+            message = f"The row's {DELETED} and {self._op_name} contradict each other."
+            raise Refused(Reason.BAD_ENVELOPE, message, "value")
         is_unplaced = op == "r" and self._is_unplaced(fields, told)
-        version = None if is_unplaced else self._placed(record, fields, told)
+        version = None if is_unplaced else self._placed(record, fields, told, op, connector)
         if deleted or op == "d":
-            return self._ended(record, told, version, Op.DELETED, fields)
+            return self._half(record, connector, "d", self._ended(record, told, version, Op.DELETED, fields))
+        return self._half(record, connector, op, self._living(record, told, version, op, fields, hints))
+
+    def _living(
+        self,
+        record: Record,
+        told: _Told,
+        version: Version | None,
+        op: str | None,
+        fields: dict[str, object],
+        hints: Hints | None,
+    ) -> Decoded:
+        """A row that is no deletion of its source; the rule may take it for one."""
         key, _ = self._key(record, self._connector(fields, told))
         if self._condition is not None and op != "r" and is_deleted(self._condition, record, fields, op):
             assert version is not None, "only a snapshot read has no place"
@@ -207,7 +239,7 @@ class _Flat(ParentReader):
     ) -> ParentChange:
         if self._folds and (connector := self._connector(fields, told)) != MONGODB:
             refuse_folded(self._folds, connector, key, to)
-        occurred_ms = self._said(_TIME, fields, told)
+        occurred_ms = self._said(self._time_name, fields, told)
         return change_of(record, self._entity, op, key, to, version, occurred_ms, told.traceparent, row)
 
     # --- what add.fields and add.headers tell ---------------------------------------------------------------------
@@ -255,56 +287,107 @@ class _Flat(ParentReader):
 
     def _op(self, fields: Mapping[str, object], told: _Told) -> str | None:
         """The op of the event behind the record, None when nothing tells it."""
-        op = self._said(OP, fields, told)
+        name = self._op_name
+        op = self._said(name, fields, told)
         if op is None:
             return None
         if type(op) is not str or op not in "crudtm" or len(op) != 1:
-            raise Refused(Reason.UNKNOWN_OP, f"The record has an {OP} other than c r u d t m.", "value")
-        if OP in fields and OP in told.fields and self._said(OP, {}, told) != op:
-            raise Refused(Reason.BAD_ENVELOPE, f"The row's {OP} and the header's contradict each other.", "value")
+            raise Refused(Reason.UNKNOWN_OP, f"The record has an {name} other than c r u d t m.", "value")
+        if name in fields and name in told.fields and self._said(name, {}, told) != op:
+            raise Refused(Reason.BAD_ENVELOPE, f"The row's {name} and the header's contradict each other.", "value")
         return op
 
     def _is_unplaced(self, fields: Mapping[str, object], told: _Told) -> bool:
         """Whether it is a row of an incremental snapshot, which PostgreSQL gives a position that is null."""
         name = self._version_field
-        names = (name,) if name is not None else _LSN
+        names = (name,) if name is not None else self._names["lsn"]
         return any(self._is_said(each, fields, told) and self._said(each, fields, told) is None for each in names)
 
-    def _placed(self, record: Record, fields: Mapping[str, object], told: _Told) -> Version:
+    def _placed(
+        self, record: Record, fields: Mapping[str, object], told: _Told, op: str | None, connector: object
+    ) -> Version:
         """The place of a row; one that tells none is placed by its offset, unless the rule says that it tells one."""
-        version = self._position(fields, told)
+        version = self._position(fields, told, op, connector)
         if version is not None:
             return version
         position = record.offset if self._version_field is None else version_number(None, self._version_field)
         return Version(self._epoch, (position,))
 
-    def _position(self, fields: Mapping[str, object], told: _Told) -> Version | None:
+    def _position(self, fields: Mapping[str, object], told: _Told, op: str | None, connector: object) -> Version | None:
         """The place of a change in its source's order; None where nothing tells it. Refused where it can't be read."""
-        for name in _LSN if self._version_field is None else (self._version_field,):
-            if self._is_said(name, fields, told):
-                return Version(self._epoch, (version_number(self._said(name, fields, told), name),))
-        if self._version_field is not None:
-            return None
-        for names in _BINLOG:
-            if all(self._is_said(name, fields, told) for name in names):
-                file, pos, row = (self._said(name, fields, told) for name in names)
-                places = PLACES[MYSQL]
-                position = places.of_change({"file": file, "pos": pos, "row": row})
-                if position is None:
-                    raise Refused(Reason.BAD_VERSION, f"{places.fault}.", "value")
-                return Version(self._epoch, position)
+        name = self._version_field
+        if name is not None:
+            if not self._is_said(name, fields, told):
+                return None
+            return Version(self._epoch, (version_number(self._said(name, fields, told), name),))
+        whose = _DB2 if connector == _DB2 else SQLSERVER if connector == SQLSERVER else None
+        if whose is not None:
+            return self._position_of(whose, _TOLD_TO[whose], fields, told, op)
+        for whose, names in _TOLD_BY.items():
+            if (found := self._position_of(whose, names, fields, told, op)) is not None:
+                return found
         return None
+
+    def _position_of(
+        self, whose: str, needed: Collection[str], fields: Mapping[str, object], told: _Told, op: str | None
+    ) -> Version | None:
+        """The place as that connector tells it; None where not all that is needed is told."""
+        if not all(any(self._is_said(each, fields, told) for each in self._names[name]) for name in needed):
+            return None
+        places = PLACES[whose]
+        source: dict[str, object] = {}
+        for name in places.fields:
+            for each in self._names[name]:
+                if self._is_said(each, fields, told):
+                    source[name] = self._said(each, fields, told)
+                    break
+        position = places.of_read(source) if op == "r" else places.of_change(source)
+        if position is None:
+            raise Refused(Reason.BAD_VERSION, f"{places.fault}.", "value")
+        return Version(self._epoch, position)
 
     def _connector(self, fields: Mapping[str, object], told: _Told) -> object:
         """The connector behind a record, as far as something tells it."""
         if told.connector is not None:
             return told.connector
-        for name in _CONNECTOR:
+        for name in self._names[_CONNECTOR]:
             if (connector := self._said(name, fields, told)) is not None:
                 return connector
-        if any(self._is_said(name, fields, told) for name in _LSN):
-            return POSTGRESQL
-        return SQLSERVER if any(self._is_said(name, fields, told) for name in _SQL_SERVER) else None
+        # Db2 tells its place by some of SQL Server's fields: it has to be named.
+        for whose, names in (POSTGRESQL, ("lsn",)), (_ORACLE, ("scn",)), (SQLSERVER, _TOLD_TO[SQLSERVER]):
+            if any(self._is_said(each, fields, told) for name in names for each in self._names[name]):
+                return whose
+        return None
+
+    # --- halves of key changes ------------------------------------------------------------------------------------
+
+    def _check_marks(self, connector: object, op: str | None, fields: Mapping[str, object], told: _Told) -> None:
+        """Refuse what may be an unmarked half of a key change, and does not tell enough to be put together."""
+        if connector != SQLSERVER:
+            return
+        is_told = self._version_field is None and op is not None
+        for name in _TOLD_TO[SQLSERVER] if is_told else ():
+            is_told = is_told and any(self._is_said(each, fields, told) for each in self._names[name])
+        if not is_told:
+            message = (
+                "SQL Server sends key changes as deletions without a mark: let add.fields and add.headers tell op, "
+                "source.commit_lsn, source.change_lsn and source.event_serial_no."
+            )
+            raise Refused(Reason.BAD_ENVELOPE, message, "value")
+
+    def _half(self, record: Record, connector: object, op: str | None, said: Decoded) -> Decoded:
+        """What is said, which may be half of a key change where nothing marks one; or is, when it comes back."""
+        if connector != SQLSERVER or (op != "d" and op != "c"):
+            return said
+        if not isinstance(said, ParentChange) or said.op is Op.MOVED or said.op is Op.ARRIVED:
+            return said
+        version = told_version(record)
+        if version is None:
+            return half_of(said, op, {"connector": SQLSERVER}, record)
+        if op == "c":
+            return said._replace(version=version)
+        to, _ = self._keys.of(record._replace(key=other_key(record)))
+        return SAME_KEY if to == said.key else said._replace(op=Op.MOVED, to=to, version=version)
 
 
 def _text_of(name: str, raw: bytes) -> str:
@@ -318,11 +401,6 @@ def _is_rewritten(record: Record) -> bool:
     """Whether a record may be a rewritten deletion, which a null record repeats. Broken ones may be, too."""
     value = record.value
     return value is not None and b'"__deleted"' in value and b'"__deleted":"false"' not in value
-
-
-def _check_connector(connector: object) -> None:
-    if type(connector) is str and connector in _UNSUPPORTED:
-        raise Refused(Reason.BAD_ENVELOPE, _UNSUPPORTED[connector], "value")
 
 
 def _deleted_flag(fields: Mapping[str, object]) -> bool | None:

@@ -58,7 +58,7 @@ class TenantField:
         match form:
             case "debezium" | "cloudevents":
                 return self._in_envelope(document, schema)
-            case "debezium-flat" if op not in (Op.ALIVE, Op.ARRIVED) and not _is_as_written(document):
+            case "debezium-flat" if op not in (Op.ALIVE, Op.ARRIVED) and not self._is_as_written(document):
                 if self._name not in real_fields(schema):
                     raise unknown_tenant(
                         f"The field {self._shown} of a deleted row may be made up: let the record have its schema, in "
@@ -66,6 +66,10 @@ class TenantField:
                         "value",
                     )
         return self._in(document, "row")
+
+    def _is_as_written(self, row: Mapping[str, object]) -> bool:
+        """Whether a flattened row that counts as deleted says that it was not."""
+        return row.get(DELETED) in (False, "false") or row.get(self._events.prefix + OP) in ("c", "u")
 
     @property
     def _shown(self) -> str:
@@ -122,11 +126,6 @@ class TenantField:
         whole = parse(text, self._limits)
         document = unwrapped(whole)
         return document, None if document is whole or type(whole) is not dict else whole["schema"]
-
-
-def _is_as_written(row: Mapping[str, object]) -> bool:
-    """Whether a flattened row that counts as deleted says that it was not."""
-    return row.get(DELETED) in (False, "false") or row.get(OP) in ("c", "u")
 
 
 def unknown_tenant(message: str, stage: str) -> Refused:

@@ -1,4 +1,4 @@
-"""The fields of `events` that depend on its format: `version`, `key_format`, `key_from`, `pair_by`, and what
+"""The fields of `events` that depend on its format: `version`, `key_format`, `key_from`, `pair_by`, `prefix`, and what
 `deleted_when` may ask for."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from integrity.core.keys import KeySpec, KeyType
 from integrity.core.rules import names
 from integrity.core.rules.document import Node
 from integrity.core.rules.findings import FindingCode, Report, shown
-from integrity.core.rules.model import KeyFormat, KeyFrom, PairBy, TargetKind, Tombstones
+from integrity.core.rules.model import DEFAULT_PREFIX, KeyFormat, KeyFrom, PairBy, TargetKind, Tombstones
 from integrity.core.rules.vocabulary import FORMATS_OF_FIELD, KEY_FORMATS
 from integrity.core.rules.walk import Fields, choice_of, text_of
 
@@ -22,8 +22,21 @@ _NOT_TOLD: Final[Mapping[str, Collection[str]]] = {
 """What a condition can't ask for, by format."""
 
 
-def read_version(report: Report, fields: Fields, form: str | None) -> tuple[str, ...] | None:
-    """The path of the field that places a change; None where the format itself knows."""
+def read_prefix(report: Report, fields: Fields) -> str:
+    """What the names of added fields begin with."""
+    text = text_of(report, "prefix", fields["prefix"][1]) if "prefix" in fields else None
+    if text is None:
+        return DEFAULT_PREFIX
+    if fault := names.prefix_fault(text.value):
+        hint = "Write what add.fields.prefix and add.headers.prefix say at the transform."
+        report.add(FindingCode.UNKNOWN_VALUE, f"the prefix {shown(text.value)} {fault}", text, hint)
+        return DEFAULT_PREFIX
+    return text.value
+
+
+def read_version(report: Report, fields: Fields, form: str | None, prefix: str) -> tuple[str, ...] | None:
+    """The path of the field that places a change; None where the format itself knows. `prefix` is that of fields which
+    flattening adds."""
     if "version" not in fields:
         return None
     _, node = fields["version"]
@@ -33,8 +46,8 @@ def read_version(report: Report, fields: Fields, form: str | None) -> tuple[str,
     if fault := names.column_fault(TargetKind.TOPIC, text.value):
         report.add(FindingCode.BAD_COLUMN, f"the field {shown(text.value)} of version {fault}", text)
         return None
-    if form == "debezium-flat" and ("." in text.value or not text.value.startswith("__")):
-        message = f"version must be a field that add.fields adds, not {shown(text.value)}: its name begins with __"
+    if form == "debezium-flat" and ("." in text.value or not text.value.startswith(prefix)):
+        message = f"version must be a field that add.fields adds, not {shown(text.value)}: it begins with {prefix}"
         hint = "Of the columns of a deleted row only those of the key are sure to be real."
         report.add(FindingCode.UNKNOWN_VALUE, message, text, hint)
         return None

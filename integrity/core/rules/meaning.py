@@ -9,6 +9,7 @@ from typing import assert_never
 
 from integrity.core.keys import KeySpec
 from integrity.core.rules.model import (
+    DEFAULT_PREFIX,
     Action,
     Cascade,
     Copy,
@@ -64,6 +65,8 @@ def _parent(parent: Parent) -> Mapping[str, object]:
         found["truncate"] = events.truncate
     if events is not None and events.pair_by is not None:
         found["pair_by"] = events.pair_by
+    if events is not None and events.prefix != DEFAULT_PREFIX:
+        found["prefix"] = events.prefix
     if events is not None and events.pattern is not None:
         found["pattern"] = events.pattern
     if events is not None and events.tenant is not None:

@@ -15,6 +15,9 @@ from integrity.core.keys import KeySpec
 DEFAULT_SWEEPS_MS = (60_000, 600_000, 3_600_000)
 """The sweeps of a file that does not name its own."""
 
+DEFAULT_PREFIX = "__"
+"""What flattening puts before the names of what it adds, unless it is told otherwise."""
+
 TENANT = "tenant"
 """The group of a pattern that says whose a topic is, and the key field that takes what is told of the tenant."""
 
@@ -281,7 +284,8 @@ class Events:
     is where the parents themselves are, as far as the rule says. `types` is there where events are domain events.
     `version` is the path of the field that places a change, None where the format itself knows. A `key_format` other
     than JSON goes with a key of one field that it can hold. `tenant` is not there where the pattern has a group of that
-    name; with either a truncate deletes nothing.
+    name; with either a truncate deletes nothing. `prefix` is what the names begin with that flattening has given to
+    what it adds to a row or its headers.
     """
 
     topics: tuple[str, ...]
@@ -299,6 +303,7 @@ class Events:
     pattern: str | None = None
     tenant: TenantFrom | None = None
     pair_by: PairBy | None = None
+    prefix: str = DEFAULT_PREFIX
 
     @property
     def tell_who_lives(self) -> bool:

@@ -27,6 +27,7 @@ DEPENDENT_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 TOPIC_PATTERN = r"^[A-Za-z0-9._-]+$"
 NAME_CHARACTERS_MAX = 63
 TOPIC_CHARACTERS_MAX = 249
+PREFIX_CHARACTERS_MAX = 63
 
 
 def entity_fault(name: str) -> str | None:
@@ -99,6 +100,11 @@ def column_fault(kind: TargetKind, name: str) -> str | None:
 def key_field_fault(name: str) -> str | None:
     """A field of a record key."""
     return _text_fault(name) or _too_large(name, PATH_BYTES_MAX)
+
+
+def prefix_fault(name: str) -> str | None:
+    """What names of added fields begin with."""
+    return _text_fault(name) or _too_long(name, PREFIX_CHARACTERS_MAX)
 
 
 def overlapping(kind: TargetKind, names: Sequence[str]) -> tuple[str, str] | None:

@@ -22,6 +22,7 @@ from integrity.core.rules.event_fields import (
     check_key_from,
     read_key_format,
     read_pair_by,
+    read_prefix,
     read_version,
 )
 from integrity.core.rules.findings import FindingCode, Report, listed, shown
@@ -261,7 +262,8 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
         check_format(report, fields, kind, types, None if by_name else at)
     spec = _spec(key)
     key_format = read_key_format(report, fields, _spec(told))
-    version = read_version(report, fields, kind)
+    prefix = read_prefix(report, fields)
+    version = read_version(report, fields, kind, prefix)
     several = len(topics) > 1 or (pattern is not None and not by_name)
     check_key_from(report, fields, kind, key_from, several=several)
     pair_by = read_pair_by(report, fields, several=several)
@@ -270,7 +272,7 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
         return topics, pattern, key, None
     found = tuple(topic.value for topic in topics)
     said, where, emptied = Tombstones(tombstones), KeyFrom(key_from), Truncates(truncate)
-    more = key_format, version, emptied, None if pattern is None else pattern.value, tenant, pair_by
+    more = key_format, version, emptied, None if pattern is None else pattern.value, tenant, pair_by, prefix
     events = Events(found, kind, spec, said, deleted_when, epoch, source, types, where, *more)
     return topics, pattern, key, events
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from integrity.core.condition import EXPRESSION_CHARACTERS_MAX
 from integrity.core.rules import names
 from integrity.core.rules.copies import COLUMNS_MAX
-from integrity.core.rules.model import EventValue, KeyFrom, Match, PairBy, Tombstones, Truncates
+from integrity.core.rules.model import DEFAULT_PREFIX, EventValue, KeyFrom, Match, PairBy, Tombstones, Truncates
 from integrity.core.rules.patterns import PATTERN_CHARACTERS_MAX
 from integrity.core.rules.types import TYPES_MAX
 from integrity.core.rules.vocabulary import (
@@ -134,6 +134,7 @@ def _events() -> Schema:
             },
             "version": _NAME,
             "pair_by": {"enum": [str(word) for word in PairBy]},
+            "prefix": _NAME | {"maxLength": names.PREFIX_CHARACTERS_MAX, "default": DEFAULT_PREFIX},
         },
         required=("format", "key"),
     )

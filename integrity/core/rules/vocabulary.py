@@ -50,6 +50,8 @@ EVENTS_FIELDS: Mapping[str, str] = {
     "version": "The field of the value (of the payload, with types) whose whole number places a change in its order.",
     "pair_by": "What tells that a deletion and the creation right after it are one key change, where the source does "
     "not mark it: transaction, for rows of PostgreSQL that move between the partitions of a table.",
+    "prefix": "What the names of added fields and headers begin with in a flattened topic (add.fields.prefix and "
+    "add.headers.prefix). The default is __.",
 }
 TYPES_FIELDS: Mapping[str, str] = {
     "deleted": "The types that say: the parent was deleted.",
@@ -155,6 +157,7 @@ FORMATS_OF_FIELD: Mapping[str, tuple[str, ...]] = {
     "key_format": ("debezium", "debezium-flat", "outbox", "cloudevents", "json", "qlik"),
     "version": ("debezium-flat", "outbox", "cloudevents", "json"),
     "pair_by": ("debezium",),
+    "prefix": ("debezium-flat",),
 }
 """The fields of `events` that not every format takes, and those that do."""
 TYPES_REQUIRED = ("outbox",)

@@ -456,6 +456,11 @@ def test_a_change_without_a_usable_lsn_is_a_dead_letter_and_a_snapshot_read_says
     assert isinstance(decode(envelope("r", source)), Ignored)
 
 
+@pytest.mark.parametrize("sequence", [None, "", "x", "[]", '["1"]', '["9","9"]', 5, ["1", "2"], {}])
+def test_the_sequence_of_a_source_decides_nothing(sequence: object) -> None:
+    assert change(decode(envelope("d", SOURCE | {"sequence": sequence}))).version == Version(0, (4711,))
+
+
 def test_a_missing_lsn_is_no_version() -> None:
     source = {name: value for name, value in SOURCE.items() if name != "lsn"}
     assert refusal(decode(envelope("d", source))) == (Reason.BAD_VERSION, "value")

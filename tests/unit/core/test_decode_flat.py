@@ -9,7 +9,8 @@ import pytest
 
 from integrity.core.change import Op, ParentChange, Version
 from integrity.core.decode import decoder_for
-from integrity.core.decode.record import Decoded, Decoder, Headers, Ignored, Record, Undecodable
+from integrity.core.decode.halves import pair
+from integrity.core.decode.record import Decoded, Decoder, Half, Headers, Ignored, Record, Undecodable
 from integrity.core.fold import settle
 from integrity.core.keys import KeySpec, KeyType
 from integrity.core.outcome import Outcome
@@ -44,6 +45,18 @@ ROW: dict[str, object] = {
 }
 
 
+DB2 = {
+    "__connector": "db2",
+    "__commit_lsn": "00000000:00000000:0000000000000009",
+    "__change_lsn": "00000000:00000000:0000000000000007",
+}
+SQLSERVER: dict[str, object] = {
+    "__source_commit_lsn": "00000027:00000758:0005",
+    "__source_change_lsn": "00000027:00000758:0003",
+    "__source_event_serial_no": 1,
+}
+
+
 def test_an_update_says_that_its_key_lives() -> None:
     found = change(flat(ROW))
     assert (found.op, found.key, found.version, found.occurred_ms) == (
@@ -63,6 +76,12 @@ def test_an_update_says_that_its_key_lives() -> None:
         ({"__source_file": "bin.000010", "__source_pos": 5, "__source_row": 2}, (), (10, 5, 2)),
         ({"__file": "a.b.000009", "__pos": 5, "__row": 0}, (), (9, 5, 0)),
         ({}, [("__source_file", b"bin.000010"), ("__source_pos", b"5"), ("__source_row", b"2")], (10, 5, 2)),
+        ({"__scn": "99"}, (), (99,)),
+        ({"__source_scn": "99", "__rs_id": "00000a.00000001.0010", "__ssn": 3}, (), (99, 10, 1, 16, 3)),
+        ({}, [("__scn", b"99"), ("__rs_id", b"00000a.00000001.0010"), ("__ssn", b"3")], (99, 10, 1, 16, 3)),
+        ({"__scn": "99", "__rs_id": None, "__lcr_position": "0000000f00000001"}, (), (99, 15, 1)),
+        (DB2, (), (0, 0, 0, 9, 0, 0, 0, 7)),
+        ({}, [(name, text.encode()) for name, text in DB2.items()], (0, 0, 0, 9, 0, 0, 0, 7)),
         ({"__source_file": "bin.000010", "__source_pos": 5}, (), (42,)),
         ({}, (), (42,)),
     ],
@@ -80,8 +99,13 @@ def test_a_row_is_placed_by_what_add_fields_and_add_headers_tell(
 def test_a_row_whose_position_is_none_is_a_dead_letter(place: object) -> None:
     assert refusal(flat({"id": 10, "__lsn": place, "__deleted": "true"})) == (Reason.BAD_VERSION, "value")
     assert refusal(flat({"id": 10, "__lsn": place})) == (Reason.BAD_VERSION, "value")
-    parts = {"__source_file": "bin.1", "__source_pos": place, "__source_row": 0}
-    assert refusal(flat({"id": 10} | parts)) == (Reason.BAD_VERSION, "value")
+    for parts in (
+        {"__source_file": "bin.1", "__source_pos": place, "__source_row": 0},
+        {"__scn": place},
+        DB2 | {"__change_lsn": place},
+        SQLSERVER | {"__op": "d", "__source_event_serial_no": place},
+    ):
+        assert refusal(flat({"id": 10} | parts)) == (Reason.BAD_VERSION, "value")
     assert refusal(table({"id": 10, "rev": place}, version=("rev",))) == (Reason.BAD_VERSION, "value")
 
 
@@ -97,6 +121,71 @@ def test_a_row_of_an_incremental_snapshot_has_no_place() -> None:
     copied = change(flat(unplaced, copied=("id",)))
     assert (copied.op, copied.version) == (Op.ALIVE, None)
     assert change(flat({"id": 10, "__op": "r", "__lsn": 5})).version == Version(0, (5,))
+
+
+def test_a_row_of_a_snapshot_is_placed_by_what_it_has_of_a_place() -> None:
+    """It has seen all that its source had committed: it is the last thing there."""
+    unchanged = {"__op": "r", "__change_lsn": None}
+    assert change(flat({"id": 10} | DB2 | unchanged)).version == Version(0, (0, 0, 0, 9, 2**32))
+    unchanged = {"__op": "r", "__source_change_lsn": None, "__source_event_serial_no": None}
+    assert change(flat({"id": 10} | SQLSERVER | unchanged)).version == Version(0, (0x27, 0x758, 5, 2**32))
+    assert change(flat({"id": 10, "__op": "r", "__scn": "99", "__rs_id": None})).version == Version(0, (99,))
+
+
+def test_the_rule_may_say_what_the_names_of_added_fields_begin_with() -> None:
+    row = {"id": 10, "m_lsn": 7, "m_op": "u", "m_source_ts_ms": 5, "__lsn": 8, "__op": "d"}
+    found = change(flat(row, prefix="m_"))
+    assert (found.op, found.version, found.occurred_ms) == (Op.ALIVE, Version(0, (7,)), 5)
+    assert change(flat({"id": 10, "__deleted": "true", "m_op": "d"}, prefix="m_")).op is Op.DELETED, "it has none"
+    told: Headers = [("m_scn", b"99"), ("m_op", b"d")]
+    assert change(flat(None, told, prefix="m_")).version == Version(0, (99,))
+    assert change(flat({"id": 10, "m_rev": 3}, prefix="m_", version=("m_rev",))).version == Version(0, (3,))
+    assert refusal(flat({"id": 10, "m_connector": "sqlserver"}, prefix="m_")) == (Reason.BAD_ENVELOPE, "value")
+
+
+def test_deletions_and_creations_of_sql_server_are_halves_where_they_tell_their_place() -> None:
+    place = (0x27, 0x758, 5, 0x27, 0x758, 3, 1)
+    for ends, row in (True, SQLSERVER | {"__op": "d", "__deleted": "true"}), (False, SQLSERVER | {"__op": "c"}):
+        half = flat({"id": 10} | row, from_connector("sqlserver"))
+        assert isinstance(half, Half)
+        assert (half.ends, half.group, half.serial) == (ends, place[:-1], 1)
+        assert half.change.version == Version(0, place)
+        assert flat({"id": 10} | row) == half, "what tells the place tells the connector"
+    headers: Headers = [("__op", b"d"), *((name, str(value).encode()) for name, value in SQLSERVER.items())]
+    half = flat(None, headers)
+    assert isinstance(half, Half)
+    assert (half.ends, half.change.op, half.change.version) == (True, Op.DELETED, Version(0, place))
+    assert change(flat({"id": 10, "__op": "u"} | SQLSERVER)).op is Op.ALIVE
+    for name in SQLSERVER:
+        row = {each: value for each, value in SQLSERVER.items() if each != name} | {"__op": "d"}
+        assert refusal(flat({"id": 10} | row)) == (Reason.BAD_ENVELOPE, "value"), "it may be half of a key change"
+    assert refusal(flat({"id": 10} | SQLSERVER)) == (Reason.BAD_ENVELOPE, "value")
+    assert refusal(flat({"id": 10, "__op": "d", "__x": 1} | SQLSERVER, version=("__x",))) == (
+        Reason.BAD_ENVELOPE, "value"
+    )  # fmt: skip
+
+
+def test_a_key_change_of_sql_server_is_one_in_a_flattened_topic_too() -> None:
+    def at_(offset: int, key: int, row: dict[str, object] | None) -> Record:
+        value = None if row is None else text_of({"id": key} | row)
+        return Record("t", 0, offset, 0, b'{"id":%d}' % key, value, ())
+
+    d, c = {"__op": "d", "__deleted": "true"}, {"__op": "c", "__source_event_serial_no": 2}
+    later = {"__source_commit_lsn": "00000027:00000758:0009", "__source_change_lsn": "00000027:00000758:0008"}
+    records = [
+        at_(0, 10, SQLSERVER | d),
+        at_(1, 10, None),
+        at_(2, 11, SQLSERVER | c),
+        at_(3, 12, SQLSERVER | d | later),
+    ]
+    decode = reader()
+    paired = pair(records, decode, is_over=True, is_apart=False)
+    said = [(each.op, each.key, each.to) for each in paired.said if isinstance(each, ParentChange)]
+    assert said == [(Op.MOVED, (10,), (11,)), (Op.ARRIVED, (11,), None), (Op.DELETED, (12,), None)]
+    again = change(decode(paired.records[0]))
+    assert (again.op, again.to, again.version) == (Op.MOVED, (11,), Version(0, (0x27, 0x758, 5, 0x27, 0x758, 3, 2))), (
+        "a half that comes back from a dead letter is what it was found to be"
+    )
 
 
 @pytest.mark.parametrize("value", [None, b"null", b'{"schema":{"type":"struct","fields":[]},"payload":null}',

@@ -294,6 +294,18 @@ def _faults_of(more: str, form: str = "json", key: str = "{id: int64}") -> list[
     return []
 
 
+def test_prefix_of_added_fields_is_read() -> None:
+    assert _events_of("", form="debezium-flat").prefix == "__"
+    assert _events_of("prefix: m.", form="debezium-flat").prefix == "m."
+    assert _events_of("prefix: src_\n  version: src_rev", form="debezium-flat").version == ("src_rev",)
+    assert _faults_of("prefix: src_\n  version: __rev", form="debezium-flat") == ["unknown_value"]
+    assert _faults_of("prefix: src_") == ["format_field"]
+    flat = _head("debezium", "debezium-flat\n  prefix: __")
+    assert _hash(flat) == _hash(flat.replace("  prefix: __\n", "")) != _hash(flat.replace("prefix: __", "prefix: m_"))
+    for wrong in ("''", "' m'", f"'{'m' * 64}'", "[m]", "5"):
+        assert len(_faults_of(f"prefix: {wrong}", form="debezium-flat")) == 1
+
+
 def test_key_format_and_version_are_read() -> None:
     assert _events_of("key_format: long").key_format is KeyFormat.LONG
     assert _events_of("key_format: string", key="{id: uuid}", form="debezium-flat").key_format is KeyFormat.STRING
