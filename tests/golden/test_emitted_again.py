@@ -72,7 +72,7 @@ def flattened(source: Mapping[str, object], *, is_null: bool = False, **row: obj
 
 def of_flat(source: Mapping[str, object], later: Mapping[str, object], *, is_null: bool = False) -> Lives:
     deletion = flattened(source, is_null=is_null, __op="d", **({} if is_null else {"__deleted": "true"}))
-    return Lives(flat(**BIGINT), deletion, flattened(later, __op="c", __deleted="false"))
+    return Lives(flat(id=KeyType.INT64), deletion, flattened(later, __op="c", __deleted="false"))
 
 
 def of_avro() -> Lives:
@@ -118,11 +118,11 @@ CASES: Mapping[str, Lives] = {
         document_decoder("mks_fulldoc_tombstone", OBJECTID),
         topic("mks_fulldoc_tombstone", "mks_fulldoc_tombstone.shop.customers"), acts=True,
     ),
-    "flat postgresql": captured(flat(**BIGINT), topic(PG_FLAT, f"{PG_FLAT}.public.customers")),
+    "flat postgresql": captured(flat(id=KeyType.INT64), topic(PG_FLAT, f"{PG_FLAT}.public.customers")),
     "flat postgresql, null records": captured(
-        flat(**BIGINT), topic("pg_flat_tombstone", "pg_flat_tombstone.public.customers"), acts=True
+        flat(id=KeyType.INT64), topic("pg_flat_tombstone", "pg_flat_tombstone.public.customers"), acts=True
     ),
-    "flat mariadb": captured(flat(**BIGINT), topic("my_flat_rewrite", "my_flat_rewrite.shop.customers")),
+    "flat mariadb": captured(flat(id=KeyType.INT64), topic("my_flat_rewrite", "my_flat_rewrite.shop.customers")),
     "flat mongodb": captured(
         # None lives again there: its first life, a second time.
         document_decoder("mdb_flat_rewrite", OBJECTID),
@@ -157,7 +157,7 @@ CASES: Mapping[str, Lives] = {
         message_decoder("format: json", "key: {id: int64}", "version: rev", "deleted_when: after.gone"),
         message({"rev": 1, "gone": True}), message({"rev": 2, "gone": False}),
     ),
-    "json, null records": captured(flat("json", **BIGINT), KT, acts=True),
+    "json, null records": captured(flat("json", id=KeyType.INT64), KT, acts=True),
     "json, events": Lives(
         message_decoder("format: json", "key: {id: int64}", TYPES, "version: rev"),
         message({"type": "Deleted", "rev": 1}), message({"type": "Created", "rev": 2}),

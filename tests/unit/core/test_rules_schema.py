@@ -101,6 +101,8 @@ def test_every_property_has_a_description() -> None:
         _changed("{id: int64}", "{id: bigint}"),
         _changed("{id: int64}", "{}"),
         _changed("{id: int64}", "{id: int64}\n  tombstones: keep"),
+        _changed("format: debezium", "format: debezium-flat\n  prefix: ''"),
+        _changed("format: debezium", "format: debezium-flat\n  prefix: [m_]"),
         _changed("store: orders_db", "store: Orders"),
         _changed("store: orders_db", "stor: orders_db"),
         _changed("table: public.orders", "table: a.b.c"),
