@@ -22,6 +22,7 @@ from integrity.core.decode.record import Record
 from integrity.errors import OperationError, UnreachableError
 from integrity.kafka.fetched import as_records
 from integrity.kafka.producer import WantedTopic, ensure_topics
+from integrity.kafka.unpacking import bound_unpacking
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Consumer:
         self._topics = tuple(topics)
         self._made = tuple(made)
         self._listener: _Listener | None = None
+        bound_unpacking()
         self._consumer = AIOKafkaConsumer(
             **client, **CONSUMER_SETTINGS, group_id=group, partition_assignment_strategy=(assignor,)
         )

@@ -15,9 +15,10 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.consumer.fetcher import PartitionRecords
 
 from integrity.core.decode.record import Record
+from integrity.kafka.unpacking import Bounded
 
 
-class Ahead(PartitionRecords):  # type: ignore[misc]
+class Ahead(Bounded):
     """The records of one partition that were fetched together."""
 
     def __iter__(self) -> Iterator[Record]:
@@ -39,5 +40,5 @@ def as_records(consumer: AIOKafkaConsumer) -> None:
     for result in fetched.values():
         records = getattr(result, "_partition_records", None)
         # The iterator asks for this method record by record: it may be in the middle.
-        if type(records) is PartitionRecords:
+        if type(records) is Bounded or type(records) is PartitionRecords:
             records.__class__ = Ahead

@@ -12,6 +12,7 @@ from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.errors import KafkaError
 
 from integrity.kafka.consumer import CONSUMER_SETTINGS
+from integrity.kafka.unpacking import bound_unpacking
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ async def _follow(
     told: Callable[[], None],
 ) -> None:
     """One connection, until it fails; from the beginning again, which changes nothing that is known."""
+    bound_unpacking()
     consumer = AIOKafkaConsumer(**client, **CONSUMER_SETTINGS)
     try:
         await asyncio.wait_for(consumer.start(), _START_TIMEOUT_S)

@@ -25,6 +25,7 @@ from integrity.errors import UnreachableError
 from integrity.kafka.consumer import CONSUMER_SETTINGS
 from integrity.kafka.dead_letters import Status, status_topic
 from integrity.kafka.headers import TIMESTAMP, TRUNCATED, Header, last_text, without_ours
+from integrity.kafka.unpacking import bound_unpacking
 from integrity.ports import Deadline
 
 STALLED_S: Final = 30.0
@@ -375,6 +376,7 @@ class LetterReader:
 @asynccontextmanager
 async def open_letters(client: Mapping[str, Any], topic: str, deadline: Deadline) -> AsyncIterator[LetterReader]:
     """A reader of a topic of dead letters. Raises UnreachableError when no broker answers in time."""
+    bound_unpacking()
     consumer = AIOKafkaConsumer(**client, **CONSUMER_SETTINGS)
     try:
         try:

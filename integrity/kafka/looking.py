@@ -18,6 +18,7 @@ from integrity.core.doctor import TopicLook
 from integrity.errors import UnreachableError
 from integrity.kafka.acls import Acl, Operation, Pattern, Resource
 from integrity.kafka.consumer import CONSUMER_SETTINGS, STOP_TIMEOUT_S
+from integrity.kafka.unpacking import bound_unpacking
 from integrity.ports import Deadline
 
 RECORDS_MAX: Final = 200
@@ -30,6 +31,7 @@ _SECURITY_DISABLED, _NOT_ALLOWED = 54, 31
 
 async def look_at(client: Mapping[str, Any], topics: Collection[str], deadline: Deadline) -> Mapping[str, TopicLook]:
     """Those of the topics that exist. Raises UnreachableError."""
+    bound_unpacking()
     admin = AIOKafkaAdminClient(**client, request_timeout_ms=10_000)
     consumer = AIOKafkaConsumer(**client, **CONSUMER_SETTINGS)
     found: dict[str, TopicLook] = {}

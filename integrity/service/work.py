@@ -11,7 +11,7 @@ from typing import NamedTuple
 from integrity.core.batch import ANY_DEPENDENT, Discard, NoteWrite, Page, Redrive, Span, TopicPartition
 from integrity.core.change import Op, ParentChange, Truncation
 from integrity.core.decode.halves import ALONE, pair
-from integrity.core.decode.record import Decoder, Half, Ignored, Record, Undecodable
+from integrity.core.decode.record import Decoder, Half, Ignored, Record, Undecodable, Unread
 from integrity.core.truncate import Note
 from integrity.errors import Reason
 from integrity.kafka.redrives import Ask, read_returned
@@ -172,7 +172,7 @@ class Reader:
                 counts["undecodable"] += 1
                 if decoded.repeated:
                     deleted = key
-                piece.refused.append(Refused(record, decoded, entity))
+                piece.refused.append(Refused(record, value.refusal if type(value) is Unread else decoded, entity))
             size += len(key or b"") + len(value or b"")
         piece.size += size
         self._deleted[partition] = deleted

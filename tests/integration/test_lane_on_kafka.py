@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as KafkaPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
@@ -14,9 +15,10 @@ from integrity.core.batch import TopicPartition
 from integrity.core.decode.record import Record
 from integrity.core.outcome import Outcome, Retry
 from integrity.demo.servers import KafkaServer
-from integrity.errors import UnreachableError
+from integrity.errors import Reason, UnreachableError
 from integrity.kafka.consumer import CONSUMER_SETTINGS, Consumer, existing_topics
 from integrity.kafka.fetched import Ahead
+from integrity.kafka.unpacking import UNPACKED_BYTES_MAX
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
 from tests.conftest import CreateTopic
@@ -288,6 +290,46 @@ async def test_what_was_fetched_ahead_is_the_same_as_what_was_waited_for(
     assert [record.offset for record in read] == list(range(6))
     assert read[0][4:] == (b"k", b"v", (("a", b"1"), ("a", b"")))
     assert read[1][4:] == (b"k", None, ()) and read[2][4:] == (None, b"", (("b", b"2"),))
+
+
+async def test_offsets_that_another_tool_has_committed_decide_nothing(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    """Some leave metadata of their own beside an offset; and one beyond the end is of a topic that is no more."""
+    topic, group = await create_topic(partitions=2), unique_name("group")
+    await produce(kafka, topic, range(10), 2)
+    foreign = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, group_id=group, enable_auto_commit=False)
+    await foreign.start()
+    one, two = KafkaPartition(topic, 0), KafkaPartition(topic, 1)
+    foreign.assign([one, two])
+    await foreign.commit({one: (10_000, "bitset:1,0,1"), two: (0, "\x00{not: [json")})
+    await foreign.stop()
+    member = Member(kafka, topic, group, BentStore(memory_store(10)))
+    await asyncio.wait_for(member.lane.run(member.stop, to_end=True), 60)
+    assert member.rows == 10
+
+
+async def test_a_small_batch_that_unpacks_to_too_much_is_one_dead_letter_and_fills_no_memory(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic = await create_topic()
+    producer = AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap_servers, compression_type="zstd", max_batch_size=UNPACKED_BYTES_MAX * 2
+    )
+    await producer.start()
+    await producer.send_and_wait(topic, b"d10", key=b"0")
+    bomb = producer.create_batch()
+    for key in (1, 2):
+        assert bomb.append(timestamp=None, key=b"%d" % key, value=b"d" * (UNPACKED_BYTES_MAX // 2)) is not None
+    await (await producer.send_batch(bomb, topic, partition=0))
+    await producer.send_and_wait(topic, b"d11", key=b"3")
+    await producer.stop()
+    member = Member(kafka, topic, unique_name("group"), BentStore(memory_store(5)))
+    await asyncio.wait_for(member.lane.run(member.stop, to_end=True), 60)
+    [letter] = member.letters.published
+    assert (letter.reason, letter.record.offset, len(letter.record.value or b"") < 100) == (Reason.TOO_LARGE, 2, True)
+    assert "offsets 1 to 2" in letter.message
+    assert member.rows == 2
 
 
 async def test_a_broker_that_is_not_there_is_said_in_a_sentence() -> None:

@@ -57,6 +57,22 @@ class Undecodable(NamedTuple):
     repeated: bool = False
 
 
+class Unread(bytes):
+    """The value of a record that stands for a whole batch of them, which was not unpacked. No format takes it for an
+    event: it is no JSON."""
+
+    @classmethod
+    def of(cls, first: int, last: int, bytes_max: int) -> Unread:
+        """For the batch from one offset to another."""
+        return cls(b"not read: the batch of offsets %d to %d unpacks to more than %d bytes" % (first, last, bytes_max))
+
+    @property
+    def refusal(self) -> Undecodable:
+        """Why it is a dead letter."""
+        message = f"It stands for what was {self.decode()}. What happened to parents in it is unknown: integrity scan."
+        return Undecodable(Reason.TOO_LARGE, message, "value")
+
+
 class Refused(Exception):
     """A record becomes a dead letter: raised inside a decoder, which catches it."""
 

@@ -69,7 +69,8 @@ def broken(offset: int, *, partition: int = 0) -> Record:
 
 def decode(record: Record) -> ParentChange | Ignored | Undecodable:
     """A decoder of the smallest format there is: key digits, value `d<lsn>`, `c<lsn>` or anything else."""
-    assert record.key is not None
+    if record.key is None:
+        return Undecodable(Reason.NULL_KEY, "no key", "key")
     if record.value is None:
         return Ignored("tombstone", "not of interest here")
     kind, lsn = record.value[:1], record.value[1:]
