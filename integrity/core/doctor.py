@@ -178,10 +178,17 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
         yield _at(parent.place, "clock_ahead", message, "set the clocks of brokers and producers by NTP", "warning")
     if parent.events.format == "mongodb":
         yield from _of_documents(parent, look.name, told)
+        hint = (
+            "MongoDB's connector writes none after change events: let the topic forget by time (cleanup.policy=delete)"
+        )
+        yield from _kept_for_ever(parent, look, changes, hint)
         return
     if parent.events.format in ("debezium-flat", "json"):
         if parent.events.types is None:
             yield from _of_rows(parent, look.name, changes)
+        if parent.events.format == "debezium-flat":
+            hint = "set delete.tombstone.handling.mode=rewrite-with-tombstone"
+            yield from _kept_for_ever(parent, look, changes, hint)
         return
     if parent.events.types is not None:
         return
@@ -200,15 +207,20 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
 def _of_null_records(parent: Parent, look: TopicLook, changes: Sequence[ParentChange]) -> Iterator[Finding]:
     """Whether null records follow deletions where they are needed, and deletions are told at all."""
     ops = {change.op for change in changes}
-    is_compacted = "compact" in look.config.get("cleanup.policy", "delete").split(",")
-    if is_compacted and Op.DELETED in ops and all(record.value is not None for record in look.last):
-        message = f"topic {look.name!r} is compacted, and no null record follows its deletions: every deleted key stays"
-        hint = "let the source write them (Debezium: tombstones.on.delete=true)"
-        yield _at(parent.place, "no_tombstones", message, hint, "warning")
+    yield from _kept_for_ever(parent, look, changes, "let the source write them (Debezium: tombstones.on.delete=true)")
     if Op.ARRIVED in ops and not ops & {Op.DELETED, Op.MOVED, Op.GONE}:
         message = f"key changes arrive in topic {look.name!r}, and no deletion is among its last records"
         hint = "see that skipped.operations at the connector leaves out no d; integrity scan finds what was missed"
         yield _at(parent.place, "deletions_dropped", message, hint, "warning")
+
+
+def _kept_for_ever(parent: Parent, look: TopicLook, changes: Sequence[ParentChange], hint: str) -> Iterator[Finding]:
+    """Whether compaction never ends a key, since no null record of Kafka's does."""
+    is_compacted = "compact" in look.config.get("cleanup.policy", "delete").split(",")
+    has_ended = any(change.op in (Op.DELETED, Op.GONE) for change in changes)
+    if is_compacted and has_ended and all(record.value is not None for record in look.last):
+        message = f"topic {look.name!r} is compacted, and no null record follows its deletions: every deleted key stays"
+        yield _at(parent.place, "no_tombstones", message, hint, "warning")
 
 
 def _of_messages(parent: Parent, look: TopicLook) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
 
+from integrity.core.change import Op, ParentChange
 from integrity.core.decode import decoder_for
 from integrity.core.decode.cloudevents import change_event
 from integrity.core.decode.connectors import connector_in
@@ -20,7 +21,7 @@ from integrity.core.decode.debezium_documents import MONGODB
 from integrity.core.decode.document_key import DEBEZIUM_ID, ID
 from integrity.core.decode.json import JsonFault, parse
 from integrity.core.decode.qlik import message_of
-from integrity.core.decode.record import Limits, Record
+from integrity.core.decode.record import Decoded, Decoder, Half, Limits, Record
 from integrity.core.decode.schema import WHOLE, hints_of
 from integrity.core.doctor import TopicLook, event_of, of_topics
 from integrity.core.keys import FieldHint, KeySpec, KeyType
@@ -102,7 +103,8 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     parent = Parent(ENTITY, events, (), Place("", 0, 0))
     found = of_topics(parent, {look.name: look}, decoder_for(parent), now_ms)
     remarks += [Remark(each.code, each.message, each.hint) for each in found]
-    remarks += _of_changes(look.last, form) if form in _CHANGES and types is None else ()
+    if types is None:
+        remarks += _of_changes(look.last, form) if form in _CHANGES else _of_ends(look.last, decoder_for(parent), form)
     return Proposal(look.name, _block(events), remarks, len(look.last))
 
 
@@ -424,6 +426,27 @@ def _unwrapped(text: bytes | None) -> object:
     found = None if text is None else _parsed(text)
     is_wrapped = isinstance(found, dict) and found.keys() == {"schema", "payload"} and isinstance(found["schema"], dict)
     return found["payload"] if isinstance(found, dict) and is_wrapped else found
+
+
+_ENDS: Mapping[str, str] = {
+    "debezium-flat": "delete.tombstone.handling.mode=drop at the transform would leave them out",
+    "mongodb": "publish.full.document.only=true at the connector leaves them out, without its tombstone.on.delete",
+    "json": "a deletion is a null record, or what deleted_when says",
+}
+"""Where a deletion may not be told at all, and why not."""
+
+
+def _of_ends(records: Sequence[Record], decoder: Decoder, form: str) -> list[Remark]:
+    """Whether rows and documents are seen to end."""
+    if form not in _ENDS or any(_is_end(decoder(record)) for record in records):
+        return []
+    message = "no deletion is among the records: whether they are sent could not be seen"
+    return [Remark("no_deletions", message, _ENDS[form])]
+
+
+def _is_end(said: Decoded) -> bool:
+    change = said.change if isinstance(said, Half) else said
+    return isinstance(change, ParentChange) and change.op in (Op.DELETED, Op.MOVED, Op.GONE)
 
 
 # --- change events ----------------------------------------------------------------------------------------------------

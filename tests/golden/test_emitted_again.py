@@ -179,5 +179,11 @@ def test_old_deletion_that_is_emitted_again_is_stale_where_the_source_tells_its_
     assert settled.outcomes == [Outcome.APPLIED, None, Outcome.APPLIED if acts else Outcome.STALE]
 
 
+def test_deletion_that_is_emitted_a_thousand_times_acts_once() -> None:
+    decode, deletion, _, _ = CASES["postgresql"]
+    changes = _said(decode(deletion._replace(offset=offset)) for offset in range(1000))
+    assert settle(changes, {}, keep_alive=True).outcomes == [Outcome.APPLIED] + [Outcome.DUPLICATE] * 999
+
+
 def _said(decoded: Iterable[Decoded]) -> list[ParentChange]:
     return [change for change in decoded if isinstance(change, ParentChange)]

@@ -112,6 +112,8 @@ def test_key_has_the_fields_and_types_of_the_record_keys(file: str, topic: str, 
         ("pg_flat_tombstone_stringconv", "not_json"),
         ("mdb_outbox", "kafka_position_only"),
         ("mks_fulldoc_default", "undecodable_events"),
+        ("mks_fulldoc_default", "no_deletions"),
+        ("pg_flat_drop", "no_deletions"),
         ("mks_fulldoc_dockey_false", "no_keys"),
     ],
 )

@@ -164,6 +164,34 @@ def test_what_flattened_topics_and_tables_do_not_tell_is_told(file: str, form: s
     assert [each.code for each in of] == expected
 
 
+@pytest.mark.parametrize(
+    ("file", "topic", "form", "key", "expected"),
+    [
+        ("pg_env", "pg_env.public.customers", "debezium", "{id: int64}", False),
+        ("mdb_env_deltas", "mdb_env_deltas.shop.customers", "debezium", "{_id: objectid}", True),
+        ("pg_flat_rewrite", "pg_flat_rewrite.public.customers", "debezium-flat", "{id: int64}", True),
+        ("pg_flat_tombstone", "pg_flat_tombstone.public.customers", "debezium-flat", "{id: int64}", True),
+        ("pg_flat_rewrite_with_tombstone", "pg_flat_rewrite_with_tombstone.public.customers", "debezium-flat",
+         "{id: int64}", False),
+        ("mks_default", "mks_default.shop.customers", "mongodb", "{_id: objectid}", True),
+        ("mks_fulldoc_tombstone", "mks_fulldoc_tombstone.shop.customers", "mongodb", "{_id: objectid}", False),
+        ("kt_compacted", "kt.customers", "json", "{id: int64}", False),
+    ],
+)  # fmt: skip
+def test_deleted_keys_that_a_compacted_topic_keeps_for_ever_are_told(
+    file: str, topic: str, form: str, key: str, expected: bool
+) -> None:
+    """The default of flattening is the four bytes `null`, which Kafka takes for a value."""
+    text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("{id: int64}", key) % ""
+    text = text.replace("format: debezium", f"format: {form}").replace("{customer_id: id}", key_of(key))
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    seen = [each for each in load(file) if each.topic == topic]
+    for policy in ("compact", "delete"):
+        looks = {topic: TopicLook(topic, 1, {"cleanup.policy": policy}, seen)}
+        of = [each.code for each in of_topics(parent, looks, decoder_for(parent), NOW_MS)]
+        assert ("no_tombstones" in of) is (expected and policy == "compact"), of
+
+
 def test_topics_of_one_parent_with_different_partitions_are_told() -> None:
     assert found(look(record("c"), partitions=4), EU) == [("partitions_differ", "warning")]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from integrity.core.batch import Batch
+from integrity.core.change import Op, Origin, ParentChange
 from integrity.core.outcome import Effect, Outcome
 from integrity.core.rules.parse import parse_rules
 from integrity.service.report import Report
@@ -37,6 +38,20 @@ def test_violations_are_counted_and_warned_of_once_a_dependent_without_keys(capl
     assert (line.levelname, line.args) == ("WARNING", ())
     fields = {name: getattr(line, name) for name in ("store", "dependent", "events", "rows")}
     assert fields == {"store": "orders_db", "dependent": "customer.orders", "events": 2, "rows": 5}
+
+
+def test_time_of_an_event_that_lies_ahead_is_no_time_below_zero_in_the_metric() -> None:
+    rules = parse_rules({"customer.yaml": Path("rules/customer.yaml").read_text()})
+    metrics = Metrics(version="1.2.3", rules=rules.hash)
+    report = Report(metrics, Tracing(), None, rules, Settings())
+    changes = tuple(
+        ParentChange("customer", Op.DELETED, (1,), None, None, Origin("t", 0, 0, at_ms), at_ms)
+        for at_ms in (253_402_300_799_999, 9_000_000_000_000)
+    )
+    report.applied("orders_db", Batch(changes, {}, at_ms=0), [], 0.1)
+    lines = metrics.render()[0].decode().splitlines()
+    assert 'integrity_enforcement_seconds_count{store="orders_db"} 2.0' in lines
+    assert 'integrity_enforcement_seconds_sum{store="orders_db"} 0.0' in lines
 
 
 @pytest.mark.parametrize("deletes", [True, False])
