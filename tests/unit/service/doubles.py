@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Protocol
+
+import pytest
 
 from integrity.core.batch import Batch, TopicPartition
 from integrity.core.change import Op, Origin, ParentChange, Version
@@ -20,6 +23,7 @@ from integrity.core.sweep import Repaired
 from integrity.errors import Finding, Reason, UnreachableError
 from integrity.kafka.dead_letters import DeadLetter, StatusChange
 from integrity.ports import AssignmentListener, Bounds, Deadline, Fetch
+from integrity.service import lane
 from integrity.service.enforce import Enforcer
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
@@ -297,6 +301,12 @@ async def running(rig: LaneRig, *assigned: TopicPartition, to_end: bool = False)
     finally:
         rig.stop.set()
         await asyncio.wait_for(task, 20)
+
+
+async def revoke_without_grace(rig: LaneRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take all partitions away. The grace of open batches never ends: the lane has to give them up itself."""
+    monkeypatch.setattr(lane, "REVOKE_GRACE_S", math.inf)
+    await asyncio.wait_for(rig.source.assign(), 20)
 
 
 async def until(condition: Callable[[], bool]) -> None:
