@@ -75,6 +75,12 @@ def message_of(record: Record, limits: Limits) -> Message | None:
     return Message(operation, message.get("beforeData") is not None) if "data" in message and operation else None
 
 
+def rows_of(document: object) -> tuple[Row | None, Row | None]:
+    """The rows `data` and `beforeData` of a data message. Raises Refused."""
+    message = _message(document)
+    return _row(message, "data"), _row(message, "beforeData")
+
+
 class _Qlik(ParentReader):
     __slots__ = ("_from_row", "_hints", "_keys")
 
@@ -103,7 +109,7 @@ class _Qlik(ParentReader):
         operation = headers.get("operation")
         if type(operation) is not str or operation not in _OPERATIONS:
             raise Refused(Reason.UNKNOWN_OP, "The operation is none of INSERT UPDATE DELETE REFRESH.", "value")
-        data, before = _row(message, "data"), _row(message, "beforeData")
+        data, before = rows_of(document)
         occurred_ms = _milliseconds(headers.get("timestamp"))
         version = self._version(headers.get("changeSequence"))
         if version is None and operation != "REFRESH":

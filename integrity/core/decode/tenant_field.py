@@ -17,6 +17,7 @@ from integrity.core.decode.documents import document_of
 from integrity.core.decode.domain import object_in, payload_of, unwrapped
 from integrity.core.decode.flat import DELETED, OP
 from integrity.core.decode.json import parse, parse_envelope, wrapping_of
+from integrity.core.decode.qlik import rows_of
 from integrity.core.decode.record import Limits, Record, Refused
 from integrity.core.decode.row import is_unsent
 from integrity.core.decode.schema import HINTS_MAX, real_fields
@@ -58,6 +59,8 @@ class TenantField:
         match form:
             case "debezium" | "cloudevents":
                 return self._in_envelope(document, schema)
+            case "qlik":
+                return self._in_message(document)
             case "debezium-flat" if op not in (Op.ALIVE, Op.ARRIVED) and not self._is_as_written(document):
                 if self._name not in real_fields(schema):
                     raise unknown_tenant(
@@ -98,6 +101,17 @@ class TenantField:
                 "value",
             )
         return self._in(before, "row before")
+
+    def _in_message(self, document: object) -> object:
+        """Of Qlik Replicate: a row there is the source's, and null where the source does not tell. One message is both
+        ends of a key change."""
+        data, before = rows_of(document)
+        if data is None or before is None:
+            return self._in(data or before or {}, "row")
+        tenant = self._in(data, "row")
+        if before.get(self._name, tenant) != tenant:
+            raise unknown_tenant("The row before is of another tenant than the row after.", "value")
+        return tenant
 
     def _in_document(self, fields: Mapping[str, object] | None) -> object:
         """Of MongoDB's own connector: a change event, whose documents are the server's, or a document alone."""

@@ -10,7 +10,7 @@ from integrity.core.rules import names, patterns
 from integrity.core.rules.findings import FindingCode, Located, Report, listed, nearest, shown
 from integrity.core.rules.key_fields import KeyDraft
 from integrity.core.rules.model import TENANT, TenantFrom, TenantIn, Truncates
-from integrity.core.rules.vocabulary import TENANT_FIELDS, TENANT_FORMATS
+from integrity.core.rules.vocabulary import TENANT_FIELDS
 from integrity.core.rules.walk import Fields, Text, fields_of, mapping_of, text_of
 
 _TEXTS: Final = (KeyType.STRING, KeyType.UUID)
@@ -72,7 +72,7 @@ def check_tenant(
         assert pattern is not None
         _check_put_in(report, key, pattern, "the group tenant of the pattern", _TEXTS)
     elif tenant is not None:
-        _check_told(report, tenant, key, fields["tenant"][1], kind)
+        _check_told(report, tenant, key, fields["tenant"][1])
     at: Located | None = pattern if by_topic else fields["tenant"][0] if "tenant" in fields else None
     if at is None:
         return
@@ -85,7 +85,7 @@ def check_tenant(
         report.add(FindingCode.BAD_TENANT, message, fields["truncate"][0], "Leave truncate out.")
 
 
-def _check_told(report: Report, tenant: TenantFrom, key: KeyDraft | None, at: Located, kind: str | None) -> None:
+def _check_told(report: Report, tenant: TenantFrom, key: KeyDraft | None, at: Located) -> None:
     name = tenant.name
     match tenant.place:
         case TenantIn.KEY:
@@ -104,11 +104,6 @@ def _check_told(report: Report, tenant: TenantFrom, key: KeyDraft | None, at: Lo
             if key is not None and name in key and name != TENANT:
                 message = f"{shown(name)} is a field of the key, which null records have too"
                 report.add(FindingCode.BAD_TENANT, message, at, f"Write tenant: {{key: {name}}}.")
-            known = TENANT_FORMATS["field"]
-            if kind is not None and kind not in known:
-                message = f"no tenant is read from a field of the format {kind}"
-                hint = f"Write tenant: {{header: ...}} or {{key: ...}}; fields are read of {listed(known, 'and')}."
-                report.add(FindingCode.FORMAT_FIELD, message, at, hint)
 
 
 def _check_put_in(report: Report, key: KeyDraft | None, at: Located, what: str, types: Collection[KeyType]) -> None:

@@ -67,10 +67,6 @@ TENANT_FIELDS: Mapping[str, str] = {
     "field": "The field of the row, or of the payload, that holds it. Null records have none.",
     "key": "The field of the parent's key that is the tenant.",
 }
-TENANT_FORMATS: Mapping[str, tuple[str, ...]] = {
-    "field": ("debezium", "mongodb", "debezium-flat", "outbox", "cloudevents", "json")
-}
-"""The formats whose rows or payloads a tenant is read from."""
 KEY_FROM: Mapping[str, str] = {
     "record": "The record key.",
     "payload": "Of domain events and qlik: the fields of the payload, or row, that have the names of the key fields.",

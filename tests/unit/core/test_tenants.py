@@ -87,7 +87,7 @@ def test_rule_says_what_tells_the_tenant(tenant: str, key: str, told: TenantFrom
         ("tenant: {header: X}", "{tenant: int64, id: int64}", "debezium", "bad_tenant", 11),
         ("tenant: {header: X}", "{tenant: string}", "debezium", "bad_tenant", 11),
         ("tenant: {field: id}", ID, "debezium", "bad_tenant", 11),
-        ("tenant: {field: client_id}", ID, "qlik", "format_field", 11),
+        ("tenant: {field: client_id}", ID, "integrity", "format_field", 3),
         ("tenant: {header: X}", ID, "integrity", "format_field", 3),
         ("truncate: delete_all\n  tenant: {header: X}", ID, "debezium", "bad_tenant", 3),
     ],
@@ -366,6 +366,36 @@ def test_field_of_what_a_cloudevent_wraps_tells_the_tenant(form: str, value: obj
     decode = decoder_for(rules("tenant: {field: client}", ID, form).parents[0])
     headers = (("content-type", b"application/cloudevents+json"),)
     assert told(decode(record(value, headers))) == expected
+
+
+def qlik(operation: str, data: object, before: object = None) -> dict[str, object]:
+    headers = {"operation": operation, "changeSequence": "20230911032325000000000000000000005"}
+    return {"magic": "atMSG", "type": "DT", "message": {"data": data, "beforeData": before, "headers": headers}}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (qlik("DELETE", ROW), (Op.DELETED, (5,), None, "acme")),
+        (qlik("DELETE", None, ROW), (Op.DELETED, (5,), None, "acme")),
+        (qlik("INSERT", ROW), (Op.ALIVE, (5,), None, "acme")),
+        (qlik("UPDATE", {**ROW, "id": 6}, ROW), (Op.MOVED, (5,), (6,), "acme")),
+        (qlik("UPDATE", {**ROW, "id": 6}, {"id": 5}), (Op.MOVED, (5,), (6,), "acme")),
+        # One message is both ends of a key change.
+        (qlik("UPDATE", {**ROW, "id": 6}, {**ROW, "client_id": "globex"}), UNKNOWN),
+        (qlik("UPDATE", {**ROW, "id": 6}, {**ROW, "client_id": None}), UNKNOWN),
+        (qlik("UPDATE", {"id": 6}, ROW), UNKNOWN),
+        # A column that the source does not log is null.
+        (qlik("DELETE", {**ROW, "client_id": None}), UNKNOWN),
+        (qlik("DELETE", None), UNKNOWN),
+        (qlik("INSERT", {"id": 5}), "tenant"),
+        (None, UNKNOWN),
+    ],
+)
+def test_field_of_a_message_of_qlik_tells_the_tenant(value: object, expected: object) -> None:
+    decode = decoder_for(rules("tenant: {field: client_id}", ID, "qlik").parents[0])
+    for written in (value, value["message"]) if isinstance(value, dict) else (value,):
+        assert told(decode(record(written))) == expected
 
 
 # --- where rules and stores meet -----------------------------------------------------------------------------------
