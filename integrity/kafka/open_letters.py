@@ -22,7 +22,7 @@ from integrity.kafka.follow import follow
 class Waiting(NamedTuple):
     """`open` counts by (reason, dependent), `held` by dependent. `oldest_ms` is when the oldest of the open ones failed
     (the last time), in milliseconds since the epoch; None when none is open. `parked` counts, by store, the open ones
-    that wait for the database of a tenant."""
+    that wait for the database of a tenant, and those of them that were sent back and have not been answered."""
 
     open: Mapping[tuple[str, str], int]
     held: Mapping[str, int]
@@ -69,7 +69,7 @@ class OpenLetters:
             at_ms = int(datetime.fromisoformat(said.at.replace("Z", "+00:00")).timestamp() * 1000)
         except (msgspec.DecodeError, ValueError):
             return
-        if said.status in (Status.OPEN, Status.HELD):
+        if said.status in (Status.OPEN, Status.HELD) or (said.status == Status.RETRIED and said.parked):
             where = said.store if said.parked else ""
             self._counts[said.status, said.reason, said.dependent, where] += 1
             self._db.execute(
@@ -83,11 +83,11 @@ class OpenLetters:
         held: Counter[str] = Counter()
         parked: Counter[str] = Counter()
         for (status, reason, dependent, where), count in self._counts.items():
+            if where:
+                parked[where] += count
             if status == Status.OPEN:
                 open_[reason, dependent] += count
-                if where:
-                    parked[where] += count
-            else:
+            elif status == Status.HELD:
                 held[dependent] += count
         (oldest_ms,) = self._db.execute("SELECT min(at_ms) FROM waiting WHERE status = 'open'").fetchone()
         return Waiting(open_, held, oldest_ms, parked)

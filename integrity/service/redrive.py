@@ -275,6 +275,7 @@ class Redriver:
                     letter.reason,
                     self._person.name,
                     self._person.note,
+                    letter.parked,
                 )
                 for letter in letters
             ],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from integrity.core.decode import decoder_for
 from integrity.core.decode.record import Decoder
 from integrity.core.rules.graph import derived_topic
-from integrity.core.rules.model import Copy, KeyFormat, Parent, RuleSet
+from integrity.core.rules.model import Copy, KeyFormat, KeyFrom, Parent, RuleSet
 from integrity.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,6 +45,17 @@ def decoders_of(parents: Iterable[Parent], schemas: SchemaCache | None = None) -
         for parent in parents
         for topic in ((derived_topic(parent.entity),) if parent.events is None else parent.events.topics)
     }
+
+
+def redrive_decoders(parents: Sequence[Parent], schemas: SchemaCache | None) -> dict[str, tuple[str, Decoder]]:
+    """As `decoders_of`. Those of tenants read as for a copy, of no field: so an update tells whose it is, and counts
+    for no other tenant that has a parent of its key."""
+    found = decoders_of(parents, schemas)
+    for parent in parents:
+        events = parent.events
+        if events is not None and events.gives_tenant and events.key_from is not KeyFrom.BEFORE:
+            found |= {topic: (parent.entity, decoder_of(parent, schemas, ())) for topic in events.topics}
+    return found
 
 
 def lane_decoders(rules: RuleSet, store: str, schemas: SchemaCache | None = None) -> dict[str, tuple[str, Decoder]]:

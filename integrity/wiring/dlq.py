@@ -13,7 +13,7 @@ from integrity.kafka.redrives import redrive_topic, wanted
 from integrity.ports import Deadline
 from integrity.service.redrive import Person, Redriver
 from integrity.settings import Settings
-from integrity.wiring.decoding import decoders_of, open_schemas
+from integrity.wiring.decoding import open_schemas, redrive_decoders
 from integrity.wiring.shared import CLOSE_TIMEOUT_S, CONNECT_TIMEOUT_S, person_audit
 from integrity.wiring.topics import with_known_topics
 
@@ -57,7 +57,7 @@ async def redriver(
             topic=topic,
             bytes_max=facts.bytes_max,
             rules=rules,
-            decoders=decoders_of(rules.parents, schemas),
+            decoders=redrive_decoders(rules.parents, schemas),
             person=person,
             learn=None if schemas is None else schemas.learn_of,
             of_tenants={name for name, store in settings.stores.items() if store.has_tenants},

@@ -29,13 +29,21 @@ def test_open_and_held_letters_are_counted_until_something_is_done_about_them() 
     assert letters.waiting() == Waiting({("bad_json", "*"): 0}, {"customer.orders": 0}, None)
 
 
-def test_parked_letters_are_counted_by_store_while_they_are_open() -> None:
+def test_parked_letters_are_counted_by_store_until_what_was_sent_back_is_answered() -> None:
+    """Whoever sent it back may have been killed before it was sent."""
     letters = OpenLetters({}, "dlq", lambda _: None)
-    parked = said("open", reason="store_rejected").replace(b"}", b',"store":"shop_db","parked":"acme"}')
+
+    def of_acme(status: str) -> bytes:
+        return said(status, reason="store_rejected").replace(b"}", b',"store":"shop_db","parked":"acme"}')
+
+    parked = of_acme("open")
     letters.take(b"1", parked)
     letters.take(b"2", parked)
     letters.take(b"3", said("open").replace(b"}", b',"store":"shop_db"}'))
     assert letters.waiting().parked == {"shop_db": 2}
-    letters.take(b"1", said("retried"))
+    letters.take(b"1", of_acme("retried"))
+    assert letters.waiting().parked == {"shop_db": 2}
+    assert letters.waiting().open == {("store_rejected", "*"): 1, ("bad_json", "*"): 1}
+    letters.take(b"1", said("resolved"))
     assert letters.waiting().parked == {"shop_db": 1}
     assert letters.waiting().open == {("store_rejected", "*"): 1, ("bad_json", "*"): 1}

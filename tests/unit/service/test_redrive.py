@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +18,10 @@ from integrity.errors import Reason
 from integrity.kafka.dead_letters import Status, dead_letter_id
 from integrity.kafka.letters import Filter, Letter, LetterIndex
 from integrity.kafka.redrives import Ask, Returned, outgoing, read_returned
+from integrity.rules_files import load_rules
 from integrity.service.redrive import Person, Redriver
 from integrity.service.work import Piece, Reader, Returning, halves
+from integrity.wiring.decoding import redrive_decoders
 from tests.unit.service.doubles import TOPIC, BentStore, Letters, Watched, decode, deleted, enforcers_of, memory_store
 
 REDRIVES = "integrity.redrive"
@@ -124,7 +128,7 @@ class _Sends:
         self.order += [("sent", dict(record.headers)["integrity.id"].decode()) for record in records]
 
     async def mark(self, changes: Any, deadline: Any) -> None:
-        self.order += [(change.status.value, change.id) for change in changes]
+        self.order += [(change.status.value, *filter(None, (change.id, change.parked))) for change in changes]
 
     def write_by_hand(self, done: Any) -> None:
         self.order += [("audited " + each.outcome, each.id) for each in done]
@@ -191,6 +195,12 @@ async def test_a_letter_is_marked_before_it_is_sent_so_that_the_lanes_word_is_th
     done = await redriver([letter("a")], order).retry(Filter(), None)
     assert (done.done, done.refused) == (1, 0)
     assert order == [("retried", "a"), ("sent", "a"), ("audited retried", "a")]
+
+
+async def test_the_mark_of_a_parked_letter_says_so_that_it_is_looked_for_if_it_was_never_sent() -> None:
+    order: list[Any] = []
+    await redriver([letter("a", parked="acme")], order).retry(Filter(), None)
+    assert order[0] == ("retried", "a", "acme")
 
 
 async def test_what_cannot_be_sent_back_stays_as_it_is_and_says_why() -> None:
@@ -263,6 +273,20 @@ async def test_a_key_that_is_in_use_again_at_another_tenant_is_another_key(
     one._decoders = {TOPIC: ("customer", of_tenant)}
     await one.retry(Filter(), None)
     assert (("sent", "parked") in order) == sent
+
+
+def test_an_update_tells_whose_it_is_to_who_asks_for_keys_in_use(tmp_path: Path) -> None:
+    """One that told it not would keep the deletions of all tenants that have a parent of its key from coming back."""
+    (tmp_path / "customer.yaml").write_text(
+        "version: 1\nparent: customer\nevents:\n  topic: customers\n  format: debezium\n  key: {id: int64}\n"
+        "  tenant: {header: tenant}\ndependents:\n"
+        "  - {store: s, table: orders, references: {customer_id: id}, on_delete: cascade}\n"
+    )
+    [(_, read)] = redrive_decoders(load_rules(tmp_path).parents, None).values()
+    row, source = {"id": 1}, {"connector": "mysql", "file": "b.1", "pos": 4, "row": 0, "ts_ms": 1}
+    value = json.dumps({"op": "u", "before": row, "after": row, "source": source}).encode()
+    said = read(Record("customers", 0, 6, 0, b'{"id":1}', value, (("tenant", b"acme"),)))
+    assert isinstance(said, ParentChange) and (said.key, said.tenant) == ((1,), "acme")
 
 
 async def test_what_a_tenant_gives_up_is_sent_with_the_record_that_tells_whose_it_is() -> None:
