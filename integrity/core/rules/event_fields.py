@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final
 
+from integrity.core.condition import NAMES as CONDITION_NAMES
 from integrity.core.condition import Condition
 from integrity.core.keys import KeySpec, KeyType
 from integrity.core.rules import names
 from integrity.core.rules.document import Node
-from integrity.core.rules.findings import FindingCode, Report, shown
+from integrity.core.rules.findings import FindingCode, Report, listed, shown
 from integrity.core.rules.model import DEFAULT_PREFIX, KeyFormat, KeyFrom, PairBy, TargetKind, Tombstones
 from integrity.core.rules.vocabulary import FORMATS_OF_FIELD, KEY_FORMATS
 from integrity.core.rules.walk import Fields, choice_of, text_of
@@ -125,4 +126,5 @@ def check_condition(report: Report, node: Node, condition: str, form: str | None
     asked = sorted(Condition(condition).names & set(_NOT_TOLD.get(form or "", ())))
     if asked:
         message = f"the condition names {', '.join(asked)}, which events of format {form} do not tell"
-        report.add(FindingCode.BAD_CONDITION, message, node)
+        told = [name for name in CONDITION_NAMES if name not in _NOT_TOLD[form or ""]]
+        report.add(FindingCode.BAD_CONDITION, message, node, f"Ask for {listed(told)}.")

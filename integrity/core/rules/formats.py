@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from integrity.core.rules.findings import FindingCode, Located, Report, listed
@@ -24,7 +25,7 @@ def check_format(report: Report, fields: Fields, kind: str, types: Types | None,
         known = FORMATS_OF_FIELD.get(name, FORMATS)
         if kind not in known:
             message = f"events of the format {kind} have no {name}"
-            report.add(FindingCode.FORMAT_FIELD, message, key, f"It belongs to the formats {listed(known, 'and')}.")
+            report.add(FindingCode.FORMAT_FIELD, message, key, f"It belongs to {_formats(known)}.")
         elif are_domain_events and name in _OF_ROWS:
             message = f"domain events have no {name}"
             report.add(FindingCode.FORMAT_FIELD, message, key, "Leave it out, or leave types out.")
@@ -36,3 +37,7 @@ def check_format(report: Report, fields: Fields, kind: str, types: Types | None,
     if types is not None and types.key_changed and several is not None and "version" not in fields:
         message = "types has key_changed, and nothing orders the keys of several topics"
         report.add(FindingCode.FORMAT_FIELD, message, several, "Write one topic, or version.")
+
+
+def _formats(names: Collection[str]) -> str:
+    return f"the format{'s' if len(names) > 1 else ''} {listed(names, 'and')}"

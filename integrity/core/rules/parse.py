@@ -237,7 +237,8 @@ def _events(report: Report, node: Node | None) -> tuple[tuple[Text, ...], Text |
     fields = fields_of(report, "events", mapping, EVENTS_FIELDS, EVENTS_LATER)
     topics = _topics(report, fields, mapping)
     format_node = required(report, "events", fields, "format", mapping, "Write format: debezium.")
-    kind = None if format_node is None else choice_of(report, "format", format_node, FORMATS)
+    hint = "Name what the records say. How they are serialised (JSON, or by a schema registry) is found out."
+    kind = None if format_node is None else choice_of(report, "format", format_node, FORMATS, hint=hint)
     key = read_key(report, required(report, "events", fields, "key", mapping, "Write key: {id: int64}, for example."))
     tombstones: str | None = Tombstones.DELETE
     if "tombstones" in fields:
@@ -295,22 +296,27 @@ def _deleted_when(report: Report, node: Node, form: str | None) -> str | None:
     text = text_of(report, "deleted_when", node)
     fault = None if text is None else condition.fault_of(text.value)
     if text is not None and fault is not None:
-        report.add(FindingCode.BAD_CONDITION, f"the condition {fault}", text)
+        hint = 'Write "after.deleted_at != null", for example. The language is CEL.'
+        report.add(FindingCode.BAD_CONDITION, f"the condition {fault}", text, hint)
     elif text is not None:
         check_condition(report, node, text.value, form)
     return None if text is None else text.value
 
 
+_EPOCH_HINT = "Raise it by one, from 0 on, when the source begins to count its versions anew: epoch: 1."
+
+
 def _epoch(report: Report, node: Node) -> int:
     match node:
         case ScalarNode(value=bool()):
-            wrong_type(report, "epoch", "a whole number", node)
+            wrong_type(report, "epoch", "a whole number", node, _EPOCH_HINT)
         case ScalarNode(value=int() as value):
             if 0 <= value <= EPOCH_MAX:
                 return value
-            report.add(FindingCode.NUMBER_RANGE, f"epoch must be from 0 to {EPOCH_MAX}, not {value}", node)
+            message = f"epoch must be from 0 to {EPOCH_MAX}, not {value}"
+            report.add(FindingCode.NUMBER_RANGE, message, node, _EPOCH_HINT)
         case _:
-            wrong_type(report, "epoch", "a whole number", node)
+            wrong_type(report, "epoch", "a whole number", node, _EPOCH_HINT)
     return 0
 
 
@@ -319,14 +325,15 @@ def _topics(report: Report, fields: Fields, at: MappingNode) -> tuple[Text, ...]
     if len(named) != 1:
         place = fields[named[-1]][0] if named else at
         message = f"events has {' and '.join(named)}: write one of them" if named else "events has no topic"
-        hint = "" if named else "Write topic: shop.public.customers, for example."
+        hint = "Leave the others out." if named else "Write topic: shop.public.customers, for example."
         report.add(FindingCode.ONE_OF_FIELDS, message, place, hint)
         return ()
     if named == ["pattern"]:
         return ()
     node = fields[named[0]][1]
     items = (node,) if named == ["topic"] else list_of(report, "topics", node, "[shop.public.customers]") or ()
-    texts = [text_of(report, "topic", item) for item in items]
+    hint = "Write topics: [...] for several." if named == ["topic"] else ""
+    texts = [text_of(report, "topic", item, hint) for item in items]
     return tuple(text for text in texts if text is not None and _is_topic(report, text))
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from integrity.core.keys import KeyType
 from integrity.core.rules import names, patterns
-from integrity.core.rules.findings import FindingCode, Located, Report, listed, nearest, shown
+from integrity.core.rules.findings import FindingCode, Located, Report, bare, listed, nearest, shown
 from integrity.core.rules.key_fields import KeyDraft
 from integrity.core.rules.model import TENANT, TenantFrom, TenantIn, Truncates
 from integrity.core.rules.vocabulary import TENANT_FIELDS
@@ -93,7 +93,8 @@ def _check_told(report: Report, tenant: TenantFrom, key: KeyDraft | None, at: Lo
                 return
             if name not in key:
                 message = f"tenant names {shown(name)}, which key does not have"
-                report.add(FindingCode.UNKNOWN_KEY_FIELD, message, at, nearest(name, key))
+                hint = nearest(name, key) or f"Write it in key, too: {{{bare(name)}: string, ...}}."
+                report.add(FindingCode.UNKNOWN_KEY_FIELD, message, at, hint)
             elif (of := key[name]) is not None and of not in _WORDS:
                 message = f"the key field {shown(name)} is of the type {of}, whose values can't name a tenant"
                 report.add(FindingCode.BAD_TENANT, message, at, f"A tenant is {listed(_WORDS)}.")

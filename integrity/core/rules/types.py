@@ -74,7 +74,8 @@ def _named(report: Report, fields: Fields) -> dict[str, tuple[str, ...]]:
             if text is None:
                 continue
             if text.value in places:
-                report.add(FindingCode.REPEATED, f"the type {shown(text.value)} is in types twice", text)
+                message = f"the type {shown(text.value)} is in types twice"
+                report.add(FindingCode.REPEATED, message, text, "Let it stand in one of the lists, once.")
                 continue
             places[text.value] = text
             types.append(text.value)

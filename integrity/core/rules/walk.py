@@ -53,15 +53,16 @@ def wrong_type(report: Report, what: str, expected: str, node: Node, hint: str =
         report.add(FindingCode.WRONG_TYPE, f"{what} must be {expected}, not {described(node)}", node, hint)
 
 
-def text_of(report: Report, what: str, node: Node) -> Text | None:
-    """Text that is not empty."""
+def text_of(report: Report, what: str, node: Node, hint: str = "") -> Text | None:
+    """Text that is not empty. `hint` mends what is no single value."""
     if isinstance(node, ScalarNode) and isinstance(node.value, str):
         if node.value:
             return Text(node.value, node.line, node.column)
-        report.add(FindingCode.EMPTY, f"{what} is empty", node)
+        report.add(FindingCode.EMPTY, f"{what} is empty", node, "Write a text.")
         return None
-    hint = "Quote it if it is text." if isinstance(node, ScalarNode) and not node.is_empty else ""
-    wrong_type(report, what, "text", node, hint)
+    if isinstance(node, ScalarNode) and not node.is_empty:
+        hint = "Quote it if it is text."
+    wrong_type(report, what, "text", node, hint or "Write one text.")
     return None
 
 
@@ -85,15 +86,16 @@ def flag_of(report: Report, what: str, node: Node) -> bool | None:
 
 
 def choice_of(
-    report: Report, what: str, node: Node, choices: Collection[str], later: Collection[str] = ()
+    report: Report, what: str, node: Node, choices: Collection[str], later: Collection[str] = (), hint: str = ""
 ) -> str | None:
-    """One word of a list; words that a later version knows are refused as such."""
+    """One word of a list; words that a later version knows are refused as such. `hint` is for words that are near to
+    none."""
     text = text_of(report, what, node)
-    return None if text is None else checked_choice(report, what, text, choices, later)
+    return None if text is None else checked_choice(report, what, text, choices, later, hint)
 
 
 def checked_choice(
-    report: Report, what: str, text: Text, choices: Collection[str], later: Collection[str] = ()
+    report: Report, what: str, text: Text, choices: Collection[str], later: Collection[str] = (), hint: str = ""
 ) -> str | None:
     """The same for a text that has been read."""
     if text.value in choices:
@@ -101,7 +103,7 @@ def checked_choice(
     if text.value in later:
         not_supported(report, f"{what}: {text.value}", text, f"This version takes {listed(choices)}.")
         return None
-    hint = nearest(text.value, choices)
+    hint = nearest(text.value, choices) or hint
     report.add(FindingCode.UNKNOWN_VALUE, f"{what} must be {listed(choices)}, not {shown(text.value)}", text, hint)
     return None
 
