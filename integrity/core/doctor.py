@@ -255,8 +255,12 @@ def _of_halves(parent: Parent, look: TopicLook, decoder: Decoder) -> Iterator[Fi
         hint = "give it one partition: what follows a deletion tells whether it is one; till then it is a dead letter"
         yield _at(parent.place, "key_changes_unordered", message, hint)
     of_sqlserver = [event for record in look.last if (event := event_of(record)) and event.connector == SQLSERVER]
-    is_silent = parent.events.tombstones is Tombstones.IGNORE or all(connector_in(each.headers) for each in look.last)
-    if of_sqlserver and not is_silent:
+    # Flattening may leave null records out, and halves are of SQL Server there.
+    is_flat = parent.events.format == "debezium-flat"
+    of_flat = is_flat and any(isinstance(decoder(record), Half) for record in look.last)
+    asked = [each for each in look.last if each.value is None] if is_flat else look.last
+    is_silent = parent.events.tombstones is Tombstones.IGNORE or all(connector_in(each.headers) for each in asked)
+    if (of_sqlserver or of_flat) and not is_silent:
         message = (
             f"null records in topic {look.name!r} do not tell that they are of SQL Server: alone, one is a deletion"
         )

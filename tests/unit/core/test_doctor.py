@@ -17,6 +17,7 @@ from tests.golden.records import load
 from tests.golden.test_constructed_cloudevents import structured
 
 NOW_MS = 1_800_000_000_000
+FLAT = "debezium-flat"
 CUSTOMER = """\
 version: 1
 parent: customer
@@ -294,6 +295,27 @@ def test_null_records_of_sql_server_that_do_not_tell_their_source_are_told(
     seen = look(record("c")._replace(value=value, headers=headers), partitions=1)
     of = of_topics(parent, {"customers": seen}, decoder_for(parent), NOW_MS)
     assert [each.code for each in of] == expected
+
+
+def test_null_records_of_a_flattened_topic_of_sql_server_that_do_not_tell_their_source_are_told() -> None:
+    text = (
+        CUSTOMER.replace("[customers, customers_eu]", "[customers]").replace("format: debezium", f"format: {FLAT}") % ""
+    )
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    lsn = "00000027:00000758:0003"
+    row = {"__op": "d", "__deleted": "true", "__commit_lsn": lsn, "__change_lsn": lsn, "__event_serial_no": 1}
+    deletion = record("c")._replace(value=json.dumps({"id": 1} | row).encode())
+    null = deletion._replace(value=None, offset=1)
+    marked = null._replace(headers=(("__debezium.context.connectorName", b"sqlserver"),))
+    for last, expected in (
+        ([deletion], []),
+        ([deletion, marked], []),
+        ([deletion, null], ["null_records_unmarked"]),
+    ):
+        of = of_topics(parent, {"customers": look(*last, partitions=1)}, decoder_for(parent), NOW_MS)
+        assert [each.code for each in of] == expected
+    of = of_topics(parent, {"customers": look(deletion, partitions=2)}, decoder_for(parent), NOW_MS)
+    assert "key_changes_unordered" in [each.code for each in of]
 
 
 def test_truncate_is_told_whatever_it_does() -> None:
