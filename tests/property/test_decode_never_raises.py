@@ -343,10 +343,22 @@ FLAT: list[tuple[str, Decoder]] = [
 FLAT_CAPTURED = [record for file in sorted({topic.file for topic in TOPICS}) for record in load(file)]
 told = st.sampled_from(["true", "false", True, False, None, "d", "c", "r", "u", 5, "7", "bin.000001", 1.5])
 marks = st.sampled_from(
-    ["__deleted", "__op", "__lsn", "__source_file", "__source_pos", "__source_row", "__source_ts_ms", "__commit_lsn"]
+    [
+        "__deleted", "__op", "__lsn", "__source_file", "__source_pos", "__source_row", "__source_ts_ms", "__commit_lsn",
+        "__scn", "__rs_id", "__connector",
+    ]
+)  # fmt: skip
+lsns = st.sampled_from(["00000027:00000758:0003", None, 5, "x"])
+of_sqlserver = st.fixed_dictionaries(
+    {"__commit_lsn": lsns, "__change_lsn": lsns, "__op": st.sampled_from("cdru")},
+    optional={
+        "__event_serial_no": st.sampled_from([1, 2, "1", None]),
+        "__connector": st.sampled_from(["db2", "sqlserver"]),
+    },
 )
+"""What tells places that few rows have by chance."""
 rows = (
-    st.dictionaries(marks, told, max_size=4).flatmap(
+    (st.dictionaries(marks, told, max_size=4) | of_sqlserver).flatmap(
         lambda said: st.fixed_dictionaries({"id": scalars}, optional={"x": documents}).map(lambda row: row | said)
     )
     | st.none()
@@ -394,6 +406,10 @@ def says_no_more_than_it_may(form: str, record: Record, decoded: Decoded) -> Non
                 assert op is not Op.MOVED or is_moved
                 assert op is not Op.DELETED or not is_moved
                 assert (decoded.version is None) == (op is Op.GONE)
+        case Half():
+            assert form == "debezium-flat"
+            assert decoded.ends == (decoded.change.op is Op.DELETED)
+            says_no_more_than_it_may(form, record, decoded.change)
         case Ignored():
             pass
         case Undecodable():
