@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -12,8 +12,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
 from integrity.core.batch import TopicPartition
-from integrity.core.decode.record import Record
+from integrity.core.decode.record import Decoder, Record
 from integrity.core.outcome import Outcome, Retry
+from integrity.core.rules.model import RuleSet
+from integrity.core.rules.parse import parse_rules
+from integrity.core.rules.patterns import with_topics
 from integrity.demo.servers import KafkaServer
 from integrity.errors import Reason, UnreachableError
 from integrity.kafka.consumer import CONSUMER_SETTINGS, Consumer, existing_topics
@@ -21,10 +24,19 @@ from integrity.kafka.fetched import Ahead
 from integrity.kafka.unpacking import UNPACKED_BYTES_MAX
 from integrity.ports import Deadline
 from integrity.service.lane import Lane
+from integrity.service.topics import TopicWatch
 from tests.conftest import CreateTopic
 from tests.unit.service.doubles import BentStore, Letters, Watched, decode, enforcers_of, memory_store
 
 pytestmark = pytest.mark.servers
+
+OF_PATTERN = """\
+version: 1
+parent: customer
+events: {{pattern: '{prefix}\\.[a-z]', format: debezium, key: {{id: int64}}}}
+dependents:
+  - {{store: db, table: orders, references: {{customer_id: id}}, on_delete: cascade}}
+"""
 
 
 class Member:
@@ -177,6 +189,48 @@ async def test_a_topic_that_is_made_while_the_lane_runs_is_read_and_one_that_is_
         one.stop.set()
         two.stop.set()
     assert one.rows + two.rows == 350
+
+
+async def test_a_topic_of_a_pattern_that_is_deleted_is_told_and_the_others_are_read_on(
+    kafka: KafkaServer,
+    create_topic: CreateTopic,
+    unique_name: Callable[[str], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prefix, client = unique_name("shop"), {"bootstrap_servers": kafka.bootstrap_servers}
+    first, second = [await create_topic(f"{prefix}.{name}") for name in "ab"]
+    rules = parse_rules({"customer.yaml": OF_PATTERN.format(prefix=prefix.replace(".", "\\."))})
+    store = BentStore(memory_store(40))
+    member = Member(kafka, first, unique_name("group"), store)
+
+    async def look() -> tuple[RuleSet, Collection[str]]:
+        names = await existing_topics(client, Deadline.after(20))
+        return with_topics(rules, names), names
+
+    def gone() -> list[str]:
+        return [each.__dict__["topic"] for each in caplog.records if each.message.startswith("a topic is gone")]
+
+    def decoders_of(found: RuleSet) -> dict[str, tuple[str, Decoder]]:
+        return {topic: ("customer", decode) for topic in found.by_topic}
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(member.lane.run(member.stop))
+        watch = tasks.create_task(TopicWatch(look, [(member.lane, decoders_of)], every_s=0.1).run())
+        await produce(kafka, first, range(10), 1)
+        await produce(kafka, second, range(10, 20), 1)
+        await until(lambda: keys_left(store) == set(range(20, 40)))
+        admin = AIOKafkaAdminClient(**client)
+        await admin.start()
+        await admin.delete_topics([first])
+        await admin.close()
+        await until(lambda: gone() == [first])
+        await produce(kafka, second, range(20, 30), 1)
+        third = await create_topic(f"{prefix}.c")
+        await produce(kafka, third, range(30, 40), 1)
+        await until(lambda: keys_left(store) == set())
+        watch.cancel()
+        member.stop.set()
+    assert gone() == [first]
 
 
 async def send(kafka: KafkaServer, topic: str, *records: tuple[int, int, bytes]) -> None:
