@@ -186,6 +186,7 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
     if parent.events.format in ("debezium-flat", "json"):
         if parent.events.types is None:
             yield from _of_rows(parent, look.name, changes)
+            yield from _of_lost_marks(parent, look.name, changes)
         if parent.events.format == "debezium-flat":
             hint = "set delete.tombstone.handling.mode=rewrite-with-tombstone"
             yield from _kept_for_ever(parent, look, changes, hint)
@@ -193,6 +194,7 @@ def _told(parent: Parent, look: TopicLook, decoder: Decoder, now_ms: int) -> Ite
     if parent.events.types is not None:
         return
     yield from _of_null_records(parent, look, changes)
+    yield from _of_lost_marks(parent, look.name, changes)
     if parent.events.format == "qlik":
         yield from _of_messages(parent, look)
         return
@@ -327,6 +329,17 @@ def _of_identity(parent: Parent, topic: str, changes: Sequence[ParentChange], ta
         " key is not the primary key. With events.source, run and doctor look at the table itself."
     )
     yield _at(parent.place, "key_made_up", message, hint, "error" if is_proven else "warning")
+
+
+def _of_lost_marks(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Iterator[Finding]:
+    """Whether a key is deleted and another created by one and the same change of the source: no two others have one
+    place in its log."""
+    placed = [each for each in changes if each.version and each.version.position[:1] != (each.origin.offset,)]
+    gone = {each.version: each.key for each in placed if each.op is Op.DELETED}
+    if any(each.op is Op.ALIVE and gone.get(each.version, each.key) != each.key for each in placed):
+        message = f"key changes in topic {topic!r} have lost their headers {NEW_KEY} and {OLD_KEY}"
+        hint = "they are taken for deletions: let no transform, mirror or proxy drop headers"
+        yield _at(parent.place, "key_changes_unmarked", message, hint)
 
 
 def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Iterator[Finding]:

@@ -318,6 +318,26 @@ def test_null_records_of_a_flattened_topic_of_sql_server_that_do_not_tell_their_
     assert "key_changes_unordered" in [each.code for each in of]
 
 
+@pytest.mark.parametrize(
+    ("file", "topic", "form"),
+    [
+        ("pg_env", "pg_env.public.customers", "debezium"),
+        ("my_env", "my_env.shop.customers", "debezium"),
+        ("pg_flat_rewrite", "pg_flat_rewrite.public.customers", FLAT),
+        ("my_flat_rewrite", "my_flat_rewrite.shop.customers", FLAT),
+    ],
+)
+def test_key_changes_whose_headers_were_dropped_are_told(file: str, topic: str, form: str) -> None:
+    text = (
+        CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("format: debezium", f"format: {form}") % ""
+    )
+    parent = parse_rules({"customer.yaml": text}).by_entity["customer"]
+    whole = [each for each in load(file) if each.topic == topic]
+    for last, expected in ((whole, False), ([each._replace(headers=()) for each in whole], True)):
+        of = of_topics(parent, {topic: TopicLook(topic, 1, {}, last)}, decoder_for(parent), NOW_MS)
+        assert ("key_changes_unmarked" in [each.code for each in of if each.severity == "error"]) is expected
+
+
 def test_truncate_is_told_whatever_it_does() -> None:
     parent = rules_of(", truncate: delete_all").by_entity["customer"]
     told = {each.name: each for each in (look(record("c"), record("t")), EU)}
