@@ -74,6 +74,12 @@ _TOLD_TO: Mapping[object, tuple[str, ...]] = {
     _DB2: ("commit_lsn", "change_lsn"),
 }
 """The same where fields do not tell whose they are."""
+_WHOSE: Mapping[str, str] = {
+    "lsn": POSTGRESQL,
+    "scn": _ORACLE,
+    **dict.fromkeys(_TOLD_TO[SQLSERVER], SQLSERVER),
+}
+"""Whose a record is by a field that it tells, where nothing names the connector."""
 _JSON_BEGINS = frozenset(bytes([byte]) for byte in b'"{[-0123456789tfn \t\r\n')
 
 
@@ -159,7 +165,7 @@ class _Flat(ParentReader):
         connector = self._connector({}, told)
         self._check_marks(connector, op, {}, told)
         version = self._position({}, told, op, connector)
-        said = self._ended(record, told, version, Op.GONE if version is None else Op.DELETED, {})
+        said = self._ended(record, told, connector, version, Op.GONE if version is None else Op.DELETED, {})
         return self._half(record, connector, "d", said)
 
     def _row(self, record: Record, fields: dict[str, object], hints: Hints | None) -> Decoded:
@@ -176,20 +182,22 @@ class _Flat(ParentReader):
         is_unplaced = op == "r" and self._is_unplaced(fields, told)
         version = None if is_unplaced else self._placed(record, fields, told, op, connector)
         if deleted or op == "d":
-            return self._half(record, connector, "d", self._ended(record, told, version, Op.DELETED, fields))
-        return self._half(record, connector, op, self._living(record, told, version, op, fields, hints))
+            said = self._ended(record, told, connector, version, Op.DELETED, fields)
+            return self._half(record, connector, "d", said)
+        return self._half(record, connector, op, self._living(record, told, connector, version, op, fields, hints))
 
     def _living(
         self,
         record: Record,
         told: _Told,
+        connector: object,
         version: Version | None,
         op: str | None,
         fields: dict[str, object],
         hints: Hints | None,
     ) -> Decoded:
         """A row that is no deletion of its source; the rule may take it for one."""
-        key, _ = self._key(record, self._connector(fields, told))
+        key, _ = self._key(record, connector)
         if self._condition is not None and op != "r" and is_deleted(self._condition, record, fields, op):
             assert version is not None, "only a snapshot read has no place"
             if told.arrived:
@@ -202,10 +210,16 @@ class _Flat(ParentReader):
         return self._change(record, Op.ARRIVED if told.arrived else Op.ALIVE, key, None, version, fields, told, row)
 
     def _ended(
-        self, record: Record, told: _Told, version: Version | None, op: Op, fields: Mapping[str, object]
+        self,
+        record: Record,
+        told: _Told,
+        connector: object,
+        version: Version | None,
+        op: Op,
+        fields: Mapping[str, object],
     ) -> Decoded:
         """A deletion or null, or, when the header of a new key is there, a key change."""
-        key, hints = self._key(record, self._connector(fields, told))
+        key, hints = self._key(record, connector)
         if not told.moved:
             return self._change(record, op, key, None, version, fields, told)
         to = self._keys.in_header(NEW_KEY, told.new_key, key, hints)
@@ -285,6 +299,11 @@ class _Flat(ParentReader):
     def _is_said(self, name: str, fields: Mapping[str, object], told: _Told) -> bool:
         return name in fields or name in told.fields
 
+    def _is_told(self, name: str, fields: Mapping[str, object], told: _Told) -> bool:
+        """Whether a field of the source is said, under either name."""
+        plain, full = self._names[name]
+        return plain in fields or full in fields or plain in told.fields or full in told.fields
+
     def _op(self, fields: Mapping[str, object], told: _Told) -> str | None:
         """The op of the event behind the record, None when nothing tells it."""
         name = self._op_name
@@ -332,8 +351,9 @@ class _Flat(ParentReader):
         self, whose: str, needed: Collection[str], fields: Mapping[str, object], told: _Told, op: str | None
     ) -> Version | None:
         """The place as that connector tells it; None where not all that is needed is told."""
-        if not all(any(self._is_said(each, fields, told) for each in self._names[name]) for name in needed):
-            return None
+        for name in needed:
+            if not self._is_told(name, fields, told):
+                return None
         places = PLACES[whose]
         source: dict[str, object] = {}
         for name in places.fields:
@@ -354,8 +374,8 @@ class _Flat(ParentReader):
             if (connector := self._said(name, fields, told)) is not None:
                 return connector
         # Db2 tells its place by some of SQL Server's fields: it has to be named.
-        for whose, names in (POSTGRESQL, ("lsn",)), (_ORACLE, ("scn",)), (SQLSERVER, _TOLD_TO[SQLSERVER]):
-            if any(self._is_said(each, fields, told) for name in names for each in self._names[name]):
+        for name, whose in _WHOSE.items():
+            if self._is_told(name, fields, told):
                 return whose
         return None
 
@@ -365,10 +385,8 @@ class _Flat(ParentReader):
         """Refuse what may be an unmarked half of a key change, and does not tell enough to be put together."""
         if connector != SQLSERVER:
             return
-        is_told = self._version_field is None and op is not None
-        for name in _TOLD_TO[SQLSERVER] if is_told else ():
-            is_told = is_told and any(self._is_said(each, fields, told) for each in self._names[name])
-        if not is_told:
+        may_be_placed = self._version_field is None and op is not None
+        if not may_be_placed or not all(self._is_told(name, fields, told) for name in _TOLD_TO[SQLSERVER]):
             message = (
                 "SQL Server sends key changes as deletions without a mark: let add.fields and add.headers tell op, "
                 "source.commit_lsn, source.change_lsn and source.event_serial_no."
