@@ -182,6 +182,10 @@ async def test_three_of_five_hundred_databases_are_away_and_come_back(
     unique_name: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
+    """What those that are away cost the others is told by the median over tenants, wave against wave of one run. A wave
+    is a burst, and where in it a tenant's turn comes is chance: one tenant's latency against its own in another wave
+    would tell that chance. A tenant that the others hold up as such is seen all the same: its effects are waited for
+    before they are back."""
     began = time.monotonic()
     async with a_shop(server, kafka) as shop:
         print(f"{TENANTS} databases in {time.monotonic() - began:.1f} s")

@@ -84,11 +84,11 @@ EFFECTS = """
 class Process:
     """One `integrity run`, with its output in a file."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path, *arguments: str) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, *arguments: str, module: str = "integrity") -> None:
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "integrity", "--debug", "run", *arguments],
+                [sys.executable, "-m", module, "--debug", "run", *arguments],
                 env={**os.environ, **environment},
                 stdout=output,
                 stderr=output,
@@ -335,7 +335,7 @@ async def a_world(
             await world.children(
                 table, [(number * 1_000_000 + p * 10 + i, p) for p in range(1, parents + 1) for i in range(2)]
             )
-        await asyncio.to_thread(_migrate, environment, directory)
+        await integrity(environment, directory, "migrate")
         yield world
     finally:
         for process in world.processes:
@@ -348,9 +348,11 @@ async def a_world(
             await connection.close()
 
 
-def _migrate(environment: Mapping[str, str], directory: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "integrity", "migrate"],
+async def integrity(environment: Mapping[str, str], directory: Path, *arguments: str) -> str:
+    """What a command prints, that ends well."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "integrity", *arguments],
         env={**os.environ, **environment},
         cwd=directory,
         capture_output=True,
@@ -358,3 +360,4 @@ def _migrate(environment: Mapping[str, str], directory: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
