@@ -108,13 +108,17 @@ UNAVAILABLE = "__debezium_unavailable_value"
 
 Gate = Callable[[object, FieldHint | None, Bounds], Scalar]
 
+UNTOLD = "__null_or_default_value"
+"""What is read of a field that Protobuf leaves out if it is zero, empty or false, and if it was null: unknown too."""
+
 _SCHEMAS_ON = "switch the converter's schemas on (schemas.enable=true), which tell its meaning"
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _DATES = frozenset({"io.debezium.time.Date", "org.apache.kafka.connect.data.Date"})
+_CONNECT_TIMESTAMP = "org.apache.kafka.connect.data.Timestamp"
 # Units per second; a plain int64 (a hint without a name) is no time at all.
 _TIMESTAMPS: Mapping[str, int] = {
     "io.debezium.time.Timestamp": 1_000,
-    "org.apache.kafka.connect.data.Timestamp": 1_000,
+    _CONNECT_TIMESTAMP: 1_000,
     "io.debezium.time.MicroTimestamp": 1_000_000,
     "io.debezium.time.NanoTimestamp": 1_000_000_000,
 }
@@ -232,7 +236,7 @@ def _numeric(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
             Reason.TYPE_MISMATCH,
             "a number with an exponent may have been rounded (decimal.handling.mode=double); use precise",
         )
-    if type(value) is str and value != UNAVAILABLE:
+    if type(value) is str and value not in _UNKNOWN:
         return _numeric_text(value, hint, bounds)
     raise _mismatch(value, "a number (numeric)")
 
@@ -262,8 +266,8 @@ def _numeric_text(text: str, hint: FieldHint | None, bounds: Bounds) -> Decimal:
 
 def _string(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
     if type(value) is str:
-        if value == UNAVAILABLE:
-            raise _unavailable()
+        if value in _UNKNOWN:
+            raise _unavailable(value)
         if len(value) > bounds.text_max:
             raise KeyRefused(Reason.TOO_LARGE, f"the text is longer than {bounds.text_max} characters")
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
@@ -303,6 +307,8 @@ def _date(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
 def _timestamp(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
     if type(value) is int:
         return _instant(value, hint)
+    if type(value) is Decimal and hint is not None and hint.name == _CONNECT_TIMESTAMP:
+        return _instant(value, hint)  # of Protobuf, whose Timestamp is finer than Connect's
     found = _TIMESTAMP.fullmatch(value) if type(value) is str else None
     if found is None:
         raise _mismatch(value, "ISO 8601 text with a zone, or a number (timestamp)")
@@ -333,7 +339,7 @@ def _timestamp(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
         raise KeyRefused(Reason.OUT_OF_RANGE, _CALENDAR) from None
 
 
-def _instant(value: int, hint: FieldHint | None) -> datetime:
+def _instant(value: int | Decimal, hint: FieldHint | None) -> datetime:
     if hint is None:
         if value < _MICROSECONDS_MIN:
             raise KeyRefused(
@@ -348,13 +354,13 @@ def _instant(value: int, hint: FieldHint | None) -> datetime:
     if rest:
         raise KeyRefused(Reason.TYPE_MISMATCH, "the timestamp is finer than microseconds")
     try:
-        return _EPOCH + timedelta(microseconds=micros)
+        return _EPOCH + timedelta(microseconds=int(micros))
     except OverflowError:
         raise KeyRefused(Reason.OUT_OF_RANGE, _CALENDAR) from None
 
 
 def _bytes(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
-    if type(value) is str and value != UNAVAILABLE:
+    if type(value) is str and value not in _UNKNOWN:
         if hint is not None and hint.type != "bytes":
             raise KeyRefused(Reason.TYPE_MISMATCH, "the schema does not call this text bytes")
         if len(value) > 4 * ((bounds.text_max + 2) // 3):
@@ -363,7 +369,7 @@ def _bytes(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
         if len(raw) > bounds.text_max:
             raise KeyRefused(Reason.TOO_LARGE, f"longer than {bounds.text_max} bytes")
         if raw == UNAVAILABLE.encode():
-            raise _unavailable()
+            raise _unavailable(UNAVAILABLE)
         return raw
     raise _mismatch(value, "base64 text (bytes)")
 
@@ -392,8 +398,8 @@ GATES: Mapping[KeyType, Gate] = {
 def _mismatch(value: object, wanted: str) -> KeyRefused:
     if value is None:
         return KeyRefused(Reason.NULL_KEY, "the key part is null")
-    if value == UNAVAILABLE:
-        return _unavailable()
+    if type(value) is str and value in _UNKNOWN:
+        return _unavailable(value)
     if type(value) is Exponential and isinf(float(value.text)):
         return KeyRefused(Reason.BAD_NUMBER, "the number is beyond any double")
     return KeyRefused(Reason.TYPE_MISMATCH, f"{_described(value)} is not {wanted}")
@@ -415,8 +421,15 @@ def _described(value: object) -> str:
             return "an array"
 
 
-def _unavailable() -> KeyRefused:
-    return KeyRefused(Reason.UNAVAILABLE_KEY, "the source did not send the key's value (unchanged TOAST)")
+_UNKNOWN: Mapping[str, str] = {
+    UNAVAILABLE: "the source did not send the key's value (unchanged TOAST)",
+    UNTOLD: "in Protobuf a zero, an empty text and false are the same bytes as null in such a field",
+}
+"""What stands for a value that is unknown, and why it is."""
+
+
+def _unavailable(value: str) -> KeyRefused:
+    return KeyRefused(Reason.UNAVAILABLE_KEY, _UNKNOWN[value])
 
 
 def _too_many_digits(bounds: Bounds) -> KeyRefused:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from integrity.core.decode.avro import SchemaFault
+from integrity.core.decode.protobuf import ProtobufSchema
 from integrity.core.decode.record import Limits, Record
 from integrity.core.decode.wire import SchemaRef, WireSchema, references, wire_schema
 from integrity.registry.client import FoundSchema
+from integrity.registry.protoc import compiled
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ class SchemaCache:
         return {ref for ref in found if ref not in self.schemas or self._faulty.get(ref, now + 1) <= now}
 
     async def learn(self, refs: Collection[SchemaRef]) -> None:
-        """Ask for these ids. Raises UnreachableError when the registry does not answer; what it has said is kept."""
+        """Ask for these ids. Raises UnreachableError when the registry does not answer, or a schema can't be compiled
+        now; what it has said is kept."""
         async with self._turn:
             now = self._now()
             wanted = [ref for ref in refs if ref not in self.schemas or self._faulty.get(ref, now + 1) <= now]
@@ -94,7 +97,7 @@ class SchemaCache:
         try:
             found = await self._client.schema(ref)
             # To make what reads it takes a moment, for which nothing else should wait.
-            schema = await asyncio.to_thread(wire_schema, found.kind, found.text, found.references, self._limits)
+            schema = await asyncio.to_thread(made_of, found, self._limits)
         except SchemaFault as fault:
             log.warning("a schema can't be used", extra={"schema": ref, "error": fault.message})
             self.schemas[ref] = fault
@@ -104,3 +107,10 @@ class SchemaCache:
             self.schemas[ref] = schema
             self._faulty.pop(ref, None)
             self._sizes[ref] = len(found.text) + sum(map(len, found.references))
+
+
+def made_of(found: FoundSchema, limits: Limits | None = None) -> WireSchema:
+    """What reads the values of a schema. Raises SchemaFault, and UnreachableError where it can't be compiled now."""
+    if found.kind == "PROTOBUF":
+        return ProtobufSchema(compiled(found.text, found.files))
+    return wire_schema(found.kind, found.text, found.references, limits)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -29,16 +31,18 @@ _UNKNOWN = frozenset({40401, 40402, 40403})
 
 class FoundSchema(NamedTuple):
     """A schema as the registry has it: its kind (AVRO, JSON, PROTOBUF), its text, and the schemas that it refers to,
-    those first that others need."""
+    those first that others need. `files` are those by the names under which they are referred to."""
 
     kind: str
     text: str
     references: tuple[str, ...]
+    files: Mapping[str, str] = MappingProxyType({})
 
 
 class _Reference(msgspec.Struct):
     subject: str
     version: int
+    name: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -75,8 +79,13 @@ class RegistryClient:
         where = f"/schemas/ids/{ref}" if isinstance(ref, int) else f"/schemas/guids/{quote(ref, safe='')}"
         answer = await self._get(where)
         texts: dict[tuple[str, int], str | None] = {}
-        await self._follow(answer, texts)
-        return FoundSchema(answer.schemaType, answer.schema, tuple(text for text in texts.values() if text is not None))
+        names: dict[str, tuple[str, int]] = {}
+        await self._follow(answer, texts, names)
+        references = tuple(text for text in texts.values() if text is not None)
+        if answer.schemaType != "PROTOBUF":
+            return FoundSchema(answer.schemaType, answer.schema, references)
+        files = {name: text for name, at in names.items() if (text := texts[at]) is not None}
+        return FoundSchema(answer.schemaType, answer.schema, references, files)
 
     async def check(self) -> None:
         """Raises UnreachableError when the registry does not answer as one."""
@@ -86,17 +95,21 @@ class RegistryClient:
         """Bounded: nothing is in flight but what was cancelled."""
         await self._http.aclose()
 
-    async def _follow(self, answer: _Answer, texts: dict[tuple[str, int], str | None]) -> None:
+    async def _follow(
+        self, answer: _Answer, texts: dict[tuple[str, int], str | None], names: dict[str, tuple[str, int]]
+    ) -> None:
         """Gather what a schema refers to, once each, depth first: a reference stands behind what it needs itself."""
         for reference in answer.references or ():
             at = (reference.subject, reference.version)
+            if names.setdefault(reference.name, at) != at and answer.schemaType == "PROTOBUF":
+                raise SchemaFault("two of the schemas that it refers to have one name")
             if at in texts:
                 continue
             if len(texts) >= _REFERENCES_MAX:
                 raise SchemaFault(f"it refers to more than {_REFERENCES_MAX} other schemas")
             texts[at] = None
             found = await self._get(f"/subjects/{quote(reference.subject, safe='')}/versions/{reference.version}")
-            await self._follow(found, texts)
+            await self._follow(found, texts, names)
             del texts[at]
             texts[at] = found.schema
 

@@ -411,12 +411,13 @@ _FLOAT, _DOUBLE = struct.Struct("<f").unpack_from, struct.Struct("<d").unpack_fr
 _SHORTEST = tuple(f"%.{digits}g" for digits in range(6, 10))
 
 
-def _double(data: bytes, at: int) -> float | str:
+def double_at(data: bytes, at: int) -> float | str:
+    """The double at a place, little endian; one that is not finite as the text that Connect writes for it."""
     [value] = _DOUBLE(data, at)
     return float(value) if isfinite(value) else _not_finite(value)
 
 
-def _float(data: bytes, at: int) -> float | str:
+def float_at(data: bytes, at: int) -> float | str:
     """The double that is written like it: 0.1 is not 0.10000000149011612."""
     [value] = _FLOAT(data, at)
     if not isfinite(value):
@@ -456,8 +457,8 @@ _HELPERS: Mapping[str, object] = {
     "int_": _int,
     "length": _length,
     "block": _block,
-    "float_": _float,
-    "double": _double,
+    "float_": float_at,
+    "double": double_at,
     "uuid": _uuid,
     "bad": _bad,
 }

@@ -61,10 +61,10 @@ from integrity.core.decode.record import (
     traceparent_in,
     truncation_of,
 )
-from integrity.core.decode.row import copied_row, plain, texts
+from integrity.core.decode.row import copied_row, known, texts
 from integrity.core.decode.schema import HINTS_MAX, NO_HINTS, Hints, hints_of
 from integrity.core.decode.wire import Schemas, wire_decoder
-from integrity.core.keys import UNAVAILABLE, Key
+from integrity.core.keys import Key
 from integrity.core.rules.model import KeyFormat, Parent, Truncates
 from integrity.errors import Reason
 
@@ -241,7 +241,7 @@ class Debezium(ParentReader):
         if "before" in condition.names:
             values["before"] = self._row(envelope.before)
         if "source" in condition.names:
-            values["source"] = plain(source)
+            values["source"] = known(source)
         if "headers" in condition.names:
             values["headers"] = texts(record.headers)
         try:
@@ -264,11 +264,7 @@ class Debezium(ParentReader):
         """A row's fields, without those that the source did not send; None when there is no row."""
         if not text or bytes(text) == b"null":
             return None
-        return {
-            name: plain(value)
-            for name, value in parse_object(bytes(text), self._limits).items()
-            if value != UNAVAILABLE
-        }
+        return known(parse_object(bytes(text), self._limits))
 
     def _row_copied(self, envelope: Envelope, schema: Raw) -> Row | None:
         """The fields of the row that a copy wants, with what the schema says of them."""

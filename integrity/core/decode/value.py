@@ -8,9 +8,8 @@ from typing import NamedTuple
 from integrity.core.condition import Condition, ConditionFault
 from integrity.core.decode.json import JsonFault, check_text, parse, parse_envelope
 from integrity.core.decode.record import Limits, Record, Refused
-from integrity.core.decode.row import plain, texts
+from integrity.core.decode.row import known, texts
 from integrity.core.decode.schema import HINTS_MAX, Hints, hints_of
-from integrity.core.keys import UNAVAILABLE
 from integrity.errors import Reason
 
 VERSION_MAX = 0x7FFF_FFFF_FFFF_FFFF
@@ -100,9 +99,7 @@ def version_number(value: object, name: str) -> int:
 
 def is_deleted(condition: Condition, record: Record, fields: dict[str, object], op: str | None) -> bool:
     """Whether a row counts as deleted by the rule's `deleted_when`. Refused when it gives no answer."""
-    values: dict[str, object] = {
-        "after": {name: plain(value) for name, value in fields.items() if value != UNAVAILABLE}
-    }
+    values: dict[str, object] = {"after": known(fields)}
     if "op" in condition.names:
         if op is None:
             message = "The condition deleted_when asks for op, which the record does not tell: add.fields=op."

@@ -1,4 +1,4 @@
-"""The wire format of Confluent's schema registry: an id, then a value in Avro or in JSON with a JSON Schema.
+"""The wire format of Confluent's schema registry: an id, then a value in Avro, Protobuf, or JSON with a JSON Schema.
 
 A record in it is read as the JSON that Connect's JsonConverter would have written of the same value, its schema beside
 it: so every event format takes it, and says the same of it. The id stands before the value (a zero byte and 4 bytes;
@@ -51,6 +51,11 @@ class WireSchema(Protocol):
         """The value that begins at this place, as JSON with its schema. Raises AvroFault or JsonFault."""
         ...
 
+    def before(self, behind: bytes) -> bytes:
+        """What stands before a value when its id does not, but is in a header where `behind` follows it: the message
+        indexes of Protobuf. Raises AvroFault."""
+        ...
+
 
 _TOLD: Mapping[str, Collection[str]] = {"op": (), "source": frozenset(("connector", "ts_ms")) | PLACING}
 """What shortcuts read: of an envelope the operation, and what its source says of connector, time and place."""
@@ -69,6 +74,9 @@ class Avro:
             return self._prefix + _encode(self._schema.read(data, at)) + b"}"
         except RecursionError:
             raise AvroFault("nested too deep", Reason.TOO_DEEP) from None
+
+    def before(self, behind: bytes) -> bytes:
+        return _nothing(behind)
 
 
 class Json:
@@ -99,22 +107,30 @@ class Json:
             raise JsonFault(Reason.BAD_JSON, "not JSON") from None
         return self._prefix + text + b"}"
 
+    def before(self, behind: bytes) -> bytes:
+        return _nothing(behind)
+
+
+def _nothing(behind: bytes) -> bytes:
+    if behind:
+        raise AvroFault("the header with its schema id can't be read")
+    return b""
+
 
 def _prefix(schema: object) -> bytes:
     return b'{"schema":' + _encode(schema) + b',"payload":'
 
 
 def wire_schema(kind: str, text: str, references: Sequence[str], limits: Limits | None = None) -> WireSchema:
-    """What reads values of a schema that a registry has: of the kind AVRO or JSON. Raises SchemaFault."""
+    """What reads values of a schema that a registry has as text: of the kind AVRO or JSON (for PROTOBUF, see
+    `protobuf.ProtobufSchema`). Raises SchemaFault."""
     match kind:
         case "AVRO":
             return Avro(text, references, limits or Limits())
         case "JSON":
             return Json(text, limits or Limits())
-        case "PROTOBUF":
-            raise SchemaFault("it is a Protobuf schema, which is not supported yet; use Avro or JSON Schema")
         case _:
-            raise SchemaFault("it is of a kind that is not supported; use Avro or JSON Schema")
+            raise SchemaFault("it is of a kind that is not supported; use Avro, JSON Schema or Protobuf")
 
 
 Schemas = Mapping[SchemaRef, WireSchema | SchemaFault]
@@ -122,12 +138,13 @@ Schemas = Mapping[SchemaRef, WireSchema | SchemaFault]
 
 
 def located(part: bytes, header: bytes | None) -> tuple[SchemaRef, int] | None:
-    """The id of a key or value, from its header if it has one, and where the value begins; None when it has no id."""
+    """The id of a key or value, and where in it the value begins; None when it has no id. `header`: the id and what
+    follows it, if they are in a header; then the place is in that."""
     if header is not None:
         found = _located(header)
-        if found is None or found[1] != len(header):
+        if found is None:
             raise AvroFault("the header with its schema id can't be read")
-        return found[0], 0
+        return found
     if part[:1] == b"\0" and len(part) >= _ID_BYTES:  # nearly every one, without a call
         return _number(part[1:_ID_BYTES]), _ID_BYTES
     return _located(part)
@@ -214,10 +231,13 @@ def _unwrapped(record: Record, schemas: Schemas, shortcut: Shortcut | None, bare
             key_id, value_id, headers = _headers(headers, schemas)
         stage = "key"
         if key is not None and not bare_key and (at := located(key, key_id)) is not None:
-            key = _known(schemas, at[0]).json(key, at[1])
+            schema = _known(schemas, at[0])
+            key = schema.json(key, at[1]) if key_id is None else schema.json(schema.before(key_id[at[1] :]) + key, 0)
         stage = "value"
         if value is not None and (at := located(value, value_id)) is not None:
             schema = _known(schemas, at[0])
+            if value_id is not None:
+                value, at = schema.before(value_id[at[1] :]) + value, (at[0], 0)
             if shortcut is not None and (told := schema.told(value, at[1])) is not None:
                 keyed = _tuple(Record, (topic, partition, offset, timestamp_ms, key, value, headers))
                 if (found := shortcut(keyed, told)) is not None:
