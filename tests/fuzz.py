@@ -24,9 +24,16 @@ from tests.property import (
     test_decode_documents_never_raises,
     test_decode_never_raises,
     test_messages_never_raise,
+    test_protobuf,
 )
 
-MODULES: Final = (test_decode_never_raises, test_messages_never_raise, test_decode_documents_never_raises, test_avro)
+MODULES: Final = (
+    test_decode_never_raises,
+    test_messages_never_raise,
+    test_decode_documents_never_raises,
+    test_avro,
+    test_protobuf,
+)
 CHUNK: Final = 250
 BYTES: Final = (64, 512, 4096)
 """What a case is drawn from; one that asks for more is none."""

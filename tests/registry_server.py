@@ -41,8 +41,12 @@ class RegistryServer(Server):
     def register(
         self, subject: str, schema: Any, kind: str = "AVRO", references: Sequence[Mapping[str, Any]] = ()
     ) -> int:
-        """Keep a schema; returns its id."""
-        body = {"schema": json.dumps(schema), "schemaType": kind, "references": list(references)}
+        """Keep a schema, one of Protobuf as its text; returns its id."""
+        body = {
+            "schema": schema if kind == "PROTOBUF" else json.dumps(schema),
+            "schemaType": kind,
+            "references": list(references),
+        }
         answer = self._request("POST", f"{_BASE}/subjects/{quote(subject, safe='')}/versions", body)
         return int(answer["id"])
 

@@ -1,4 +1,4 @@
-"""Records as Connect's AvroConverter and JsonSchemaConverter write them, made from what the JsonConverter wrote."""
+"""Records as Connect's converters for a schema registry write them, made from what the JsonConverter wrote."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import fastavro
 
 from integrity.core.decode.record import Record
 from integrity.core.decode.wire import SchemaRef, WireSchema, wire_schema
+from tests.protobuf import Nullables, Written
 
 _PRIMITIVES = {
     "int8": "int", "int16": "int", "int32": "int", "int64": "long", "float": "float", "double": "double",
@@ -115,8 +116,10 @@ def _bare(schema: Any) -> Any:
 class Converter:
     """Makes records of those with JSON and its schema, and knows the schemas as a registry does."""
 
-    def __init__(self, kind: str = "AVRO") -> None:
+    def __init__(self, kind: str = "AVRO", nullables: Nullables = Nullables.OPTIONAL) -> None:
         self.kind = kind
+        self._nullables = nullables
+        self._protobuf: dict[str, tuple[int, Written] | None] = {}
         self.texts: dict[str, int] = {}
         self.schemas: dict[SchemaRef, WireSchema] = {}
         self._made: dict[str, Any] = {}
@@ -134,6 +137,8 @@ class Converter:
             return data
         connect, payload = document["schema"], document["payload"]
         text = json.dumps(connect)
+        if self.kind == "PROTOBUF":
+            return self._in_protobuf(text, connect, payload) or data
         if text not in self._made:
             self._made[text] = avro_schema(connect) if self.kind == "AVRO" else json_schema(connect)
         if self.kind == "JSON":
@@ -141,6 +146,24 @@ class Converter:
         else:
             body = written(self._made[text], _value(connect, payload))
         return b"\0" + self.id_of(json.dumps(self._made[text])).to_bytes(4, "big") + body
+
+    def _in_protobuf(self, text: str, connect: Mapping[str, Any], payload: Any) -> bytes | None:
+        """None: the converter can't write it."""
+        if text not in self._protobuf:
+            try:
+                written = Written(connect, self._nullables)
+            except ValueError:
+                self._protobuf[text] = None
+            else:
+                id_ = len(self.schemas) + 1
+                self.schemas[id_], self._protobuf[text] = written.schema, (id_, written)
+        found = self._protobuf[text]
+        if found is None or payload is None:
+            return None
+        try:
+            return b"\0" + found[0].to_bytes(4, "big") + found[1].value(payload)
+        except ValueError:
+            return None
 
     def record(self, record: Record) -> Record:
         return record._replace(key=self.part(record.key), value=self.part(record.value))

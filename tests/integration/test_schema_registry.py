@@ -24,12 +24,13 @@ from integrity.demo.servers.postgres import query
 from integrity.demo.servers.process import environment, free_port
 from integrity.errors import Reason, UnreachableError
 from integrity.kafka.consumer import Consumer
-from integrity.registry.cache import SchemaCache
-from integrity.registry.client import RegistryClient
+from integrity.registry.cache import SchemaCache, made_of
+from integrity.registry.client import FoundSchema, RegistryClient
 from integrity.service.lane import Lane
 from tests.conftest import CreateTopic
 from tests.golden.records import rule
 from tests.registry_server import RegistryServer
+from tests.unit.core.test_decode_protobuf import message
 from tests.unit.core.test_decode_wire import KEY, VALUE, envelope, prefixed
 from tests.unit.service.doubles import BentStore, Letters, Watched, enforcers_of, memory_store
 from tests.wire import written
@@ -107,6 +108,12 @@ async def test_the_client_reads_what_a_real_registry_has(
     of_json = registry.register(
         unique_name("json"), {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}, "JSON"
     )
+    amount = 'syntax = "proto3"; message Amount { int64 cents = 1; }'
+    registry.register(f"{money}-proto", amount, "PROTOBUF")
+    line = 'syntax = "proto3"; import "shop/amount.proto"; message Line { Amount total = 1; }'
+    of_protobuf = registry.register(
+        f"{order}-proto", line, "PROTOBUF", [{"name": "shop/amount.proto", "subject": f"{money}-proto", "version": 1}]
+    )
     client = RegistryClient(registry.url)
     try:
         await client.check()
@@ -114,6 +121,9 @@ async def test_the_client_reads_what_a_real_registry_has(
         assert found.kind == "AVRO" and json.loads(found.text) == using
         assert [json.loads(text) for text in found.references] == [record]
         assert (await client.schema(of_json)).kind == "JSON"
+        found = await client.schema(of_protobuf)
+        assert found == FoundSchema("PROTOBUF", line, (amount,), {"shop/amount.proto": amount})
+        assert b'"total":null' in made_of(found).json(b"\0", 0)
         with pytest.raises(SchemaFault, match="does not know"):
             await client.schema(999_999)
     finally:
@@ -174,6 +184,14 @@ async def test_a_lane_waits_for_a_registry_that_is_down_and_goes_on_when_it_is_b
     await door.close()
 
 
+EVENTS = """
+syntax = "proto3";
+package shop;
+message Key { int64 id = 1; }
+message Envelope { Row before = 1; Row after = 2; Source source = 3; string op = 4; }
+message Row { int64 id = 1; optional string name = 2; }
+message Source { string connector = 1; optional int64 lsn = 2; }
+"""
 RULE = """\
 version: 1
 parent: customer
@@ -191,11 +209,22 @@ async def test_run_and_doctor_use_the_registry_of_the_settings(
     create_topic: CreateTopic,
     tmp_path: Path,
 ) -> None:
+    """One deletion is in Avro, and one in Protobuf."""
     topic = await create_topic()
     ids = [registry.register(f"{topic}-{part}", each) for part, each in (("key", KEY), ("value", VALUE))]
-    await produce(kafka, topic, [(prefixed(ids[0], written(KEY, {"id": 5})), prefixed(ids[1], envelope()))])
+    in_protobuf = registry.register(f"{topic}-protobuf", EVENTS, "PROTOBUF")
+    made = message(EVENTS, "shop.Envelope", op="d")
+    made.source.connector, made.source.lsn = "postgresql", 8
+    deletions = [
+        (prefixed(ids[0], written(KEY, {"id": 5})), prefixed(ids[1], envelope())),
+        (
+            prefixed(in_protobuf, b"\0" + message(EVENTS, "shop.Key", id=7).SerializeToString()),
+            prefixed(in_protobuf, b"\2\2" + made.SerializeToString()),
+        ),
+    ]
+    await produce(kafka, topic, deletions)
     query(pg_database, "create table orders (id int primary key, customer_id bigint); create index on orders "
-          "(customer_id); insert into orders values (1, 5), (2, 6)", {})  # fmt: skip
+          "(customer_id); insert into orders values (1, 5), (2, 6), (3, 7)", {})  # fmt: skip
     rules = tmp_path / "rules"
     rules.mkdir()
     (rules / "customer.yaml").write_text(RULE.format(topic=topic))

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 
 from integrity.core.decode.avro import AvroFault, SchemaFault
 from integrity.core.decode.protobuf_values import (
+    ANY_SCALE,
     LENGTH,
     NESTED_MAX,
     VALUES,
@@ -33,6 +34,7 @@ from integrity.core.decode.protobuf_values import (
     Read,
     described_logical,
     is_logical,
+    is_of_any_scale,
     scalar_of,
     stop_of,
     unzigzag,
@@ -89,7 +91,7 @@ class ProtobufSchema:
     def json(self, data: bytes, at: int) -> bytes:
         """The value behind the message indexes that begin at this place, as JSON with its schema. Raises AvroFault."""
         try:
-            indexes, at = (_FIRST, at + 1) if data[at] == 0 else _indexes(data, at)
+            indexes, at = (_FIRST, at + 1) if data[at : at + 1] == b"\0" else _indexes(data, at)
             read, prefix = self._known.get(indexes) or self._learn(indexes)
             value, _ = read(data, at, len(data), Budget())
             return b"%b%b}" % (prefix, _encode(value))
@@ -300,7 +302,7 @@ class _Types:
         `optional`: which columns have a default, that Debezium makes up rows of, is not told."""
         if is_logical(type_):
             return described_logical(type_.full_name, meta)
-        made: dict[str, object] = {"type": "struct", "name": type_.full_name}
+        made: dict[str, object] = {"type": "struct", "name": ANY_SCALE if is_of_any_scale(type_) else type_.full_name}
         if structs:
             made["fields"] = [{**self._described_field(each, structs - 1), "field": each.name} for each in type_.fields]
         return made
@@ -325,7 +327,7 @@ class _Types:
         if self._fields > _FIELDS_MAX:
             raise SchemaFault(f"it has more than {_FIELDS_MAX} fields")
         certain = _never_null(each.name for each in type_.fields)
-        are_zeros = are_zeros or self._is_certain or _tells_nulls(type_)
+        are_zeros = are_zeros or self._is_certain or _tells_nulls(type_) or is_of_any_scale(type_)
         for each in type_.fields:
             is_zero = are_zeros or each.name in certain
             made.absent[each.name] = self._absent(each, is_zero=is_zero)

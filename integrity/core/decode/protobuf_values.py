@@ -21,7 +21,7 @@ NESTED_MAX = 100
 
 _DATE, _TIME = "org.apache.kafka.connect.data.Date", "org.apache.kafka.connect.data.Time"
 _TIMESTAMP, _DECIMAL = "org.apache.kafka.connect.data.Timestamp", "org.apache.kafka.connect.data.Decimal"
-_ANY_SCALE = "io.debezium.data.VariableScaleDecimal"
+ANY_SCALE = "io.debezium.data.VariableScaleDecimal"
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 
 _F = FieldDescriptor
@@ -192,11 +192,22 @@ _LOGICAL: Mapping[str, Mapping[str, int]] = {
 """Their fields: a message of that name with others is one like any other."""
 
 
+_OF_ANY_SCALE = {"scale": _F.TYPE_INT32, "value": _F.TYPE_BYTES}
+
+
 def is_logical(type_: Descriptor) -> bool:
-    wanted = _LOGICAL.get(type_.full_name)
-    return wanted is not None and wanted == {
-        each.name: -1 if each.is_repeated or each.has_presence else each.type for each in type_.fields
-    }
+    return _plain_fields(type_) == _LOGICAL.get(type_.full_name)
+
+
+def is_of_any_scale(type_: Descriptor) -> bool:
+    """Whether it is what Debezium makes of a decimal whose scale differs by row: neither of its fields is ever null. Of
+    the names of types the converter keeps the last part."""
+    return type_.name == "VariableScaleDecimal" and _plain_fields(type_) == _OF_ANY_SCALE
+
+
+def _plain_fields(type_: Descriptor) -> dict[str, int]:
+    """The type of each field that has no presence, for all others none."""
+    return {each.name: -1 if each.is_repeated or each.has_presence else each.type for each in type_.fields}
 
 
 def _milliseconds(seconds: int, nanos: int) -> object:
@@ -266,7 +277,7 @@ def described_logical(name: str, meta: Meta) -> dict[str, object]:
         case "confluent.type.Decimal":
             scale = _scale_in(meta)
             if scale is None:
-                return {"type": "struct", "name": _ANY_SCALE}
+                return {"type": "struct", "name": ANY_SCALE}
             return {"type": "bytes", "name": _DECIMAL, "parameters": {"scale": str(scale)}}
         case _:
             return {"type": _SCALARS[WRAPPERS[name]].connect}
