@@ -168,7 +168,8 @@ def _format(records: Sequence[Record]) -> tuple[str | None, Remark]:
         form = "debezium-flat"  # no serializer of tables writes a null as text
     if form == REGISTRY:
         message = "the values are not JSON: they begin with a zero byte, as the serializers of a schema registry write"
-        return None, Remark("schema_registry", message, "set INTEGRITY_SCHEMA_REGISTRY__URL to the one that knows them")
+        hint = "set INTEGRITY_SCHEMA_REGISTRY__URL to the one that knows them; for Protobuf: "
+        return None, Remark("schema_registry", message, f"{hint}pip install 'integrity[protobuf]'")
     if form == NOT_JSON:
         return None, Remark("not_json", "most values are no JSON objects", "see docs/rules.md for what is read")
     if form not in FORMATS:

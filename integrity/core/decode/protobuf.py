@@ -264,16 +264,14 @@ def _packed(read: Read) -> Read:
 
 _ENVELOPE = frozenset({"before", "after", "source", "op"})
 """The fields of Debezium's envelope: what has written it says of all columns alike whether they may be null."""
-_BINLOG = ("file", "pos", "row")
-_BINLOG_PREFIXES = ("", "__", "__source_")
 
 
 def _never_null(names: Iterable[str]) -> set[str]:
     """Fields that Debezium never makes null: the row within an event of MySQL's and MariaDB's binary log, which is
-    mostly 0, and the place of that."""
+    mostly 0, and the place of that, beside the file; in flattened rows they have a prefix."""
     known = set(names)
-    places = [{f"{prefix}{name}" for name in _BINLOG} for prefix in _BINLOG_PREFIXES]
-    return {name for place in places if place <= known for name in place if not name.endswith("file")}
+    places = [(f"{name[:-4]}pos", f"{name[:-4]}row") for name in known if name.endswith("file")]
+    return {name for place in places if known.issuperset(place) for name in place}
 
 
 class _Types:
