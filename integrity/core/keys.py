@@ -228,6 +228,8 @@ def _numeric(value: object, hint: FieldHint | None, bounds: Bounds) -> Scalar:
         scale, unscaled = value["scale"], value["value"]
         if type(scale) is int and type(unscaled) is str:
             return _unscaled(unscaled, scale, bounds)
+        if UNTOLD in (scale, unscaled):
+            raise _unavailable(UNTOLD)
         raise KeyRefused(Reason.TYPE_MISMATCH, "scale and value are not a whole number and base64 text")
     if type(value) is Exponential and not isinf(float(value.text)):
         if known:

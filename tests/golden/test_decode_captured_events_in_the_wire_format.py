@@ -92,9 +92,13 @@ def with_schema(part: bytes | None) -> bytes | None:
         return part
 
 
-@pytest.mark.parametrize("kind", ["AVRO", "JSON", "PROTOBUF"])
+@pytest.mark.parametrize(
+    ("kind", "nullables"),
+    [("AVRO", None), ("JSON", None), ("PROTOBUF", Nullables.OPTIONAL), ("PROTOBUF", Nullables.PLAIN)],
+)
 @pytest.mark.parametrize("file", FORMATS)
-def test_every_format_takes_its_records_in_the_wire_format(file: str, kind: str) -> None:
+def test_every_format_takes_its_records_in_the_wire_format(file: str, kind: str, nullables: Nullables | None) -> None:
+    """Without the settings for nulls a key of Protobuf that may be one is none."""
     topics: dict[str, list[Record]] = {}
     for record in load(file):
         topics.setdefault(record.topic, []).append(record)
@@ -106,12 +110,15 @@ def test_every_format_takes_its_records_in_the_wire_format(file: str, kind: str)
         references = ", ".join(f"parent_{name}: {name}" for name in proposal.events["key"])  # type: ignore[attr-defined]
         text = f"version: 1\nparent: p\n{as_yaml(proposal)}{DEPENDENTS.format(references=references)}"
         [parent] = parse_rules({"a.yaml": text}).parents
-        converter = Converter(kind)
+        converter = Converter(kind, nullables or Nullables.OPTIONAL)
         as_json, decode = decoder_for(parent), decoder_for(parent, schemas=converter.schemas)
         for record in records:
             wrapped = record._replace(key=with_schema(record.key), value=with_schema(record.value))
             in_wire = converter.record(wrapped)
-            assert decode(in_wire) == as_json(record), record
+            said = decode(in_wire)
+            if nullables is Nullables.PLAIN and isinstance(said, Undecodable) and said.reason is Reason.UNAVAILABLE_KEY:
+                continue
+            assert said == as_json(record), record
             told += in_wire.value != wrapped.value and isinstance(as_json(record), ParentChange)
     assert told
 
@@ -199,8 +206,7 @@ def test_protobuf_that_tells_no_nulls_says_the_same_or_nothing(file: str, copied
     for record in load(file):
         parent = rule(**keys_of(file, record.topic))
         said = decoder_for(parent, copied=copied, schemas=converter.schemas)(converter.record(record))
-        if copied is not None and isinstance(said, Undecodable):
-            assert said.reason is Reason.BAD_ENVELOPE and "optional.for.nullables" in said.message
+        if copied is not None and isinstance(said, Undecodable) and "optional.for.nullables" in said.message:
             continue
         plain = record._replace(key=left_by_protobuf(record.key), value=left_by_protobuf(record.value))
         assert said == decoder_for(parent, copied=copied)(plain), record

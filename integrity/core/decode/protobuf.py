@@ -7,14 +7,17 @@ these are refused, as are texts that are not UTF-8 and bytes left over: they are
 Fields are called as in the schema; those of a oneof are fields of their message. What has presence and is not there is
 null. A plain field of proto3 leaves no bytes when it is zero, empty or false, and when what wrote it had a null: such a
 field is `UNTOLD`, unless it is certain that it can't be null. That is so where its message says of others that they may
-be (`optional`, or a wrapper such as google.protobuf.Int64Value), or, in an envelope, where any message does.
+be (`optional`, or a wrapper such as google.protobuf.Int64Value), or, in an envelope, where any message does. What
+Debezium says of an event itself is null where it is not there.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import msgspec
@@ -23,6 +26,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from integrity.core.decode.avro import AvroFault, SchemaFault
+from integrity.core.decode.positions import PLACING
 from integrity.core.decode.protobuf_values import (
     ANY_SCALE,
     LENGTH,
@@ -262,16 +266,29 @@ def _packed(read: Read) -> Read:
     return read_all
 
 
-_ENVELOPE = frozenset({"before", "after", "source", "op"})
+class _Plain(Enum):
+    """What plain fields that are not there are."""
+
+    ZERO = "zero, empty or false"
+    NULL = "null"
+    UNTOLD = "either"
+
+
+_ROWS = frozenset({"before", "after"})
+_ENVELOPE = _ROWS | {"source", "op"}
 """The fields of Debezium's envelope: what has written it says of all columns alike whether they may be null."""
+_ADDED = re.compile(f"__(?:source_)?(?:connector|op|ts_ms|ord|txnNumber|{'|'.join(sorted(PLACING))})")
+"""What Debezium adds to flattened rows of an event's source."""
+_DELETED = "__deleted"
 
 
 def _never_null(names: Iterable[str]) -> set[str]:
     """Fields that Debezium never makes null: the row within an event of MySQL's and MariaDB's binary log, which is
-    mostly 0, and the place of that, beside the file; in flattened rows they have a prefix."""
+    mostly 0, and the place of that, beside the file; in flattened rows they have a prefix. And the mark of a flattened
+    deletion."""
     known = set(names)
     places = [(f"{name[:-4]}pos", f"{name[:-4]}row") for name in known if name.endswith("file")]
-    return {name for place in places if known.issuperset(place) for name in place}
+    return {_DELETED}.union(*[place for place in places if known.issuperset(place)])
 
 
 class _Types:
@@ -281,13 +298,18 @@ class _Types:
         self._metas = metas
         self._made: dict[str, _Message] = {}
         self._fields = 0
-        names = {each.name for each in root.fields}
-        self._is_certain = names >= _ENVELOPE and _any_tells_nulls(root)
+        self._is_certain, self._of_source = False, frozenset[str]()
+        if {each.name for each in root.fields} >= _ENVELOPE:
+            rows = _reached([each for each in root.fields if each.name in _ROWS])
+            others = {root.full_name: root} | _reached([each for each in root.fields if each.name not in _ROWS])
+            self._is_certain = any(map(_tells_nulls, (others | rows).values()))
+            # Of what Debezium says of an event itself, no number or text that may be null is ever zero or empty.
+            self._of_source = frozenset(others.keys() - rows.keys())
 
     def reader_of_message(self, type_: Descriptor, meta: Meta) -> Read:
         if not is_logical(type_):
             return self._message(type_).read
-        read, value_of = self._message(type_, are_zeros=True).read, VALUES[type_.full_name]
+        read, value_of = self._message(type_, _Plain.ZERO).read, VALUES[type_.full_name]
 
         def read_logical(data: bytes, at: int, end: int, budget: Budget) -> tuple[object, int]:
             parts, at = read(data, at, end, budget)
@@ -315,8 +337,8 @@ class _Types:
         connect = scalar_of(field_).connect
         return {"type": own if connect == "int32" and own in ("int8", "int16") else connect}
 
-    def _message(self, type_: Descriptor, *, are_zeros: bool = False) -> _Message:
-        """What reads a type; `are_zeros`: what is not there is zero in it, always."""
+    def _message(self, type_: Descriptor, plain: _Plain | None = None) -> _Message:
+        """What reads a type; `plain` is what its fields that are not there are, where it is known of the type."""
         made = self._made.get(type_.full_name)
         if made is not None:
             return made
@@ -325,22 +347,19 @@ class _Types:
         if self._fields > _FIELDS_MAX:
             raise SchemaFault(f"it has more than {_FIELDS_MAX} fields")
         certain = _never_null(each.name for each in type_.fields)
-        are_zeros = are_zeros or self._is_certain or _tells_nulls(type_) or is_of_any_scale(type_)
+        plain = plain or self._plain_in(type_)
         for each in type_.fields:
-            is_zero = are_zeros or each.name in certain
-            made.absent[each.name] = self._absent(each, is_zero=is_zero)
+            made.absent[each.name] = _absent(each, _Plain.ZERO if each.name in certain else plain)
             made.weight += 64 + len(each.name)
             if each.is_required:
                 made.required.add(each.name)
             self._put(made, each)
         return made
 
-    def _absent(self, field_: FieldDescriptor, *, is_zero: bool) -> object:
-        if field_.is_repeated:
-            return UNTOLD  # none, or an empty one
-        if field_.has_presence:
-            return None
-        return scalar_of(field_).default if is_zero else UNTOLD
+    def _plain_in(self, type_: Descriptor) -> _Plain:
+        if self._is_certain or _tells_nulls(type_) or is_of_any_scale(type_):
+            return _Plain.ZERO
+        return _Plain.NULL if type_.full_name in self._of_source else _Plain.UNTOLD
 
     def _put(self, made: _Message, field_: FieldDescriptor) -> None:
         if field_.type == _F.TYPE_GROUP:
@@ -369,7 +388,7 @@ class _Types:
 
     def _entry(self, type_: Descriptor) -> Read:
         """What reads an entry of a map: what is not there is zero in it."""
-        entry = self._message(type_, are_zeros=True)
+        entry = self._message(type_, _Plain.ZERO)
         inner = type_.fields_by_name["value"].message_type
         empty = None if inner is None else self.reader_of_message(inner, {})
 
@@ -406,16 +425,24 @@ def _tells_nulls(type_: Descriptor) -> bool:
     )
 
 
-def _any_tells_nulls(root: Descriptor) -> bool:
-    """Whether a message does, or one in it."""
-    known, waiting = {root.full_name}, [root]
+def _reached(fields: Iterable[FieldDescriptor]) -> dict[str, Descriptor]:
+    """The messages that are in some fields, at any depth, but for those that stand for a scalar and maps."""
+    found: dict[str, Descriptor] = {}
+    waiting = list(fields)
     while waiting:
-        type_ = waiting.pop()
-        if _tells_nulls(type_):
-            return True
-        for each in type_.fields:
-            inner = each.message_type
-            if inner is not None and not _is_map(each) and not is_logical(inner) and inner.full_name not in known:
-                known.add(inner.full_name)
-                waiting.append(inner)
-    return False
+        each = waiting.pop()
+        inner = each.message_type
+        if inner is not None and not _is_map(each) and not is_logical(inner) and inner.full_name not in found:
+            found[inner.full_name] = inner
+            waiting += inner.fields
+    return found
+
+
+def _absent(field_: FieldDescriptor, plain: _Plain) -> object:
+    """What a field is that is not there."""
+    if field_.has_presence:
+        return None
+    if plain is _Plain.NULL or (_ADDED.fullmatch(field_.name) and plain is _Plain.UNTOLD):
+        return None
+    # Of a list, null and an empty one are never told apart.
+    return UNTOLD if plain is _Plain.UNTOLD or field_.is_repeated else scalar_of(field_).default
