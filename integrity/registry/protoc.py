@@ -61,7 +61,7 @@ def _run(folder: Path, name: str, files: Mapping[str, str]) -> bytes:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
     # Google's own, which come with the compiler and with a package of all its APIs.
     paths = [sources, _KNOWN, *_shared()]
-    command = [sys.executable, "-I", "-m", "grpc_tools.protoc", "--include_imports", f"--descriptor_set_out={target}"]
+    command = [sys.executable, "-P", "-m", "grpc_tools.protoc", "--include_imports", f"--descriptor_set_out={target}"]
     done = subprocess.run(
         [*command, *(f"-I{path}" for path in paths), name],
         cwd=folder,

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -61,8 +61,6 @@ _F = FieldDescriptor
 class ProtobufSchema:
     """The messages of a schema, by the indexes that stand before a value."""
 
-    indexed = True
-
     def __init__(self, descriptors: bytes) -> None:
         """`descriptors` is a FileDescriptorSet, that of the schema itself behind those of what it needs. Raises
         SchemaFault."""
@@ -79,11 +77,13 @@ class ProtobufSchema:
         # In the order of the file, by which indexes count: the pool knows them by name only.
         self._roots: list[Descriptor] = [own.message_types_by_name[each.name] for each in files[-1].message_type]
         self._metas = _Metas(pool)
-        self._known: dict[tuple[int, ...], tuple[Read, bytes]] = {}
+        self._known: dict[tuple[int, ...], _Root | SchemaFault] = {}
 
-    def told(self, data: bytes, at: int) -> None:
-        """Nothing is read faster than the whole."""
-        return None
+    def told(self, data: bytes, at: int) -> Mapping[str, object] | None:
+        """What an envelope says but its rows, which are passed over unread; None of another message. Raises
+        AvroFault."""
+        root, at = self._root(data, at)
+        return None if root.telling is None else _whole(root.telling, data, at)
 
     def before(self, behind: bytes) -> bytes:
         """What stands before a value whose id is in a header: the indexes behind that. Raises AvroFault."""
@@ -94,32 +94,54 @@ class ProtobufSchema:
 
     def json(self, data: bytes, at: int) -> bytes:
         """The value behind the message indexes that begin at this place, as JSON with its schema. Raises AvroFault."""
-        try:
-            indexes, at = (_FIRST, at + 1) if data[at : at + 1] == b"\0" else _indexes(data, at)
-            read, prefix = self._known.get(indexes) or self._learn(indexes)
-            value, _ = read(data, at, len(data), Budget())
-            return b"%b%b}" % (prefix, _encode(value))
-        except (IndexError, struct.error):
-            raise AvroFault("it ends too early") from None
-        except UnicodeDecodeError:
-            raise AvroFault("a text is not UTF-8", Reason.BAD_ENCODING) from None
-        except RecursionError:
-            raise AvroFault("nested too deep", Reason.TOO_DEEP) from None
+        root, at = self._root(data, at)
+        return b"%b%b}" % (root.prefix, _encode(_whole(root.read, data, at)))
 
-    def _learn(self, indexes: tuple[int, ...]) -> tuple[Read, bytes]:
+    def _root(self, data: bytes, at: int) -> tuple[_Root, int]:
+        """The message that the indexes at this place lead to, and the place behind them."""
+        indexes, at = (_FIRST, at + 1) if data[at : at + 1] == b"\0" else _indexes(data, at)
+        root = self._known.get(indexes) or self._learn(indexes)
+        if isinstance(root, SchemaFault):
+            raise AvroFault(root.message)
+        return root, at
+
+    def _learn(self, indexes: tuple[int, ...]) -> _Root | SchemaFault:
         found, other = _at(indexes, self._roots), _at(indexes, self._roots, with_entries=True)
         # Some serializers count the entries that maps are made of, and others do not.
         if found is None or other is None or found.full_name != other.full_name:
             raise AvroFault("its message indexes lead to no message of its schema, or not to one alone")
+        root: _Root | SchemaFault
         try:
             # As in Connect: a wrapper that is the whole value is the scalar in it.
             types = _Types(self._metas, found)
             described, read = types.described(found, {}, _STRUCTS_MAX), types.reader_of_message(found, {})
+            root = _Root(read, b'{"schema":%b,"payload":' % _encode(described), types.telling(found))
         except SchemaFault as fault:
-            raise AvroFault(fault.message) from None
-        known = read, b'{"schema":%b,"payload":' % _encode(described)
-        self._known[indexes] = known
-        return known
+            root = fault
+        except RecursionError:
+            root = SchemaFault("its messages are nested too deep")
+        self._known[indexes] = root
+        return root
+
+
+class _Root(NamedTuple):
+    """A message that a value may be: what reads it, what stands before it in JSON, and what reads all but its rows."""
+
+    read: Read
+    prefix: bytes
+    telling: Read | None
+
+
+def _whole(read: Read, data: bytes, at: int) -> Any:
+    """The value that begins at a place and ends with the bytes."""
+    try:
+        return read(data, at, len(data), Budget())[0]
+    except (IndexError, struct.error):
+        raise AvroFault("it ends too early") from None
+    except UnicodeDecodeError:
+        raise AvroFault("a text is not UTF-8", Reason.BAD_ENCODING) from None
+    except RecursionError:
+        raise AvroFault("nested too deep", Reason.TOO_DEEP) from None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -299,7 +321,8 @@ class _Types:
         self._made: dict[str, _Message] = {}
         self._fields = 0
         self._is_certain, self._of_source = False, frozenset[str]()
-        if {each.name for each in root.fields} >= _ENVELOPE:
+        self._is_envelope = {each.name for each in root.fields} >= _ENVELOPE
+        if self._is_envelope:
             rows = _reached([each for each in root.fields if each.name in _ROWS])
             others = {root.full_name: root} | _reached([each for each in root.fields if each.name not in _ROWS])
             self._is_certain = any(map(_tells_nulls, (others | rows).values()))
@@ -316,6 +339,19 @@ class _Types:
             return value_of(parts, meta), at
 
         return read_logical
+
+    def telling(self, root: Descriptor) -> Read | None:
+        """What reads an envelope but its rows, whose bytes are not looked at."""
+        if not self._is_envelope:
+            return None
+        whole = self._message(root)
+        slots = {
+            tag: replace(slot, read=_passed_over)
+            if slot.name in _ROWS and slot.key is not None and tag & 7 == LENGTH
+            else slot
+            for tag, slot in whole.slots.items()
+        }
+        return replace(whole, slots=slots).read
 
     def described(self, type_: Descriptor, meta: Meta, structs: int) -> dict[str, object]:
         """What Connect's JsonConverter would write beside a message, as far as anybody reads it. No field is called
@@ -399,6 +435,11 @@ class _Types:
             return found, at
 
         return _inside(read)
+
+
+def _passed_over(data: bytes, at: int, end: int, budget: Budget) -> tuple[None, int]:
+    stop, _ = stop_of(data, at, end)
+    return None, stop
 
 
 def _inside(read: Read) -> Read:

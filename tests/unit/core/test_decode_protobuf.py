@@ -16,6 +16,7 @@ from integrity.core.decode import decoder_for
 from integrity.core.decode.avro import AvroFault, SchemaFault
 from integrity.core.decode.protobuf import ProtobufSchema
 from integrity.core.decode.record import Decoded, Headers, Ignored, Record, Undecodable
+from integrity.core.decode.wire import Schemas
 from integrity.core.keys import UNTOLD, KeyType
 from integrity.core.rules.parse import parse_rules
 from integrity.errors import Reason
@@ -169,7 +170,7 @@ message Envelope {
   message Inner { string by = 1; }
 }
 """
-SCHEMAS = {1: ProtobufSchema(descriptors(EVENTS)), str(UUID(int=7)): ProtobufSchema(descriptors(EVENTS))}
+SCHEMAS: Schemas = {1: ProtobufSchema(descriptors(EVENTS)), str(UUID(int=7)): ProtobufSchema(descriptors(EVENTS))}
 SPEC = {"tenant": KeyType.INT64, "id": KeyType.INT64}
 
 
@@ -193,6 +194,7 @@ def said(
     headers: Headers = (),
     copied: tuple[str, ...] | None = None,
     more: str = "",
+    schemas: Schemas = SCHEMAS,
 ) -> Decoded:
     text = f"""\
 version: 1
@@ -202,7 +204,7 @@ dependents:
   - {{store: db, table: orders, references: {{t: tenant, c: id}}, on_delete: cascade}}
 """
     [parent] = parse_rules({"a.yaml": text}).parents
-    return decoder_for(parent, copied=copied, schemas=SCHEMAS)(Record("t", 0, 3, 1000, key_, value_, headers))
+    return decoder_for(parent, copied=copied, schemas=schemas)(Record("t", 0, 3, 1000, key_, value_, headers))
 
 
 def test_a_deletion_is_told() -> None:
