@@ -25,7 +25,7 @@ from integrity.core.decode.record import Decoded, Decoder, Half, Limits, Record
 from integrity.core.decode.schema import WHOLE, hints_of
 from integrity.core.doctor import TopicLook, event_of, of_topics
 from integrity.core.keys import FieldHint, KeySpec, KeyType
-from integrity.core.rules.model import Events, KeyFormat, Parent, Place, Tombstones, Types
+from integrity.core.rules.model import TENANT, Events, KeyFormat, Parent, Place, TenantFrom, TenantIn, Tombstones, Types
 from integrity.core.rules.vocabulary import FORMATS
 
 ENTITY = "parent"
@@ -36,6 +36,8 @@ NOT_JSON = "no JSON object"
 _LIMITS = Limits()
 _CHANGES = ("debezium", "cloudevents", "qlik")
 """The formats of change events that tell an operation."""
+_CONNECTOR = "__debezium.context.connectorLogicalName"
+"""The header in which Debezium says which connector an event comes from."""
 _ROUTING = "__dbz__"
 """What the fields begin with that routing transforms add to a record key: they are none of the row's."""
 _OUTBOX_TYPE = "eventType"
@@ -99,7 +101,8 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     types = _types(look.last, form, remarks)
     if form == "outbox" and types is None:
         return Proposal(look.name, None, remarks, len(look.last))
-    events = Events((look.name,), form, key, Tombstones.DELETE, types=types, key_format=key_format)
+    tenant = None if TENANT in key.names else _tenant(look.last, remarks)
+    events = Events((look.name,), form, key, Tombstones.DELETE, types=types, key_format=key_format, tenant=tenant)
     parent = Parent(ENTITY, events, (), Place("", 0, 0))
     found = of_topics(parent, {look.name: look}, decoder_for(parent), now_ms)
     remarks += [Remark(each.code, each.message, each.hint) for each in found]
@@ -127,6 +130,8 @@ def _block(events: Events) -> dict[str, object]:
     }
     if events.key_format is not KeyFormat.JSON:
         block["key_format"] = events.key_format.value
+    if events.tenant is not None:
+        block["tenant"] = {events.tenant.place.value: events.tenant.name}
     if events.types is not None:
         said = {"deleted": events.types.deleted, "upserted": events.types.upserted}
         block["types"] = {name: list(names) for name, names in said.items() if names}
@@ -355,6 +360,18 @@ def _one(kinds: Counter[KeyType]) -> KeyType:
         if kinds.keys() == narrow:
             return wide
     return kinds.most_common(1)[0][0] if kinds else KeyType.STRING
+
+
+def _tenant(records: Iterable[Record], remarks: list[Remark]) -> TenantFrom | None:
+    """What tells whose an event is, where several connectors write to the topic: each has a source of its own, and
+    their equal keys are keys of different parents."""
+    connectors = {text for record in records for name, text in record.headers if name == _CONNECTOR and text}
+    if len(connectors) < 2:
+        return None
+    message = f"the records come from {len(connectors)} connectors: each counts as a tenant"
+    hint = "write tenant: string in key too, or {tenant} in the store's URL; leave tenant out if all read one source"
+    remarks.append(Remark("several_connectors", message, hint))
+    return TenantFrom(TenantIn.HEADER, _CONNECTOR)
 
 
 # --- domain events ------------------------------------------------------------------------------------------------

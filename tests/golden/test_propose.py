@@ -9,12 +9,14 @@ import pytest
 from integrity.core.decode.record import Record
 from integrity.core.doctor import TopicLook
 from integrity.core.propose import Proposal, as_yaml, propose
+from integrity.core.rules.model import TenantFrom, TenantIn
 from integrity.core.rules.parse import parse_rules
 from tests.golden.records import EVENTS, load, of_topic
 from tests.golden.test_constructed_cloudevents import Wrap, binary, structured, whole
 from tests.golden.test_constructed_qlik import message
 from tests.golden.test_constructed_qlik import record as qlik
 
+CONNECTOR = "__debezium.context.connectorLogicalName"
 NOW_MS = 2_000_000_000_000
 FILES = sorted(path.stem for path in EVENTS.glob("*.jsonl"))
 DEPENDENTS = """
@@ -188,3 +190,23 @@ def test_the_key_of_flattened_documents_is_named_as_the_rule_names_it() -> None:
     found = [each for each in proposals("mdb_flat_rewrite") if each.events is not None]
     assert [list(each.events["key"]) for each in found if each.events is not None] == [["_id"]] * len(found)  # type: ignore[call-overload]
     assert found
+
+
+def test_connectors_that_write_to_one_topic_are_told_apart_as_tenants() -> None:
+    one = of_topic("pg_env", "public.customers")
+    other = [
+        each._replace(headers=tuple((name, b"globex" if name == CONNECTOR else text) for name, text in each.headers))
+        for each in one
+    ]
+    found = propose(TopicLook("t", 1, {}, [*one, *other]), NOW_MS)
+    assert found.events is not None and found.events["tenant"] == {"header": CONNECTOR}
+    assert "several_connectors" in {each.code for each in found.remarks}
+    references = DEPENDENTS.format(references="parent_id: id")
+    [parent] = parse_rules({"a.yaml": f"version: 1\nparent: p\n{as_yaml(found)}{references}"}).parents
+    assert parent.events is not None and parent.events.tenant == TenantFrom(TenantIn.HEADER, CONNECTOR)
+    alone = propose(TopicLook("t", 1, {}, other), NOW_MS)
+    assert alone.events is not None and "tenant" not in alone.events
+    told = of_topic("pg_env", "public.composite")  # its key holds a tenant
+    both = [*told, *(each._replace(headers=((CONNECTOR, b"globex"),)) for each in told)]
+    keyed = propose(TopicLook("t", 1, {}, both), NOW_MS)
+    assert keyed.events is not None and "tenant" not in keyed.events
