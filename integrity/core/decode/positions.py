@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 Position = tuple[int, ...]
@@ -63,10 +64,17 @@ def _mysql(source: Source) -> Position | None:
     file, pos, row = source.get("file"), source.get("pos"), source.get("row")
     if type(file) is not str or type(pos) is not int or type(row) is not int:
         return None
+    number = _binlog_number(file)
+    return (number, pos, row) if number is not None and 0 <= pos <= _MAX and 0 <= row <= _MAX else None
+
+
+@lru_cache(maxsize=64)  # a server writes many thousand changes into one file
+def _binlog_number(file: str) -> int | None:
+    """The number of a binary log file: what stands after the last point of its name; None when that is no number."""
     _, point, number = file.rpartition(".")
     if not point or len(number) > _BINLOG_DIGITS_MAX or not (number.isascii() and number.isdigit()):
         return None
-    return (int(number), pos, row) if 0 <= pos <= _MAX and 0 <= row <= _MAX else None
+    return int(number)
 
 
 def _lsn(value: object) -> Position | None:

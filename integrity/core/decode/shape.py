@@ -7,9 +7,9 @@ numbers and texts have digits (names, and escapes that are made of digits, are s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from operator import itemgetter
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from struct import Struct
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,9 +34,11 @@ class _Shape(NamedTuple):
     """Where in a text the values stand that are told."""
 
     constant: dict[str, object]
-    varying: tuple[tuple[str, int, int, Callable[[bytes], object]], ...]
+    varying: tuple[tuple[str, int, Callable[[bytes], object]], ...]
+    pieces: Callable[[bytes], tuple[bytes, ...]]
+    """Cuts out the texts of the varying values."""
     first_digits: Callable[[bytes], tuple[int, ...]]
-    """Those of its numbers that must not be zeros."""
+    """Those of its other numbers that must not be zeros."""
 
 
 class Shapes:
@@ -57,12 +59,16 @@ class Shapes:
         shape = self._shapes.get(text.translate(_MASK))
         if shape is None:
             return None
-        constant, varying, first_digits = shape
+        constant, varying, pieces, first_digits = shape
         if _ZERO in first_digits(text):
             return None
         told = constant.copy()
-        for name, begin, end, read in varying:
-            told[name] = read(text[begin:end])
+        try:
+            cut = pieces(text)
+            for name, index, read in varying:
+                told[name] = read(cut[index])
+        except msgspec.DecodeError:  # a number that begins with a zero
+            return None
         return told
 
     def learn(self, text: bytes) -> None:
@@ -83,8 +89,9 @@ def _shape_of(text: bytes, told: Collection[Path], inside: int) -> _Shape | None
     """The shape of a text; None when it is of no use as one."""
     path: list[str] = [_IN_LIST] * inside
     constant: dict[str, object] = {}
-    varying: list[tuple[str, int, int, Callable[[bytes], object]]] = []
-    first_digits = [0, 0]  # two at least, of which a tuple is made; what a text of an object begins with is no digit
+    varying: list[tuple[str, int, Callable[[bytes], object]]] = []
+    pieces: list[tuple[int, int]] = []
+    first_digits: list[tuple[int, int]] = []
     for token in _TOKENS.finditer(text):
         string, colon, number, other = token.groups()
         begin, end = token.span()
@@ -103,15 +110,27 @@ def _shape_of(text: bytes, told: Collection[Path], inside: int) -> _Shape | None
         elif number is not None:
             if not _WHOLE.fullmatch(number):
                 return None
-            first = begin + number.startswith(b"-")
-            if end - begin > 1:
-                first_digits.append(first)
             if is_told:
-                varying.append((path[-1], begin, end, _whole))
+                varying.append((path[-1], len(pieces), _whole))
+                pieces.append((begin, end))
+            elif end - begin > 1:
+                first = begin + number.startswith(b"-")
+                first_digits.append((first, first + 1))
         elif other is None and b"\\u" in string:
             return None
         elif is_told and other is None and _DIGIT.search(string):
-            varying.append((path[-1], begin, end, _text))
+            varying.append((path[-1], len(pieces), _text))
+            pieces.append((begin, end))
         elif is_told:
             constant[path[-1]] = _value(token[0])
-    return _Shape(constant, tuple(varying), itemgetter(*first_digits))
+    return _Shape(constant, tuple(varying), _cutter(pieces, len(text), "s"), _cutter(first_digits, len(text), "B"))
+
+
+def _cutter(places: Sequence[tuple[int, int]], length: int, code: str) -> Callable[[bytes], tuple[Any, ...]]:
+    """What makes, of a text of this length, all that stands between two places each. One call that knows the places is
+    much faster than as many slices."""
+    format_, at = "", 0
+    for begin, end in places:
+        format_ += f"{begin - at}x{end - begin}{code}"
+        at = end
+    return Struct(f"{format_}{length - at}x").unpack

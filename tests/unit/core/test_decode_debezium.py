@@ -480,6 +480,40 @@ def test_a_change_of_mysql_is_placed_by_its_binary_log(connector: str, file: str
         assert change(decode(envelope(op, source))).version == Version(0, (number, 4711, 3))
 
 
+def test_what_was_read_of_binary_logs_before_places_no_later_change() -> None:
+    """Files roll over, a server gets another name for them, and one topic may be of several sources."""
+    read = decoder_for(rule())
+    sources = [
+        ({"file": "mysql-bin.000009"}, (9, 4711, 3)),
+        ({"file": "mysql-bin.000010"}, (10, 4711, 3)),
+        ({"file": "mysql-bin.000010", "pos": 47_110, "row": 12}, (10, 47_110, 12)),
+        ({"file": "binlog.000011", "connector": "mariadb"}, (11, 4711, 3)),
+        ({"file": "mysql-bin.1000000"}, (1_000_000, 4711, 3)),
+        ({"file": "mysql-bin.00001x"}, None),
+        ({"file": "mysql-bin.0000100000000000000"}, None),
+        ({"connector": "postgresql", "lsn": 20}, (20,)),
+        ({"file": "mysql-bin.000009"}, (9, 4711, 3)),
+    ]
+    for _ in range(3):
+        for changed, position in sources:
+            said = read(record(envelope("d", BINLOG | {"thread": 17} | changed)))
+            if position is None:
+                assert refusal(said) == (Reason.BAD_VERSION, "value")
+            else:
+                assert change(said).version == Version(0, position)
+
+
+@pytest.mark.parametrize("number", ["pos", "row", "thread", "ts_ms"])
+def test_a_number_that_begins_with_a_zero_is_no_json_like_one_before_either(number: str) -> None:
+    read = decoder_for(rule())
+    text = envelope("d", BINLOG | {"pos": 4711, "row": 33, "thread": 17, "ts_ms": 55})
+    assert read(record(text)) == read(record(text))
+    digits = text.partition(f'"{number}":'.encode())[2][:2]
+    broken = text.replace(b'"%b":%b' % (number.encode(), digits), b'"%b":0%b' % (number.encode(), digits[1:]), 1)
+    assert broken != text
+    assert refusal(read(record(broken))) == (Reason.BAD_JSON, "value")
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -286,6 +286,46 @@ def test_what_is_not_beyond_doubt_like_the_one_before_is_left_to_the_careful_way
     assert told(text) is None
 
 
+def test_where_the_rest_of_the_last_one_began_is_only_where_it_is_looked_for_first() -> None:
+    longer = DELETION.replace(b'"lsn":20', b'"lsn":2000')
+    rest = DELETION.partition(b',"after":null,')[2]
+    row = b'{"a":{"b":[1],"after":null,"c":"d"}}'
+    deletions = Deletions(LIMITS, ("lsn",))
+    for text in (DELETION, longer):
+        deletions.learn(text, ROW)
+    texts = [
+        (DELETION, 20),
+        (longer, 2000),
+        (longer.replace(ROW, row), 2000),
+        (DELETION.replace(ROW, row), 20),
+        (DELETION.replace(ROW, b"null"), 20),
+        (rest, None),
+        (DELETION.replace(b',"after":null', b""), None),
+        (b'{"before":' + rest, None),
+        (b'{"before":{"a":1' + rest, None),
+        (b"", None),
+        (longer, 2000),
+    ]
+    for text, lsn in [*texts, *reversed(texts)]:
+        said = deletions.source(text)
+        assert (said and said["lsn"]) == lsn
+
+
+def test_a_row_that_holds_what_stands_before_the_rest_is_never_cut_there() -> None:
+    row = b'{"a":{"b":1,"after":null,"c":"ddddd"}}'
+    inside = b'"c":"ddddd"}},"after":null,'
+    longer = DELETION.replace(b"a1:b", b"a1:b" + b"y" * len(inside))
+    text = DELETION.replace(ROW, row)
+    deletions = Deletions(LIMITS, ("lsn",))
+    deletions.learn(DELETION, ROW)
+    deletions.learn(longer, ROW)
+    assert deletions.source(longer) is not None
+    assert deletions.source(text) is None  # looked for in the row, and left to the careful way
+    deletions.learn(text, row)
+    for each in (text, DELETION, text):
+        assert deletions.source(each) == {"connector": "postgresql", "lsn": 20}
+
+
 @pytest.mark.parametrize(
     "rest",
     [
