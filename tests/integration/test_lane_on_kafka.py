@@ -363,6 +363,20 @@ async def test_offsets_that_another_tool_has_committed_decide_nothing(
     assert member.rows == 10
 
 
+async def test_records_of_every_codec_are_read(
+    kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
+) -> None:
+    topic, codecs = await create_topic(), (None, "gzip", "snappy", "lz4", "zstd")
+    for key, codec in enumerate(codecs):
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, compression_type=codec)
+        await producer.start()
+        await producer.send_and_wait(topic, b"d%d" % (10 + key), key=b"%d" % key)
+        await producer.stop()
+    member = Member(kafka, topic, unique_name("group"), BentStore(memory_store(6)))
+    await asyncio.wait_for(member.lane.run(member.stop, to_end=True), 60)
+    assert (member.rows, member.letters.published) == (len(codecs), [])
+
+
 async def test_a_small_batch_that_unpacks_to_too_much_is_one_dead_letter_and_fills_no_memory(
     kafka: KafkaServer, create_topic: CreateTopic, unique_name: Callable[[str], str]
 ) -> None:
