@@ -334,12 +334,18 @@ def _of_identity(parent: Parent, topic: str, changes: Sequence[ParentChange], ta
 def _of_lost_marks(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Iterator[Finding]:
     """Whether a key is deleted and another created by one and the same change of the source: no two others have one
     place in its log."""
-    placed = [each for each in changes if each.version and each.version.position[:1] != (each.origin.offset,)]
+    placed = [each for each in changes if each.version is not None and not _by_offset(each)]
     gone = {each.version: each.key for each in placed if each.op is Op.DELETED}
     if any(each.op is Op.ALIVE and gone.get(each.version, each.key) != each.key for each in placed):
         message = f"key changes in topic {topic!r} have lost their headers {NEW_KEY} and {OLD_KEY}"
         hint = "they are taken for deletions: let no transform, mirror or proxy drop headers"
         yield _at(parent.place, "key_changes_unmarked", message, hint)
+
+
+def _by_offset(change: ParentChange) -> bool:
+    """Whether a change is placed by its Kafka offset, or just behind it."""
+    offset = change.origin.offset
+    return change.version is not None and change.version.position in ((offset,), (offset, 1))
 
 
 def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Iterator[Finding]:
@@ -352,7 +358,7 @@ def _of_rows(parent: Parent, topic: str, changes: Sequence[ParentChange]) -> Ite
         message = f"key changes arrive in topic {topic!r}, but no deletion does: the connector drops them"
         hint = "set delete.tombstone.handling.mode=rewrite-with-tombstone; integrity scan finds what was missed"
         yield _at(parent.place, "deletions_dropped", message, hint)
-    if any(change.version is not None and change.version.position[:1] == (change.origin.offset,) for change in changes):
+    if any(map(_by_offset, changes)):
         message = f"the events of topic {topic!r} are placed by their Kafka offset"
         how = "name a field that grows: version"
         if is_flat:

@@ -25,7 +25,18 @@ from integrity.core.decode.record import Decoded, Decoder, Half, Limits, Record
 from integrity.core.decode.schema import WHOLE, hints_of
 from integrity.core.doctor import TopicLook, event_of, of_topics
 from integrity.core.keys import FieldHint, KeySpec, KeyType
-from integrity.core.rules.model import TENANT, Events, KeyFormat, Parent, Place, TenantFrom, TenantIn, Tombstones, Types
+from integrity.core.rules.model import (
+    DEFAULT_PREFIX,
+    TENANT,
+    Events,
+    KeyFormat,
+    Parent,
+    Place,
+    TenantFrom,
+    TenantIn,
+    Tombstones,
+    Types,
+)
 from integrity.core.rules.vocabulary import FORMATS
 
 ENTITY = "parent"
@@ -41,6 +52,8 @@ _CONNECTOR = "__debezium.context.connectorLogicalName"
 _ROUTING = "__dbz__"
 """What the fields begin with that routing transforms add to a record key: they are none of the row's."""
 _OUTBOX_TYPE = "eventType"
+_ADDED = ("lsn", "scn", "commit_lsn", "source_lsn", "source_scn", "source_commit_lsn", "source_file", "source_ts_ms")
+"""What flattening adds beside the operation, of one source or another."""
 _UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _DELETED = re.compile("delet|remov|eras|purg", re.IGNORECASE)
 _UPSERTED = re.compile("creat|regist|insert|add|updat|chang|upsert", re.IGNORECASE)
@@ -102,7 +115,17 @@ def propose(look: TopicLook, now_ms: int) -> Proposal:
     if form == "outbox" and types is None:
         return Proposal(look.name, None, remarks, len(look.last))
     tenant = None if TENANT in key.names else _tenant(look.last, remarks)
-    events = Events((look.name,), form, key, Tombstones.DELETE, types=types, key_format=key_format, tenant=tenant)
+    prefix = (_prefix(look.last) if form == "debezium-flat" else None) or DEFAULT_PREFIX
+    events = Events(
+        (look.name,),
+        form,
+        key,
+        Tombstones.DELETE,
+        types=types,
+        key_format=key_format,
+        tenant=tenant,
+        prefix=prefix,
+    )
     parent = Parent(ENTITY, events, (), Place("", 0, 0))
     found = of_topics(parent, {look.name: look}, decoder_for(parent), now_ms)
     remarks += [Remark(each.code, each.message, each.hint) for each in found]
@@ -132,6 +155,8 @@ def _block(events: Events) -> dict[str, object]:
         block["key_format"] = events.key_format.value
     if events.tenant is not None:
         block["tenant"] = {events.tenant.place.value: events.tenant.name}
+    if events.prefix != DEFAULT_PREFIX:
+        block["prefix"] = events.prefix
     if events.types is not None:
         said = {"deleted": events.types.deleted, "upserted": events.types.upserted}
         block["types"] = {name: list(names) for name, names in said.items() if names}
@@ -224,9 +249,31 @@ def _vote(record: Record) -> str:
     is_flat = any(name.startswith("__debezium.") for name in names) and "id" not in names
     if is_flat or "__deleted" in found or "__op" in found or any(name.startswith("__source_") for name in fields):
         return "debezium-flat"
+    if _prefix([record]) is not None:
+        return "debezium-flat"
     if "_id" in found and isinstance(key := _unwrapped(record.key), dict) and "_id" in key:
         return "mongodb"  # whole documents: what has to be set for them, its decoder says
     return "outbox" if "id" in names and any(name.startswith("__debezium.") for name in names) else "json"
+
+
+def _prefix(records: Iterable[Record]) -> str | None:
+    """What most names of added fields and headers begin with, if the operation is among them, and the source's place
+    or time."""
+    found: Counter[str] = Counter()
+    for record in records:
+        row = _value(record)
+        told = {name: text.decode(errors="replace").strip('"') for name, text in record.headers if text is not None}
+        told |= row if isinstance(row, dict) else {}
+        for name, op in told.items():
+            prefix = name.removesuffix("op")
+            if (
+                prefix
+                and prefix != name
+                and op in ("c", "r", "u", "d")
+                and any(prefix + each in told for each in _ADDED)
+            ):
+                found[prefix] += 1
+    return found.most_common(1)[0][0] if found else None
 
 
 def _parsed(text: bytes) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -210,3 +211,20 @@ def test_connectors_that_write_to_one_topic_are_told_apart_as_tenants() -> None:
     both = [*told, *(each._replace(headers=((CONNECTOR, b"globex"),)) for each in told)]
     keyed = propose(TopicLook("t", 1, {}, both), NOW_MS)
     assert keyed.events is not None and "tenant" not in keyed.events
+
+
+@pytest.mark.parametrize("file", ["pg_flat_rewrite", "my_flat_rewrite"])
+def test_another_prefix_of_added_fields_is_found(file: str) -> None:
+    table = "shop" if file.startswith("my") else "public"
+    records = [
+        each._replace(
+            value=None if each.value is None else re.sub(rb'"__(?!deleted)', b'"meta_', each.value), headers=()
+        )
+        for each in of_topic(file, f"{table}.customers")
+    ]
+    found = propose(TopicLook("t", 1, {}, records), NOW_MS)
+    assert found.events is not None
+    assert (found.events["format"], found.events["prefix"]) == ("debezium-flat", "meta_")
+    assert "kafka_position_only" not in {each.code for each in found.remarks}
+    text = f"version: 1\nparent: p\n{as_yaml(found)}{DEPENDENTS.format(references='parent_id: id')}"
+    assert parse_rules({"a.yaml": text}).parents[0].events.prefix == "meta_"  # type: ignore[union-attr]

@@ -150,6 +150,7 @@ def test_topic_of_several_partitions_is_told_where_keys_are_in_the_rows() -> Non
     [
         ("pg_flat_rewrite_with_tombstone", "debezium-flat", []),
         ("pg_flat_rewrite", "debezium-flat", []),
+        ("my_flat_rewrite", "debezium-flat", []),
         ("pg_flat_drop", "debezium-flat", ["deletions_dropped"]),
         ("pg_flat_tombstone", "debezium-flat", ["deletions_unplaced"]),
         ("pg_insertfield_flat", "debezium-flat", ["kafka_position_only"]),
@@ -157,7 +158,7 @@ def test_topic_of_several_partitions_is_told_where_keys_are_in_the_rows() -> Non
     ],
 )
 def test_what_flattened_topics_and_tables_do_not_tell_is_told(file: str, form: str, expected: list[str]) -> None:
-    topic = "kt.customers" if form == "json" else f"{file}.public.customers"
+    topic = "kt.customers" if form == "json" else f"{file}.{'shop' if file.startswith('my') else 'public'}.customers"
     text = CUSTOMER.replace("[customers, customers_eu]", f"[{topic}]").replace("format: debezium", f"format: {form}")
     parent = parse_rules({"customer.yaml": text % ""}).by_entity["customer"]
     seen = TopicLook(topic, 1, {}, [each for each in load(file) if each.topic == topic])
