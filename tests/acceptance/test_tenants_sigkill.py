@@ -298,13 +298,11 @@ async def town(
         await maker.execute(TABLES)
         await maker.close()
         server = await connected(postgres.url())
-        stack.callback(postgres.drop_database, f"{name}_native")
         native = await connected(postgres.create_database(f"{name}_native"))
         await native.execute(NATIVE)
         ours: dict[str, asyncpg.Connection] = {}
         for tenant in tenants:
             await server.execute(f"create database {name}_{tenant.name} template {name} strategy file_copy")
-            stack.callback(postgres.drop_database, f"{name}_{tenant.name}")
             ours[tenant.name] = await connected(postgres.url(f"{name}_{tenant.name}"))
             parents = [(tenant.name, key) for key in tenant.parents]
             await native.copy_records_to_table("customers", records=parents)
@@ -330,7 +328,6 @@ async def town(
             for process in town.processes:
                 if process.running:
                     process.kill()
-    postgres.drop_database(name)
 
 
 async def test_sigkills_and_absent_databases_leave_what_native_foreign_keys_leave(town: Town, seed: int) -> None:
