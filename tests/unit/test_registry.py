@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import ssl
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from integrity.core.decode.avro import SchemaFault
 from integrity.core.decode.record import Record
@@ -17,6 +21,7 @@ from integrity.errors import UnreachableError
 from integrity.registry import cache as cache_module
 from integrity.registry.cache import UNKNOWN_S, SchemaCache
 from integrity.registry.client import FoundSchema, RegistryClient
+from integrity.settings import SchemaRegistrySettings
 from integrity.wiring.decoding import decoder_of
 
 
@@ -108,6 +113,38 @@ async def test_a_registry_that_is_away_is_unreachable() -> None:
         await client(answer).schema(1)
     with pytest.raises(UnreachableError):
         await client(answer).check()
+
+
+async def test_a_registry_is_believed_by_its_certificate_and_its_name(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    body = found("long").content
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        for host, cafile, is_believed in (
+            ("localhost", tmp_path / "ca.pem", True),
+            ("127.0.0.1", tmp_path / "ca.pem", False),
+            ("localhost", None, False),
+        ):
+            settings = SchemaRegistrySettings(url=f"https://{host}:{port}", cafile=cafile)
+            registry = RegistryClient(settings.url, tls=settings.tls)
+            try:
+                if is_believed:
+                    assert (await registry.schema(1)).text == '"long"'
+                else:
+                    with pytest.raises(UnreachableError):
+                        await registry.schema(1)
+            finally:
+                await registry.close()
 
 
 async def test_a_schema_of_many_megabytes_is_refused_unread() -> None:
