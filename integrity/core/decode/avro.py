@@ -15,6 +15,7 @@ import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import isfinite
 from typing import Any, NoReturn
 from uuid import UUID
@@ -36,6 +37,8 @@ _NESTED_MAX = 100
 """How often a type may be inside itself in a value."""
 _SKIPPED_MAX = 2_000
 """Beyond so many values what is passed over is read all the same, by functions that are there already."""
+_ROW_MAX = 16
+"""So many numbers in a row are passed over at once, by an expression that takes no time to make."""
 _UNION_BYTE_MAX = 64
 """A union of so many types tells in one byte which one it is."""
 
@@ -451,8 +454,27 @@ _MARKS = bytes(1 if byte >= 128 else 0 for byte in range(256))
 """Zero where a number ends."""
 
 
+_STEPS = tuple((byte >> 1) + 1 if not byte & 129 else 0 for byte in range(256))
+"""How many bytes a text takes whose length is told by its first byte alone; zero where it is not. Looked up, since
+measured it takes half the time of reckoning."""
+
+_NUMBER = rb"[\x80-\xff]*+[\x00-\x7f]"
+
+
+def _number_pattern(type_: Type) -> bytes | None:
+    """What matches a whole number, or one that may be null; None for any other type."""
+    inner = type_.optional
+    if inner is None:
+        return _NUMBER if type_.kind in ("int", "long") else None
+    if inner.kind not in ("int", "long"):
+        return None
+    there, null = (b"\\x02", b"\\x00") if type_.branches[1] is inner else (b"\\x00", b"\\x02")
+    return b"(?:%b%b|%b)" % (there, _NUMBER, null)
+
+
 _HELPERS: Mapping[str, object] = {
     "marks": _MARKS,
+    "step": _STEPS,
     "long": _long,
     "int_": _int,
     "length": _length,
@@ -471,7 +493,7 @@ class _Maker:
 
     def __init__(self, weights: _Weights) -> None:
         self._weights = weights
-        self._space: dict[str, Any] = {"__builtins__": {"str": str, "range": range}, **_HELPERS}
+        self._space: dict[str, Any] = {"__builtins__": {"range": range}, **_HELPERS}
         self._names: dict[Type, str] = {}
         self._waiting: list[Type] = []
         self._lines: list[str] = []
@@ -502,23 +524,44 @@ class _Maker:
         that are told there."""
         self._lines = ["def telling(d, i, q):", " z = d.translate(marks).find"]
         parts: list[str] = []
+        skipped: list[Type] = []
         for each in schema.fields:
             if each.name not in told:
-                self._skip(each.type, 1)
+                skipped.append(each.type)
             elif each.type.kind == "record":
                 inner: list[str] = []
                 for below in each.type.fields:
                     if below.name not in told[each.name]:
-                        self._skip(below.type, 1)
+                        skipped.append(below.type)
                     else:
+                        self._skip_all(skipped, 1)
+                        skipped.clear()
                         inner.append(f"{self._constant(below.name)}: {self._value(below.type, 1)}")
                 parts.append(f"{self._constant(each.name)}: {{{', '.join(inner)}}}")
             else:
+                self._skip_all(skipped, 1)
+                skipped.clear()
                 parts.append(f"{self._constant(each.name)}: {self._value(each.type, 1)}")
+        self._skip_all(skipped, 1)
         self._put(1, f"return {{{', '.join(parts)}}}, i")
         exec(compile("\n".join(self._lines), "<avro>", "exec"), self._space)
         made: _Function = self._space["telling"]
         return made
+
+    def _skip_all(self, types: Sequence[Type], depth: int) -> None:
+        """Write what passes over values that follow each other: numbers in a row at once. Where they do not look like
+        it, one after the other is, to tell what is wrong."""
+        for are_numbers, group in groupby(types, lambda type_: _number_pattern(type_) is not None):
+            row = list(group)
+            inner = depth
+            if are_numbers and 1 < len(row) <= _ROW_MAX:
+                numbers = re.compile(b"".join(filter(None, map(_number_pattern, row))), re.DOTALL).match
+                self._put(depth, f"m = {self._constant(numbers)}(d, i)")
+                self._put(depth, "if m: i = m.end()")
+                self._put(depth, "else:")
+                inner = depth + 1
+            for type_ in row:
+                self._skip(type_, inner)
 
     def _skip(self, type_: Type, depth: int) -> None:
         """Write what passes over a value; z: finds where a number ends."""
@@ -534,9 +577,9 @@ class _Maker:
             case "fixed":
                 self._put(depth, f"i += {type_.size}")
             case "string" | "bytes":
-                self._put(depth, "b = d[i]; i += 1")
-                self._put(depth, "if b & 129: i, _ = length(d, i, b)")
-                self._put(depth, "else: i += b >> 1")
+                self._put(depth, "b = d[i]; n = step[b]")
+                self._put(depth, "if n: i += n")
+                self._put(depth, "else: i, _ = length(d, i + 1, b)")
             case "union":
                 inner = type_.optional
                 if inner is None or inner.kind == "null":
@@ -545,18 +588,11 @@ class _Maker:
                 index = next(i for i, branch in enumerate(type_.branches) if branch is inner)
                 self._put(depth, "b = d[i]; i += 1")
                 self._put(depth, f"if b == {2 * index}:")
-                if inner.kind in ("string", "bytes"):
-                    # Most fields of a row: measured, a fifth faster so.
-                    self._put(depth + 1, "b = d[i]")
-                    self._put(depth + 1, "if b & 129: i, _ = length(d, i + 1, b)")
-                    self._put(depth + 1, "else: i += (b >> 1) + 1")
-                else:
-                    self._put(depth + 1, "pass")
-                    self._skip(inner, depth + 1)
+                self._put(depth + 1, "pass")  # a record of nothing has no line
+                self._skip(inner, depth + 1)
                 self._put(depth, f"elif b != {2 - 2 * index}: bad('a union has no such type')")
             case "record" if type_ not in self._weights.recursive and self._skipped < _SKIPPED_MAX:
-                for each in type_.fields:
-                    self._skip(each.type, depth)
+                self._skip_all([each.type for each in type_.fields], depth)
             case _:
                 # Read all the same: a list, a map, an enum, what may be inside itself.
                 self._value(type_, depth)
@@ -634,7 +670,7 @@ class _Maker:
                 put("b = d[i]; i += 1")
                 put("if b & 129: e, i = length(d, i, b)")
                 put("else: e = i + (b >> 1)")
-                put(f"{value} = str(d[i:e], 'utf-8')" if type_.kind == "string" else f"{value} = d[i:e]")
+                put(f"{value} = d[i:e].decode()" if type_.kind == "string" else f"{value} = d[i:e]")
                 put("i = e")
             case "fixed":
                 is_uuid = type_.properties.get("logicalType") == "uuid" and type_.size == 16

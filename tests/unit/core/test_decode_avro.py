@@ -159,3 +159,78 @@ def test_fields_keep_what_their_schema_calls_them() -> None:
         ("int64", "io.debezium.time.MicroTimestamp"),
         ("int64", None),
     ]
+
+
+NUMBERS = [0, -1, 63, 64, -(2**31), 2**31 - 1, 1795470742997488000, 2**63 - 1, -(2**63)]
+LONE = {f"l{i}": "long" for i in range(3)}
+OPTIONAL: Any = ["null", "long"]
+NULLABLE: dict[str, Any] = {f"n{i}": ["null", "long"] if i % 2 else ["long", "null"] for i in range(5)}
+SKIPPING = record(
+    **LONE,
+    source=record(
+        "Source",
+        **NULLABLE,
+        lsn=["null", "long"],
+        text="string",
+        other=["null", record("Inner", a="int", b=["int", "null"], c="string")],
+    ),
+    op="string",
+    **{f"m{i}": OPTIONAL for i in range(3)},
+    one="long",
+    x="string",
+    **{f"many{i}": "long" for i in range(40)},
+)
+TOLD = {"op": (), "source": ("lsn",)}
+
+
+def skipping(at: int) -> dict[str, Any]:
+    """A value of it: where the numbers are those from a place on, and every third that may be is null."""
+    numbers = [NUMBERS[(at + i) % len(NUMBERS)] for i in range(60)]
+    inner = {"a": numbers[5] % 1000 - 500, "b": None if at % 2 else 7, "c": "x" * (at * 20)}
+    return {
+        **{name: numbers[i] for i, name in enumerate(LONE)},
+        "source": {
+            **{name: None if (at + i) % 3 == 0 else numbers[i] for i, name in enumerate(NULLABLE)},
+            "lsn": numbers[7] if at % 4 else None,
+            "text": "t" * (at * 17),
+            "other": None if at % 3 == 0 else inner,
+        },
+        "op": "d",
+        **{f"m{i}": None if (at + i) % 2 else numbers[i + 3] for i in range(3)},
+        "one": numbers[9],
+        "x": "",
+        **{f"many{i}": numbers[i + 10] for i in range(40)},
+    }
+
+
+@pytest.mark.parametrize("at", range(len(NUMBERS)))
+def test_what_is_passed_over_ends_where_it_is_read_to(at: int) -> None:
+    reader = AvroSchema(json.dumps(SKIPPING), told=TOLD)
+    value = skipping(at)
+    data = written(SKIPPING, value)
+    assert reader.read(data, 0) == value
+    assert reader.tell(b"?" + data, 1) == {"op": "d", "source": {"lsn": value["source"]["lsn"]}}
+    for end in range(len(data)):
+        with pytest.raises(AvroFault):
+            reader.tell(data[:end], 0)
+    with pytest.raises(AvroFault, match="more bytes follow"):
+        reader.tell(data + b"\0", 0)
+
+
+def test_a_union_of_no_such_type_among_numbers_that_are_passed_over_is_refused() -> None:
+    reader = AvroSchema(json.dumps(SKIPPING), told=TOLD)
+    value = skipping(1) | dict.fromkeys(LONE, 0)
+    data = written(SKIPPING, value)
+    for index in (1, 3, 4, 128, 255):
+        broken = data[: len(LONE)] + bytes([index]) + data[len(LONE) + 1 :]
+        for read in (reader.read, reader.tell):
+            with pytest.raises(AvroFault, match="a union has no such type"):
+                read(broken, 0)
+
+
+def test_a_row_that_has_a_record_of_nothing_is_passed_over() -> None:
+    definition = record(before=["null", record("Nothing")], op="string")
+    reader = AvroSchema(json.dumps(definition), told={"op": ()})
+    values: list[dict[str, Any]] = [{"before": None, "op": "d"}, {"before": {}, "op": "d"}]
+    for value in values:
+        assert reader.tell(written(definition, value), 0) == {"op": "d"}
