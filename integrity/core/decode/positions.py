@@ -61,7 +61,10 @@ def _postgresql(source: Source) -> Position | None:
 
 
 def _mysql(source: Source) -> Position | None:
-    file, pos, row = source.get("file"), source.get("pos"), source.get("row")
+    try:
+        file, pos, row = source["file"], source["pos"], source["row"]
+    except KeyError:
+        return None
     if type(file) is not str or type(pos) is not int or type(row) is not int:
         return None
     number = _binlog_number(file)
