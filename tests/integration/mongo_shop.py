@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -93,14 +94,16 @@ async def apply(store: MongoStore, batch: Batch) -> ApplyResult:
     return await store.apply(batch, Deadline.after(20))
 
 
-async def apply_until_applied(store: MongoStore, batch: Batch, *, tries_max: int = 200) -> tuple[Applied, int]:
-    """As the lane does, without its pauses: the result, and how many tries it took."""
+async def apply_until_applied(
+    store: MongoStore, batch: Batch, *, tries_max: int = 200, pause_s: float = 0.0
+) -> tuple[Applied, int]:
+    """As the lane does, with other pauses: the result, and how many tries it took."""
     for tries in range(1, tries_max + 1):
         match await apply(store, batch):
             case Applied() as applied:
                 return applied, tries
             case Retry():
-                continue
+                await asyncio.sleep(pause_s)
             case other:
                 raise AssertionError(other)
     raise AssertionError(f"not applied in {tries_max} tries")

@@ -52,7 +52,8 @@ def test_nothing_is_unpacked_beyond_the_bound(name: str, small: None) -> None:
 @pytest.mark.parametrize("name", CODECS)
 def test_bytes_that_are_not_packed_are_refused_as_aiokafka_refuses_them(name: str, small: None) -> None:
     whole = packed(name, os.urandom(2000))
-    for data in (b"x", whole[:-3], whole[:9], b"\0" * 50, os.urandom(700)):
+    # A length of 120 bytes is what snappy reads of it: others may be beyond the bound.
+    for data in (b"x", whole[:-3], whole[:9], b"\0" * 50, b"x" * 700):
         failures = []
         for decode in (getattr(codec, f"{name}_decode"), ours(name)):
             with pytest.raises(Exception) as failure:
