@@ -219,6 +219,8 @@ async def test_frozen_server_costs_the_deadline_and_then_works_again() -> None:
             events = Events()
             events.deleted((5,), 10)
             batch = events.batch()
+            # What reaches the frozen server may begin a transaction, which it keeps for up to a minute and a half.
+            await shop.client.admin.command({"setParameter": 1, "transactionLifetimeLimitSeconds": 3})
             server.suspend()
             try:
                 async with asyncio.timeout(HANGS_S):
@@ -226,7 +228,6 @@ async def test_frozen_server_costs_the_deadline_and_then_works_again() -> None:
             finally:
                 server.resume()
             assert isinstance(result, Retry) and result.unreachable, result
-            # What reached the frozen server may be a transaction that it has begun and keeps for a minute.
             again, _ = await apply_until_applied(store, batch, tries_max=400, pause_s=0.2)
             assert [e.rows for e in again.effects] == [1]
             assert await shop.ids() == [2]
