@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
-from integrity.core.batch import TopicPartition
+from integrity.core.batch import ANY_DEPENDENT, TopicPartition
 from integrity.core.retry import Backoff
 from integrity.core.rules.model import Copy, Parent, Place, RuleSet
 from integrity.errors import UnfitStoreError
@@ -18,6 +18,7 @@ from integrity.kafka.consumer import Consumer
 from integrity.kafka.dead_letters import DeadLetters
 from integrity.kafka.letters import LetterIndex
 from integrity.kafka.redrives import redrive_topic, wanted
+from integrity.ports import Store
 from integrity.service.enforce import Enforcer, Patience, Watch
 from integrity.service.halts import Halts
 from integrity.service.lane import Lane
@@ -58,6 +59,33 @@ def _places(rules: RuleSet, store: str) -> dict[str, list[Place]]:
     }
 
 
+def _enforcers(
+    store: Store,
+    store_settings: StoreSettings,
+    rules: RuleSet,
+    letters: DeadLetters,
+    watch: Watch,
+    halts: Halts,
+    *,
+    unread: str = ANY_DEPENDENT,
+) -> tuple[list[Enforcer], Enforcer]:
+    """What a lane applies batches with, as many as it applies at a time, and one aside for truncates."""
+    aside, *enforcers = [
+        Enforcer(
+            store,
+            letters,
+            watch,
+            system=store_settings.kind.value,
+            rules_hash=rules.hash,
+            timeout_s=2 * store_settings.timeout,
+            halts=halts,
+            unread=unread,
+        )
+        for _ in range((1 if store.exclusive else store_settings.pool_size) + 1)
+    ]
+    return enforcers, aside
+
+
 def copy_lane_of(
     store: CopyStore,
     store_settings: StoreSettings,
@@ -76,20 +104,7 @@ def copy_lane_of(
     watch = CopyReport(report, copy_name(copy))
     redrives = redrive_topic(settings.group)
     halts = Halts(store, watch, {})  # a copy waits until it is mended: nothing else is in its lane
-    enforcers = [
-        Enforcer(
-            store,
-            letters,
-            watch,
-            system=store_settings.kind.value,
-            rules_hash=rules.hash,
-            timeout_s=2 * store_settings.timeout,
-            halts=halts,
-            unread=copy.id,
-        )
-        for _ in range((1 if store.exclusive else store_settings.pool_size) + 1)
-    ]
-    aside = enforcers.pop()  # for truncates
+    enforcers, aside = _enforcers(store, store_settings, rules, letters, watch, halts, unread=copy.id)
     return Lane(
         store=store,
         open_source=partial(_consumer, settings, settings.lane(copy_name(copy)), exclusive=store.exclusive),
@@ -118,19 +133,7 @@ def lane_of(
     redrives = redrive_topic(settings.group)
     dependents = {rule.id for of_entity in rules.of_store(store.name).values() for rule in of_entity}
     halts = Halts(store, report, _places(rules, store.name))
-    enforcers = [
-        Enforcer(
-            store,
-            letters,
-            report,
-            system=store_settings.kind.value,
-            rules_hash=rules.hash,
-            timeout_s=2 * store_settings.timeout,
-            halts=halts,
-        )
-        for _ in range((1 if store.exclusive else store_settings.pool_size) + 1)
-    ]
-    aside = enforcers.pop()  # for truncates
+    enforcers, aside = _enforcers(store, store_settings, rules, letters, report, halts)
     parents = [rules.by_entity[entity] for entity in rules.of_store(store.name)]
     truncator: Truncator | None = None
     if any(parent.truncates for parent in parents):

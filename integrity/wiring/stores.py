@@ -47,6 +47,7 @@ def chosen_stores(settings: Settings, rules: RuleSet, names: Collection[str] = (
 
 
 def store_faults(settings: Settings, store: str, kind: TargetKind) -> list[tuple[str, str, str]]:
+    """Why nothing of that kind can be in a store, as code, message and hint: it has no settings, or is of another."""
     known = settings.stores.get(store)
     if known is None:
         variable = f"INTEGRITY_STORES__{store.upper()}__URL"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,18 +33,27 @@ def keys_of(file: str, topic: str) -> dict[str, KeyType]:
     return {"id": KeyType.INT64} if table is None else dict(table.key)
 
 
+def decoders_of(
+    file: str, copied: tuple[str, ...] | None, converter: Converter
+) -> Callable[[str], tuple[Decoder, Decoder]]:
+    """What reads the records of a topic as they were captured, and in the wire format."""
+
+    @cache
+    def of_topic(topic: str) -> tuple[Decoder, Decoder]:
+        parent = rule(**keys_of(file, topic))
+        return decoder_for(parent, copied=copied), decoder_for(parent, copied=copied, schemas=converter.schemas)
+
+    return of_topic
+
+
 @pytest.mark.parametrize("kind", ["AVRO", "JSON"])
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("copied", [None, FIELDS], ids=["events", "copies"])
 def test_a_record_says_the_same_in_either_form(file: str, kind: str, copied: tuple[str, ...] | None) -> None:
     converter, told = Converter(kind), 0
-    decoders: dict[str, tuple[Decoder, Decoder]] = {}
+    decoders = decoders_of(file, copied, converter)
     for record in load(file):
-        if record.topic not in decoders:
-            parent = rule(**keys_of(file, record.topic))
-            as_json = decoder_for(parent, copied=copied)
-            decoders[record.topic] = as_json, decoder_for(parent, copied=copied, schemas=converter.schemas)
-        as_json, decode = decoders[record.topic]
+        as_json, decode = decoders(record.topic)
         in_wire = converter.record(record)
         assert (in_wire.value is None) is (record.value is None)
         assert decode(in_wire) == as_json(record), record
@@ -184,13 +195,9 @@ def test_protobuf_that_tells_nulls_says_what_its_json_says(
 ) -> None:
     """Constructed: no converter of Protobuf has written these. What Debezium's names of types say, it does not keep."""
     converter, told = Converter("PROTOBUF", nullables), 0
-    decoders: dict[str, tuple[Decoder, Decoder]] = {}
+    decoders = decoders_of(file, copied, converter)
     for record in load(file):
-        if record.topic not in decoders:
-            parent = rule(**keys_of(file, record.topic))
-            as_json = decoder_for(parent, copied=copied)
-            decoders[record.topic] = as_json, decoder_for(parent, copied=copied, schemas=converter.schemas)
-        as_json, decode = decoders[record.topic]
+        as_json, decode = decoders(record.topic)
         in_wire = converter.record(record)
         expected = as_json(record._replace(key=left_by_protobuf(record.key), value=left_by_protobuf(record.value)))
         assert decode(in_wire) == expected, record
